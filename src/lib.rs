@@ -1,0 +1,14 @@
+//! SOS: a secrets gateway that speaks HashiCorp Vault's HTTP API and keeps its root of trust in an HSM.
+//!
+//! Modules stand in reading order: the leaves first, then what is built on them.
+//! Dependencies point one way: `cli -> startup -> http -> core -> auth, engines, audit -> barrier -> storage`
+//! and `seal -> hsm`; `wire` and `secret` are leaves.
+
+// The two exceptions (raw PKCS#11 calls and memory locking) carry a reasoned `allow` of their own.
+#![deny(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod secret;
+
+pub mod hsm;
+pub mod storage;

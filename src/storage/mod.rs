@@ -1,0 +1,137 @@
+//! Where records live: a small contract, several engines, one conformance suite for all of them.
+//!
+//! Keys are readable paths (`/` separates folders), values are opaque bytes; the barrier encrypts them. The
+//! contract is optimistic: read records with their versions, then [`Storage::commit`] a transaction whose checks
+//! name the versions that were read. No type of an engine's library crosses this boundary.
+
+use std::{future::Future, pin::Pin};
+
+use thiserror::Error;
+
+/// The store-wide sequence number of the commit that wrote a record. Never 0, never given twice, so that a record
+/// that was deleted and made again has another version than before.
+pub type Version = u64;
+
+/// A stored value and the commit that wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The commit that wrote the value.
+    pub version: Version,
+    /// The bytes as given to [`Txn::put`].
+    pub value: Vec<u8>,
+}
+
+/// What a transaction demands of a key before anything is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// The key does not exist.
+    Absent,
+    /// The key exists and was last written by this commit.
+    Version(Version),
+}
+
+impl Expect {
+    /// The expectation that a record is still as it was read.
+    pub fn unchanged(read: Option<&Record>) -> Self {
+        read.map_or(Expect::Absent, |record| Expect::Version(record.version))
+    }
+}
+
+/// Checks and writes that take effect together or not at all.
+#[derive(Clone, Debug, Default)]
+pub struct Txn {
+    /// Every check must hold at the moment of the commit.
+    pub checks: Vec<(String, Expect)>,
+    /// `None` deletes. A later write of the same key wins over an earlier one.
+    pub writes: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Txn {
+    /// An empty transaction.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Demands something of a key.
+    #[must_use]
+    pub fn check(mut self, key: impl Into<String>, expect: Expect) -> Self {
+        self.checks.push((key.into(), expect));
+        self
+    }
+
+    /// Writes a value.
+    #[must_use]
+    pub fn put(mut self, key: impl Into<String>, value: Vec<u8>) -> Self {
+        self.writes.push((key.into(), Some(value)));
+        self
+    }
+
+    /// Deletes a key; deleting an absent one is no error.
+    #[must_use]
+    pub fn delete(mut self, key: impl Into<String>) -> Self {
+        self.writes.push((key.into(), None));
+        self
+    }
+}
+
+/// Why the store did not do what was asked.
+#[derive(Debug, Error)]
+pub enum StorageError {
+    /// A check did not hold; nothing was written. Read again and decide again.
+    #[error("the record {key:?} changed in the meantime")]
+    Conflict {
+        /// The first key whose check failed.
+        key: String,
+    },
+    /// What is on disk for this key is not what was written. Never reported as "not found".
+    #[error("the record {key:?} is corrupt: {reason}")]
+    Corrupt {
+        /// The damaged key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The disk is too full to take writes (deletes may still pass); reads go on.
+    #[error("the disk is full: {free} bytes free at {path}, writes need {watermark}; free some space, nothing was written")]
+    Full {
+        /// Where the store lives.
+        path: String,
+        /// Bytes free now.
+        free: u64,
+        /// Bytes below which writes are refused.
+        watermark: u64,
+    },
+    /// A key or value that the store does not take (empty key, key over 4 KiB, value over 64 MiB).
+    #[error("the store refuses the key or value: {0}")]
+    Invalid(String),
+    /// Reading, writing or syncing failed. Nothing that was not acknowledged may be assumed to be written or absent.
+    #[error("storage failed: {0}")]
+    Io(String),
+    /// The store was shut down.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// The answer to a commit, some time later.
+pub type CommitFuture = Pin<Box<dyn Future<Output = Result<Version, StorageError>> + Send>>;
+
+/// A store of records. Reads are served from memory or page cache and may be called from async workers; the
+/// waiting part of a commit (disk sync) happens on the engine's own thread.
+pub trait Storage: Send + Sync + 'static {
+    /// The record at `key`, or `None` when there is none.
+    fn get(&self, key: &str) -> Result<Option<Record>, StorageError>;
+
+    /// One level below `prefix` (which is empty or ends in `/`), sorted bytewise, at most `limit` names that sort
+    /// after `after`. A folder is listed once, with a trailing `/`; a key that is both a record and a folder is
+    /// listed as both.
+    fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StorageError>;
+
+    /// All records whose key starts with `prefix`, sorted bytewise, at most `limit` of those whose full key sorts
+    /// after `after`.
+    fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(String, Record)>, StorageError>;
+
+    /// Checks and writes atomically. When the future yields `Ok`, the writes are durable (synced) and visible to
+    /// every later read, and the version is that of every record written; commits under way at the same time share one sync. The
+    /// commit goes on when the future is dropped.
+    fn commit(&self, txn: Txn) -> CommitFuture;
+}
