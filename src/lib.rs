@@ -13,3 +13,5 @@ pub mod secret;
 
 pub mod hsm;
 pub mod storage;
+
+pub mod barrier;

@@ -1,0 +1,336 @@
+//! The barrier: everything stored is encrypted under a term of the keyring, and nothing is readable until the root
+//! key opens that keyring.
+//!
+//! A record is bound to its storage path (associated data), so records cannot be swapped. Path names are readable
+//! in the store, values never. Reading takes no lock: the keyring is one atomically replaced pointer. Encryptions
+//! are counted per term by durable reservations, so that a term is never used near 2^32 times with random nonces,
+//! whatever crashes. Engines never see this type: they get a [`View`], which is a prefix they cannot leave.
+//!
+//! The keyring itself is stored at [`KEYRING_PATH`], encrypted by the root key. Who protects the root key is the
+//! business of the seal, not of this module.
+
+mod keyring;
+mod record;
+mod txn;
+mod view;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+
+use crate::secret::SecretBytes;
+use crate::storage::{self, Expect, Storage, StorageError, Version};
+
+pub use keyring::{DEFAULT_MAX_OPERATIONS, KeyStatus, MIN_INTERVAL, MIN_MAX_OPERATIONS, RotateConfig};
+pub use txn::{Entry, Txn};
+pub use view::View;
+
+use record::Aead;
+
+use keyring::{Image, Keyring};
+
+/// Where the keyring is stored, encrypted by the root key.
+pub const KEYRING_PATH: &str = "core/keyring";
+
+/// Length of a root key in bytes.
+pub const ROOT_KEY_LEN: usize = 32;
+
+/// Why the barrier did not do what was asked.
+#[derive(Debug, Error)]
+pub enum BarrierError {
+    /// No root key has been given since the start or the last [`Barrier::lock`].
+    #[error("the barrier is sealed")]
+    Sealed,
+    /// A stored record does not authenticate under the key and path it claims. Never reported as "not found".
+    #[error("the record {path:?} is corrupt: {reason}")]
+    Corrupt {
+        /// The damaged record.
+        path: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The root key does not open the keyring: it is another cluster's key, or the keyring is damaged.
+    #[error("the root key does not open the keyring {KEYRING_PATH:?}: wrong key, or the record is corrupt")]
+    RootKey,
+    /// A root key of another length than [`ROOT_KEY_LEN`].
+    #[error("a root key has {ROOT_KEY_LEN} bytes")]
+    RootKeyLength,
+    /// There is no keyring in the store.
+    #[error("the barrier is not initialized")]
+    NotInitialized,
+    /// There is a keyring in the store already.
+    #[error("the barrier is already initialized")]
+    AlreadyInitialized,
+    /// The active term has reached its last encryption; `rotate` makes a new one.
+    #[error("the encryption key of term {term} has reached its limit of encryptions; rotate the keyring")]
+    Exhausted {
+        /// The term in use.
+        term: u32,
+    },
+    /// A relative or otherwise unacceptable path.
+    #[error("the path {0:?} is not accepted")]
+    Path(String),
+    /// A rotation setting out of range.
+    #[error("{0}")]
+    Config(&'static str),
+    /// The store failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// What must be at hand to rewrite the keyring; present only while unsealed.
+struct Unlocked {
+    aead: Aead,
+}
+
+impl Unlocked {
+    fn new(root: &SecretBytes) -> Result<Self, BarrierError> {
+        let aead = Aead::new(root.expose()).ok_or(BarrierError::RootKeyLength)?;
+        Ok(Self { aead })
+    }
+}
+
+/// The encrypting layer over a store.
+pub struct Barrier {
+    storage: Arc<dyn Storage>,
+    keyring: ArcSwapOption<Keyring>,
+    /// Serialises changes of the keyring; readers never take it.
+    unlocked: Mutex<Option<Unlocked>>,
+}
+
+impl Barrier {
+    /// A sealed barrier over `storage`.
+    pub fn new(storage: Arc<dyn Storage>) -> Self {
+        Self { storage, keyring: ArcSwapOption::empty(), unlocked: Mutex::new(None) }
+    }
+
+    /// The store beneath, for records that must be readable while sealed.
+    pub fn raw(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// Whether the keyring is not at hand.
+    pub fn is_sealed(&self) -> bool {
+        self.keyring.load().is_none()
+    }
+
+    /// Whether a keyring exists in the store.
+    pub fn is_initialized(&self) -> Result<bool, BarrierError> {
+        Ok(self.storage.get(KEYRING_PATH)?.is_some())
+    }
+
+    /// Makes the first term and commits it together with `raw` (written as it is) and `sealed` (encrypted by the new
+    /// term); all of it or nothing. The barrier is unsealed afterwards.
+    pub async fn initialize(
+        &self,
+        root: &SecretBytes,
+        raw: storage::Txn,
+        sealed: Txn,
+        now: OffsetDateTime,
+    ) -> Result<(), BarrierError> {
+        let fresh = Unlocked::new(root)?;
+        let mut unlocked = self.unlocked.lock().await;
+        if self.is_initialized()? {
+            return Err(BarrierError::AlreadyInitialized);
+        }
+        let mut image = Image::first(now);
+        let first = image.reserve(sealed.puts())?;
+        let keyring = Keyring::from_image(&image, None);
+        keyring.active().grant(first, image.reserved());
+        let mut txn = raw.check(KEYRING_PATH, Expect::Absent).put(KEYRING_PATH, image.encrypt(&fresh.aead)?);
+        keyring.active().take(sealed.puts());
+        keyring.encrypt_into(sealed, &mut txn)?;
+        self.storage.commit(txn).await?;
+        self.keyring.store(Some(Arc::new(keyring)));
+        *unlocked = Some(fresh);
+        Ok(())
+    }
+
+    /// Opens the keyring with the root key.
+    pub async fn unlock(&self, root: &SecretBytes) -> Result<(), BarrierError> {
+        let fresh = Unlocked::new(root)?;
+        let mut unlocked = self.unlocked.lock().await;
+        let (image, _) = self.stored_image(&fresh.aead)?;
+        let previous = self.keyring.load_full();
+        self.keyring.store(Some(Arc::new(Keyring::from_image(&image, previous.as_deref()))));
+        *unlocked = Some(fresh);
+        Ok(())
+    }
+
+    /// Whether this is the root key of the stored keyring; changes nothing.
+    pub fn verify_root(&self, root: &SecretBytes) -> Result<(), BarrierError> {
+        self.stored_image(&Unlocked::new(root)?.aead).map(|_| ())
+    }
+
+    /// Forgets every key. Reads that hold the keyring already finish; later ones fail.
+    pub async fn lock(&self) {
+        self.keyring.store(None);
+        let mut unlocked = self.unlocked.lock().await;
+        *unlocked = None;
+        // A rotation that was under way may have put a keyring back before it let the lock go.
+        self.keyring.store(None);
+    }
+
+    /// The decrypted record at `path`.
+    pub fn get(&self, path: &str) -> Result<Option<Entry>, BarrierError> {
+        let keyring = self.keyring.load();
+        let keyring = keyring.as_ref().ok_or(BarrierError::Sealed)?;
+        match self.storage.get(path)? {
+            None => Ok(None),
+            Some(record) => {
+                let value = keyring.decrypt(path, &record.value)?;
+                Ok(Some(Entry { version: record.version, value }))
+            }
+        }
+    }
+
+    /// Names one level below `prefix` (see [`Storage::list`]).
+    pub fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, BarrierError> {
+        if self.is_sealed() {
+            return Err(BarrierError::Sealed);
+        }
+        Ok(self.storage.list(prefix, after, limit)?)
+    }
+
+    /// Decrypted records whose path starts with `prefix` (see [`Storage::scan`]).
+    pub fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(String, Entry)>, BarrierError> {
+        let keyring = self.keyring.load();
+        let keyring = keyring.as_ref().ok_or(BarrierError::Sealed)?;
+        self.storage
+            .scan(prefix, after, limit)?
+            .into_iter()
+            .map(|(path, record)| {
+                let value = keyring.decrypt(&path, &record.value)?;
+                Ok((path, Entry { version: record.version, value }))
+            })
+            .collect()
+    }
+
+    /// Encrypts and commits. Durable when it answers; once the store has the transaction, it goes on even when the future
+    /// is dropped.
+    pub async fn commit(&self, txn: Txn) -> Result<Version, BarrierError> {
+        let keyring = self.admit(txn.puts()).await?;
+        let mut encrypted = storage::Txn::new();
+        keyring.encrypt_into(txn, &mut encrypted)?;
+        Ok(self.storage.commit(encrypted).await?)
+    }
+
+    /// Makes a new term the active one; old terms stay readable. Answers the new term.
+    pub async fn rotate(&self, now: OffsetDateTime) -> Result<u32, BarrierError> {
+        self.update(|image| image.add_term(now)).await
+    }
+
+    /// Rotates when the configured age or number of encryptions is reached; to be called from time to time. Answers
+    /// the new term, if one was made.
+    pub async fn rotate_if_due(&self, now: OffsetDateTime) -> Result<Option<u32>, BarrierError> {
+        let due = self.loaded()?.rotation_due(now);
+        if due { self.rotate(now).await.map(Some) } else { Ok(None) }
+    }
+
+    /// Facts of the active term, for `sys/key-status`.
+    pub fn key_status(&self) -> Result<KeyStatus, BarrierError> {
+        Ok(self.loaded()?.status())
+    }
+
+    /// When the keyring rotates by itself.
+    pub fn rotate_config(&self) -> Result<RotateConfig, BarrierError> {
+        Ok(self.loaded()?.config())
+    }
+
+    /// Changes when the keyring rotates by itself.
+    pub async fn set_rotate_config(&self, config: RotateConfig) -> Result<(), BarrierError> {
+        config.check()?;
+        self.update(|image| {
+            image.config = config;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Replaces the root key: re-encrypts the keyring and commits it together with `raw` (the new wrapped copies of the
+    /// root key), all or nothing. Terms and records stay as they are.
+    pub async fn rekey(&self, new_root: &SecretBytes, raw: storage::Txn) -> Result<(), BarrierError> {
+        let fresh = Unlocked::new(new_root)?;
+        let mut unlocked = self.unlocked.lock().await;
+        let current = unlocked.as_ref().ok_or(BarrierError::Sealed)?;
+        let (image, version) = self.stored_image(&current.aead)?;
+        let txn = raw.check(KEYRING_PATH, Expect::Version(version)).put(KEYRING_PATH, image.encrypt(&fresh.aead)?);
+        self.storage.commit(txn).await?;
+        *unlocked = Some(fresh);
+        Ok(())
+    }
+
+    fn loaded(&self) -> Result<Arc<Keyring>, BarrierError> {
+        self.keyring.load_full().ok_or(BarrierError::Sealed)
+    }
+
+    /// A keyring whose active term has room for `puts` encryptions, which are thereby counted.
+    async fn admit(&self, puts: u64) -> Result<Arc<Keyring>, BarrierError> {
+        loop {
+            let keyring = self.loaded()?;
+            if keyring.active().take(puts) {
+                return Ok(keyring);
+            }
+            self.reserve(&keyring, puts).await?;
+        }
+    }
+
+    /// Reserves another block of encryptions durably, unless someone else has done it since `seen` was loaded.
+    async fn reserve(&self, seen: &Arc<Keyring>, puts: u64) -> Result<(), BarrierError> {
+        let unlocked = self.unlocked.lock().await;
+        let now_loaded = self.loaded()?;
+        if !Arc::ptr_eq(seen, &now_loaded) {
+            return Ok(());
+        }
+        self.rewrite(unlocked.as_ref(), |image| image.reserve(puts).map(|first| ((), Some(first)))).await
+    }
+
+    async fn update<T>(&self, change: impl Fn(&mut Image) -> Result<T, BarrierError>) -> Result<T, BarrierError> {
+        let unlocked = self.unlocked.lock().await;
+        self.rewrite(unlocked.as_ref(), |image| change(image).map(|answer| (answer, None))).await
+    }
+
+    /// Reads, changes and commits the keyring, then installs it; again when another node changed it meanwhile. What is
+    /// stored is read each time, so that an abandoned earlier change cannot leave this process behind.
+    async fn rewrite<T>(
+        &self,
+        unlocked: Option<&Unlocked>,
+        change: impl Fn(&mut Image) -> Result<(T, Option<u64>), BarrierError>,
+    ) -> Result<T, BarrierError> {
+        let root = &unlocked.ok_or(BarrierError::Sealed)?.aead;
+        loop {
+            let (mut image, version) = self.stored_image(root)?;
+            let (answer, first_free) = change(&mut image)?;
+            let txn = storage::Txn::new().check(KEYRING_PATH, Expect::Version(version)).put(KEYRING_PATH, image.encrypt(root)?);
+            match self.storage.commit(txn).await {
+                Ok(_) => {}
+                Err(StorageError::Conflict { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let previous = self.loaded()?;
+            let keyring = Keyring::from_image(&image, Some(&previous));
+            if let Some(first) = first_free {
+                keyring.active().grant(first, image.reserved());
+            }
+            self.keyring.store(Some(Arc::new(keyring)));
+            return Ok(answer);
+        }
+    }
+
+    fn stored_image(&self, root: &Aead) -> Result<(Image, Version), BarrierError> {
+        let record = self.storage.get(KEYRING_PATH)?.ok_or(BarrierError::NotInitialized)?;
+        Ok((Image::decrypt(root, &record.value)?, record.version))
+    }
+}
+
+impl std::fmt::Debug for Barrier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Barrier").field("sealed", &self.is_sealed()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

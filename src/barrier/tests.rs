@@ -1,0 +1,194 @@
+use super::*;
+use crate::storage::{CommitFuture, Record};
+use std::collections::BTreeMap;
+
+/// A store in memory, enough for these tests.
+#[derive(Default)]
+struct Store(parking_lot::Mutex<(u64, BTreeMap<String, Record>)>);
+
+impl Storage for Store {
+    fn get(&self, key: &str) -> Result<Option<Record>, StorageError> {
+        Ok(self.0.lock().1.get(key).cloned())
+    }
+
+    fn list(&self, prefix: &str, _after: Option<&str>, _limit: usize) -> Result<Vec<String>, StorageError> {
+        Ok(self.0.lock().1.keys().filter_map(|k| k.strip_prefix(prefix)).map(str::to_owned).collect())
+    }
+
+    fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(String, Record)>, StorageError> {
+        let store = self.0.lock();
+        let found = store.1.iter().filter(|(k, _)| k.starts_with(prefix) && after.is_none_or(|a| k.as_str() > a));
+        Ok(found.take(limit).map(|(k, r)| (k.clone(), r.clone())).collect())
+    }
+
+    fn commit(&self, txn: storage::Txn) -> CommitFuture {
+        let mut store = self.0.lock();
+        let conflict = txn.checks.iter().find(|(key, expect)| Expect::unchanged(store.1.get(key)) != *expect);
+        if let Some((key, _)) = conflict {
+            let key = key.clone();
+            return Box::pin(async { Err(StorageError::Conflict { key }) });
+        }
+        store.0 += 1;
+        let version = store.0;
+        for (key, value) in txn.writes {
+            match value {
+                Some(value) => drop(store.1.insert(key, Record { version, value })),
+                None => drop(store.1.remove(&key)),
+            }
+        }
+        Box::pin(async move { Ok(version) })
+    }
+}
+
+const DAY: time::Duration = time::Duration::DAY;
+const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+fn root(byte: u8) -> SecretBytes {
+    SecretBytes::new(vec![byte; 32])
+}
+
+async fn fresh() -> (Arc<Store>, Arc<Barrier>) {
+    let store = Arc::new(Store::default());
+    let barrier = Arc::new(Barrier::new(store.clone()));
+    barrier.initialize(&root(1), storage::Txn::new(), Txn::new(), START).await.unwrap();
+    (store, barrier)
+}
+
+#[tokio::test]
+async fn nothing_is_readable_while_sealed() {
+    let (store, barrier) = fresh().await;
+    barrier.commit(Txn::new().put("a/b", b"value".to_vec())).await.unwrap();
+    barrier.lock().await;
+    assert!(matches!(barrier.get("a/b"), Err(BarrierError::Sealed)));
+    assert!(matches!(barrier.list("", None, 9), Err(BarrierError::Sealed)));
+    assert!(matches!(barrier.scan("", None, 9), Err(BarrierError::Sealed)));
+    assert!(matches!(barrier.commit(Txn::new().put("x", vec![])).await, Err(BarrierError::Sealed)));
+    assert!(matches!(barrier.unlock(&root(2)).await, Err(BarrierError::RootKey)));
+    assert!(barrier.is_sealed());
+    barrier.unlock(&root(1)).await.unwrap();
+    assert_eq!(barrier.get("a/b").unwrap().unwrap().value.expose(), b"value");
+    let stored = store.get("a/b").unwrap().unwrap().value;
+    assert!(!stored.windows(5).any(|w| w == b"value"));
+}
+
+#[tokio::test]
+async fn a_moved_cut_or_changed_record_is_corrupt_and_named() {
+    let (store, barrier) = fresh().await;
+    barrier.commit(Txn::new().put("a", b"one".to_vec())).await.unwrap();
+    let good = store.get("a").unwrap().unwrap().value;
+    let flip = |at: usize| {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        bad
+    };
+    let cases = [vec![], good[..good.len() - 1].to_vec(), flip(0), flip(4), flip(6), flip(17), flip(good.len() - 1)];
+    for bad in cases {
+        store.commit(storage::Txn::new().put("a", bad)).await.unwrap();
+        assert!(matches!(barrier.get("a"), Err(BarrierError::Corrupt { path, .. }) if path == "a"));
+        assert!(barrier.scan("a", None, 1).is_err());
+    }
+    store.commit(storage::Txn::new().put("b", good)).await.unwrap();
+    assert!(matches!(barrier.get("b"), Err(BarrierError::Corrupt { path, .. }) if path == "b"));
+}
+
+#[tokio::test]
+async fn old_terms_stay_readable_after_rotation_and_restart() {
+    let (store, barrier) = fresh().await;
+    barrier.commit(Txn::new().put("a", b"1".to_vec())).await.unwrap();
+    assert_eq!(barrier.rotate(START + DAY).await.unwrap(), 2);
+    barrier.commit(Txn::new().put("b", b"2".to_vec())).await.unwrap();
+    let again = Barrier::new(store);
+    again.unlock(&root(1)).await.unwrap();
+    assert_eq!(again.get("a").unwrap().unwrap().value.expose(), b"1");
+    assert_eq!(again.get("b").unwrap().unwrap().value.expose(), b"2");
+    let status = again.key_status().unwrap();
+    assert_eq!((status.term, status.install_time), (2, START + DAY));
+    assert_eq!(status.encryptions, 1 << 16, "a restart counts the whole reservation as used");
+}
+
+#[tokio::test]
+async fn encryptions_are_counted_before_they_are_made() {
+    let (_, barrier) = fresh().await;
+    for _ in 0..3 {
+        barrier.commit(Txn::new().put("a", vec![]).put("b", vec![]).delete("c")).await.unwrap();
+    }
+    assert_eq!(barrier.key_status().unwrap().encryptions, 6);
+    let mut image = Image::first(START);
+    while image.reserve(1 << 20).is_ok() {}
+    assert_eq!(image.reserved(), 1 << 32);
+}
+
+#[tokio::test]
+async fn rotation_by_age_and_by_count() {
+    let (_, barrier) = fresh().await;
+    assert_eq!(barrier.rotate_if_due(START + 900 * DAY).await.unwrap(), None);
+    let config = RotateConfig { enabled: true, max_operations: MIN_MAX_OPERATIONS, interval: 10 * MIN_INTERVAL };
+    barrier.set_rotate_config(config).await.unwrap();
+    assert_eq!(barrier.rotate_config().unwrap(), config);
+    assert_eq!(barrier.rotate_if_due(START + 9 * DAY).await.unwrap(), None);
+    assert_eq!(barrier.rotate_if_due(START + 10 * DAY).await.unwrap(), Some(2));
+    assert!(barrier.set_rotate_config(RotateConfig { max_operations: 1, ..config }).await.is_err());
+    assert!(barrier.set_rotate_config(RotateConfig { interval: 5, ..config }).await.is_err());
+}
+
+#[tokio::test]
+async fn a_new_root_key_replaces_the_old_one_in_one_transaction() {
+    let (store, barrier) = fresh().await;
+    barrier.commit(Txn::new().put("a", b"1".to_vec())).await.unwrap();
+    barrier.rekey(&root(9), storage::Txn::new().put("core/wrapped", vec![7])).await.unwrap();
+    barrier.rotate(START).await.unwrap();
+    let again = Barrier::new(store.clone());
+    assert!(matches!(again.unlock(&root(1)).await, Err(BarrierError::RootKey)));
+    again.unlock(&root(9)).await.unwrap();
+    assert_eq!(again.get("a").unwrap().unwrap().value.expose(), b"1");
+    assert_eq!(store.get("core/wrapped").unwrap().unwrap().value, [7]);
+    let failing = storage::Txn::new().check("core/wrapped", Expect::Absent);
+    assert!(barrier.rekey(&root(5), failing).await.is_err());
+    assert!(again.verify_root(&root(9)).is_ok());
+}
+
+#[tokio::test]
+async fn initialize_happens_once_and_writes_all_or_nothing() {
+    let store = Arc::new(Store::default());
+    let barrier = Barrier::new(store.clone());
+    let impossible = storage::Txn::new().check("x", Expect::Version(3));
+    assert!(barrier.initialize(&root(1), impossible, Txn::new(), START).await.is_err());
+    assert!(barrier.is_sealed() && !barrier.is_initialized().unwrap());
+    let sealed = Txn::new().put("zone", b"z".to_vec());
+    barrier.initialize(&root(1), storage::Txn::new().put("raw", vec![1]), sealed, START).await.unwrap();
+    assert_eq!(barrier.get("zone").unwrap().unwrap().value.expose(), b"z");
+    assert_eq!(store.get("raw").unwrap().unwrap().value, [1]);
+    let again = barrier.initialize(&root(1), storage::Txn::new(), Txn::new(), START).await;
+    assert!(matches!(again, Err(BarrierError::AlreadyInitialized)));
+}
+
+#[tokio::test]
+async fn a_view_stays_below_its_prefix() {
+    let (store, barrier) = fresh().await;
+    let view = View::new(barrier.clone(), "logical/abc").unwrap();
+    let sub = view.sub("keys/").unwrap();
+    sub.commit(Txn::new().check("k", Expect::Absent).put("k", b"v".to_vec())).await.unwrap();
+    assert!(store.get("logical/abc/keys/k").unwrap().is_some());
+    assert_eq!(view.get("keys/k").unwrap().unwrap().value.expose(), b"v");
+    assert_eq!(view.scan("", None, 10).unwrap()[0].0, "keys/k");
+    assert_eq!(sub.list("", None, 10).unwrap(), ["k"]);
+    assert!(view.scan("", Some("keys/k"), 10).unwrap().is_empty());
+    for path in ["../x", "a/../b", "..", "a/.."] {
+        assert!(matches!(view.get(path), Err(BarrierError::Path(_))), "{path}");
+        assert!(view.commit(Txn::new().put(path, vec![])).await.is_err());
+        assert!(view.sub(path).is_err());
+    }
+    assert!(view.sub("").is_err() && view.sub("/x").is_err());
+    assert!(View::new(barrier, "").is_err());
+}
+
+#[tokio::test]
+async fn check_and_set_through_the_barrier() {
+    let (_, barrier) = fresh().await;
+    let version = barrier.commit(Txn::new().put("a", vec![1])).await.unwrap();
+    let read = barrier.get("a").unwrap();
+    assert_eq!(read.as_ref().unwrap().version, version);
+    barrier.commit(Txn::new().put("a", vec![2])).await.unwrap();
+    let stale = Txn::new().check("a", Entry::unchanged(read.as_ref())).put("a", vec![3]);
+    assert!(matches!(barrier.commit(stale).await, Err(BarrierError::Storage(StorageError::Conflict { .. }))));
+}

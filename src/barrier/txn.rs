@@ -1,0 +1,79 @@
+//! Plaintext transactions and entries, kept apart from the encrypted ones of the store by type.
+
+use crate::secret::SecretBytes;
+use crate::storage::{Expect, Version};
+
+/// A decrypted record and the commit that wrote it.
+#[derive(Debug)]
+pub struct Entry {
+    /// The commit that wrote the record; for the checks of a [`Txn`].
+    pub version: Version,
+    /// The plaintext.
+    pub value: SecretBytes,
+}
+
+impl Entry {
+    /// The expectation that a record is still as it was read.
+    pub fn unchanged(read: Option<&Entry>) -> Expect {
+        read.map_or(Expect::Absent, |entry| Expect::Version(entry.version))
+    }
+}
+
+/// Checks and plaintext writes that take effect together or not at all.
+#[derive(Debug, Default)]
+pub struct Txn {
+    pub(super) checks: Vec<(String, Expect)>,
+    pub(super) writes: Vec<(String, Option<SecretBytes>)>,
+}
+
+impl Txn {
+    /// An empty transaction.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Demands something of a path.
+    #[must_use]
+    pub fn check(mut self, path: impl Into<String>, expect: Expect) -> Self {
+        self.checks.push((path.into(), expect));
+        self
+    }
+
+    /// Writes a value; the plaintext is overwritten in memory after encryption.
+    #[must_use]
+    pub fn put(self, path: impl Into<String>, value: Vec<u8>) -> Self {
+        self.put_secret(path, SecretBytes::new(value))
+    }
+
+    /// Writes a value that is a secret already.
+    #[must_use]
+    pub fn put_secret(mut self, path: impl Into<String>, value: SecretBytes) -> Self {
+        self.writes.push((path.into(), Some(value)));
+        self
+    }
+
+    /// Deletes a path; deleting an absent one is no error.
+    #[must_use]
+    pub fn delete(mut self, path: impl Into<String>) -> Self {
+        self.writes.push((path.into(), None));
+        self
+    }
+
+    /// Adds everything of `other`, whose paths must be of the same view.
+    #[must_use]
+    pub fn merge(mut self, other: Txn) -> Self {
+        self.checks.extend(other.checks);
+        self.writes.extend(other.writes);
+        self
+    }
+
+    /// Whether nothing is checked or written.
+    pub fn is_empty(&self) -> bool {
+        self.checks.is_empty() && self.writes.is_empty()
+    }
+
+    /// Number of encryptions it costs.
+    pub(super) fn puts(&self) -> u64 {
+        self.writes.iter().filter(|(_, value)| value.is_some()).map(|_| 1).sum()
+    }
+}

@@ -1,0 +1,89 @@
+//! A storage prefix that its holder cannot leave.
+
+use std::sync::Arc;
+
+use super::{Barrier, BarrierError, Entry, Txn};
+use crate::storage::Version;
+
+/// The barrier below one prefix. Paths are only ever appended to the prefix; relative segments are refused.
+#[derive(Clone, Debug)]
+pub struct View {
+    barrier: Arc<Barrier>,
+    prefix: Arc<str>,
+}
+
+impl View {
+    /// A view of everything below `prefix`; a trailing `/` is added when it is missing.
+    ///
+    /// # Errors
+    /// [`BarrierError::Path`] for an empty prefix or one with relative segments.
+    pub fn new(barrier: Arc<Barrier>, prefix: &str) -> Result<Self, BarrierError> {
+        checked(prefix)?;
+        if prefix.is_empty() || prefix.starts_with('/') {
+            return Err(BarrierError::Path(prefix.to_owned()));
+        }
+        let prefix = if prefix.ends_with('/') { prefix.to_owned() } else { format!("{prefix}/") };
+        Ok(Self { barrier, prefix: prefix.into() })
+    }
+
+    /// A smaller view below this one.
+    ///
+    /// # Errors
+    /// As [`View::new`].
+    pub fn sub(&self, name: &str) -> Result<Self, BarrierError> {
+        if name.is_empty() || name.starts_with('/') {
+            return Err(BarrierError::Path(name.to_owned()));
+        }
+        Self::new(self.barrier.clone(), &self.absolute(name)?)
+    }
+
+    /// The prefix, with its trailing `/`.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The decrypted record at `path`.
+    pub fn get(&self, path: &str) -> Result<Option<Entry>, BarrierError> {
+        self.barrier.get(&self.absolute(path)?)
+    }
+
+    /// Names one level below `prefix`, which is empty or ends in `/` (see [`crate::storage::Storage::list`]).
+    pub fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, BarrierError> {
+        self.barrier.list(&self.absolute(prefix)?, after, limit)
+    }
+
+    /// Decrypted records below `prefix`; paths, also `after`, are relative to this view.
+    pub fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(String, Entry)>, BarrierError> {
+        let after = after.map(|path| self.absolute(path)).transpose()?;
+        let found = self.barrier.scan(&self.absolute(prefix)?, after.as_deref(), limit)?;
+        Ok(found
+            .into_iter()
+            .map(|(path, entry)| (path.strip_prefix(&*self.prefix).map(str::to_owned).unwrap_or(path), entry))
+            .collect())
+    }
+
+    /// Commits a transaction whose paths are relative to this view.
+    pub async fn commit(&self, txn: Txn) -> Result<Version, BarrierError> {
+        self.barrier.commit(self.lift(txn)?).await
+    }
+
+    /// The same transaction with paths from the root of the store, to be merged with those of other views and given to
+    /// [`Barrier::commit`] by whoever owns all of them.
+    pub fn lift(&self, txn: Txn) -> Result<Txn, BarrierError> {
+        let checks = txn.checks.into_iter().map(|(path, expect)| Ok((self.absolute(&path)?, expect)));
+        let writes = txn.writes.into_iter().map(|(path, value)| Ok((self.absolute(&path)?, value)));
+        Ok(Txn { checks: checks.collect::<Result<_, BarrierError>>()?, writes: writes.collect::<Result<_, BarrierError>>()? })
+    }
+
+    fn absolute(&self, path: &str) -> Result<String, BarrierError> {
+        checked(path)?;
+        Ok(format!("{}{path}", self.prefix))
+    }
+}
+
+fn checked(path: &str) -> Result<(), BarrierError> {
+    if path.split('/').any(|segment| segment == ".." || segment == ".") {
+        return Err(BarrierError::Path(path.to_owned()));
+    }
+    Ok(())
+}
