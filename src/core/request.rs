@@ -1,0 +1,100 @@
+//! A request as `http` hands it to the pipeline.
+
+use std::{net::IpAddr, time::Duration};
+
+use bytes::Bytes;
+
+use crate::secret::SecretString;
+
+/// What is asked of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// A write where nothing was.
+    Create,
+    /// A write of what exists; every POST and PUT until an endpoint's existence check says otherwise.
+    Update,
+    /// A JSON merge patch.
+    Patch,
+    /// A read.
+    Read,
+    /// A delete.
+    Delete,
+    /// The names one level below the path.
+    List,
+    /// All names below the path.
+    Scan,
+    /// The help text.
+    Help,
+}
+
+impl Operation {
+    /// The word that audit records use.
+    pub fn word(self) -> &'static str {
+        match self {
+            Operation::Create => "create",
+            Operation::Update => "update",
+            Operation::Patch => "patch",
+            Operation::Read => "read",
+            Operation::Delete => "delete",
+            Operation::List => "list",
+            Operation::Scan => "scan",
+            Operation::Help => "help",
+        }
+    }
+
+    /// Whether it writes.
+    pub fn is_write(self) -> bool {
+        matches!(self, Operation::Create | Operation::Update | Operation::Patch)
+    }
+}
+
+/// One decoded request.
+#[derive(Debug)]
+pub struct Request {
+    /// `request_id` of the answer, a UUID.
+    pub id: String,
+    /// What is asked.
+    pub operation: Operation,
+    /// Decoded path without `/v1/`; a list's path ends in `/`.
+    pub path: String,
+    /// JSON body, possibly empty.
+    pub body: Bytes,
+    /// Decoded query parameters.
+    pub query: Vec<(String, String)>,
+    /// The client's token.
+    pub token: Option<SecretString>,
+    /// `X-Vault-Wrap-TTL`.
+    pub wrap_ttl: Option<Duration>,
+    /// `X-Vault-Wrap-Format: jwt` was asked for.
+    pub wrap_as_jwt: bool,
+    /// The client's address.
+    pub remote: Option<IpAddr>,
+    /// The client's port.
+    pub remote_port: u16,
+    /// Header names (lower case) and values, for audited and passed-through headers. Tokens are left out.
+    pub headers: Vec<(String, String)>,
+}
+
+impl Request {
+    /// A request made inside the server (tests, start-up), without token and address.
+    pub fn internal(operation: Operation, path: &str, body: impl Into<Bytes>) -> Self {
+        Self {
+            id: uuid::Uuid::new_v4().to_string(),
+            operation,
+            path: path.to_owned(),
+            body: body.into(),
+            query: Vec::new(),
+            token: None,
+            wrap_ttl: None,
+            wrap_as_jwt: false,
+            remote: None,
+            remote_port: 0,
+            headers: Vec::new(),
+        }
+    }
+
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}

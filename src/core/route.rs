@@ -1,0 +1,354 @@
+//! The route table: every endpoint's patterns, operations, parameters and help texts, written down once.
+//!
+//! Dispatch, `?help=1`, the OpenAPI document and the tests' coverage checks all read these tables.
+//!
+//! Patterns are literal text with captures: `{name}` a key or role name (`\w` at both ends, `\w`, `-` and `.` between),
+//! `{name@}` the same with `@`, `{name:segment}` anything without `/`, `{name:rest}` everything that is left, also
+//! nothing. A pattern that ends in `/?` takes an optional trailing slash.
+
+use std::{future::Future, pin::Pin};
+
+use async_trait::async_trait;
+
+use super::{
+    engine::Call,
+    failure::Failure,
+    reply::Reply,
+    request::Operation,
+};
+use crate::wire::field::Field;
+
+/// A boxed future of an engine.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Runs one operation of one route.
+pub type Handler<E> = for<'a> fn(&'a E, &'a Call<'a>) -> BoxFuture<'a, Result<Reply, Failure>>;
+
+/// Tells whether a write creates (`false`) or updates (`true`).
+pub type ExistenceCheck<E> = for<'a> fn(&'a E, &'a Call<'a>) -> BoxFuture<'a, Result<bool, Failure>>;
+
+/// Who may call a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A token whose policies allow the operation.
+    Token,
+    /// The same, and the policies must grant `sudo`.
+    Sudo,
+    /// Anyone; a token is not looked at.
+    Anyone,
+}
+
+/// The operations a handler serves: a write handler serves Create and Update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// GET.
+    Read,
+    /// POST and PUT.
+    Write,
+    /// PATCH.
+    Patch,
+    /// DELETE.
+    Delete,
+    /// LIST.
+    List,
+    /// SCAN.
+    Scan,
+}
+
+impl Verb {
+    /// The verb that serves an operation; help is answered by the table itself.
+    pub fn of(operation: Operation) -> Option<Self> {
+        match operation {
+            Operation::Create | Operation::Update => Some(Verb::Write),
+            Operation::Patch => Some(Verb::Patch),
+            Operation::Read => Some(Verb::Read),
+            Operation::Delete => Some(Verb::Delete),
+            Operation::List => Some(Verb::List),
+            Operation::Scan => Some(Verb::Scan),
+            Operation::Help => None,
+        }
+    }
+}
+
+/// One operation of a route (make it with [`op!`](crate::op)).
+pub struct OperationSpec<E: 'static> {
+    /// Which verb.
+    pub verb: Verb,
+    /// What it does, one line.
+    pub summary: &'static str,
+    /// Parameters of path, body and query.
+    pub fields: &'static [Field],
+    /// The code.
+    pub run: Handler<E>,
+}
+
+/// One endpoint.
+pub struct Route<E: 'static> {
+    /// Patterns that lead here, relative to the mount.
+    pub patterns: &'static [&'static str],
+    /// Who may call it.
+    pub access: Access,
+    /// What it is for, one line.
+    pub help: &'static str,
+    /// Set where Create and Update need different capabilities.
+    pub exists: Option<ExistenceCheck<E>>,
+    /// Its operations.
+    pub operations: &'static [OperationSpec<E>],
+}
+
+/// What the table tells about a route, without the engine's type.
+#[derive(Clone, Debug)]
+pub struct RouteInfo {
+    /// Patterns relative to the mount.
+    pub patterns: &'static [&'static str],
+    /// Who may call it.
+    pub access: Access,
+    /// One line.
+    pub help: &'static str,
+    /// Whether Create and Update need different capabilities.
+    pub creates: bool,
+    /// Verb, summary, parameters.
+    pub operations: Vec<(Verb, &'static str, &'static [Field])>,
+}
+
+/// A path that matched a route.
+#[derive(Debug)]
+pub struct Match<'p> {
+    /// Index of the route in its table.
+    pub route: usize,
+    /// Captured parts.
+    pub captures: Vec<(&'static str, &'p str)>,
+}
+
+/// The compiled routes of one engine type.
+pub struct RouteTable<E: 'static> {
+    routes: &'static [Route<E>],
+    compiled: Vec<(Vec<Token>, usize)>,
+}
+
+impl<E> RouteTable<E> {
+    /// Compiles the patterns; earlier routes win.
+    pub fn new(routes: &'static [Route<E>]) -> Self {
+        let compiled = routes
+            .iter()
+            .enumerate()
+            .flat_map(|(index, route)| route.patterns.iter().map(move |pattern| (compile(pattern), index)))
+            .collect();
+        Self { routes, compiled }
+    }
+
+    /// The route for a path.
+    pub fn resolve<'p>(&self, path: &'p str) -> Option<Match<'p>> {
+        self.compiled
+            .iter()
+            .find_map(|(tokens, route)| Some(Match { route: *route, captures: matches(tokens, path)? }))
+    }
+
+    /// The route at an index from [`RouteTable::resolve`].
+    pub fn route(&self, index: usize) -> Option<&'static Route<E>> {
+        self.routes.get(index)
+    }
+
+    /// A description of all routes.
+    pub fn describe(&self) -> Vec<RouteInfo> {
+        self.routes
+            .iter()
+            .map(|route| RouteInfo {
+                patterns: route.patterns,
+                access: route.access,
+                help: route.help,
+                creates: route.exists.is_some(),
+                operations: route.operations.iter().map(|spec| (spec.verb, spec.summary, spec.fields)).collect(),
+            })
+            .collect()
+    }
+}
+
+/// An engine with a route table; everything else follows from the table (see [`Engine`](super::engine::Engine)).
+#[async_trait]
+pub trait Routed: Send + Sync + Sized + 'static {
+    /// The table, one for all instances.
+    fn table() -> &'static RouteTable<Self>;
+
+    /// The answer for a path that no route matches; engines can explain themselves here.
+    fn unmatched(&self, _call: &Call<'_>) -> Result<Reply, Failure> {
+        Err(Failure::unsupported_path())
+    }
+
+    /// Called once after the mount exists and whenever the server is unsealed, before the first request.
+    async fn start(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Called every few seconds while unsealed: rotations, expirations, clean-up. Short; long work goes on next time.
+    async fn tick(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Called before the mount's records are deleted: what lives outside the store is destroyed here.
+    async fn retire(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// Makes an [`OperationSpec`]: `op!(Read, "Read a key", read_key, ReadKey)`, where the handler is
+/// `async fn read_key(engine: &E, call: &Call<'_>, params: ReadKey) -> Result<Reply, Failure>`. Parameters that the
+/// endpoint does not know are noted as warnings. `op!(Write, "…", write)` without a type: the handler gets the
+/// call alone and takes arbitrary input.
+#[macro_export]
+macro_rules! op {
+    ($verb:ident, $summary:literal, $handler:path, $params:ty) => {
+        $crate::core::route::OperationSpec {
+            verb: $crate::core::route::Verb::$verb,
+            summary: $summary,
+            fields: <$params as $crate::wire::field::Params>::FIELDS,
+            run: |engine, call| {
+                Box::pin(async move {
+                    let input = call.input();
+                    let params = <$params as $crate::wire::field::Params>::decode(&input)?;
+                    let mut reply = $handler(engine, call, params).await?;
+                    if !reply.is_empty() {
+                        reply.warnings.extend(input.notes(<$params as $crate::wire::field::Params>::FIELDS));
+                    }
+                    Ok(reply)
+                })
+            },
+        }
+    };
+    ($verb:ident, $summary:literal, $handler:path) => {
+        $crate::core::route::OperationSpec {
+            verb: $crate::core::route::Verb::$verb,
+            summary: $summary,
+            fields: &[],
+            run: |engine, call| Box::pin($handler(engine, call)),
+        }
+    };
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Name,
+    NameAt,
+    Segment,
+    Rest,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Token {
+    Text(&'static str),
+    Capture(&'static str, Class),
+    OptionalSlash,
+}
+
+fn compile(pattern: &'static str) -> Vec<Token> {
+    let (mut rest, optional) = match pattern.strip_suffix("/?") {
+        Some(rest) => (rest, true),
+        None => (pattern, false),
+    };
+    let mut tokens = Vec::new();
+    while !rest.is_empty() {
+        match rest.find('{') {
+            Some(0) => {
+                let end = rest.find('}').unwrap_or(rest.len());
+                let inner = rest.get(1..end).unwrap_or("");
+                tokens.push(match inner.split_once(':') {
+                    Some((name, "rest")) => Token::Capture(name, Class::Rest),
+                    Some((name, _)) => Token::Capture(name, Class::Segment),
+                    None => match inner.strip_suffix('@') {
+                        Some(name) => Token::Capture(name, Class::NameAt),
+                        None => Token::Capture(inner, Class::Name),
+                    },
+                });
+                rest = rest.get(end + 1..).unwrap_or("");
+            }
+            Some(at) => {
+                tokens.push(Token::Text(&rest[..at]));
+                rest = &rest[at..];
+            }
+            None => {
+                tokens.push(Token::Text(rest));
+                rest = "";
+            }
+        }
+    }
+    if optional {
+        tokens.push(Token::OptionalSlash);
+    }
+    tokens
+}
+
+fn matches<'p>(tokens: &[Token], path: &'p str) -> Option<Vec<(&'static str, &'p str)>> {
+    let mut rest = path;
+    let mut captures = Vec::new();
+    for token in tokens {
+        match token {
+            Token::Text(text) => rest = rest.strip_prefix(text)?,
+            Token::OptionalSlash => rest = rest.strip_prefix('/').unwrap_or(rest),
+            Token::Capture(name, Class::Rest) => {
+                captures.push((*name, rest));
+                rest = "";
+            }
+            Token::Capture(name, class) => {
+                let end = rest.find('/').unwrap_or(rest.len());
+                let (part, after) = rest.split_at(end);
+                let fits = match class {
+                    Class::Name => is_name(part, false),
+                    Class::NameAt => is_name(part, true),
+                    Class::Segment | Class::Rest => !part.is_empty(),
+                };
+                if !fits {
+                    return None;
+                }
+                captures.push((*name, part));
+                rest = after;
+            }
+        }
+    }
+    rest.is_empty().then_some(captures)
+}
+
+/// `\w(([\w-.]+)?\w)?`, with `@` inside when `at` is set.
+fn is_name(text: &str, at: bool) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let bytes = text.as_bytes();
+    match (bytes.first(), bytes.last()) {
+        (Some(&first), Some(&last)) => {
+            word(first) && word(last) && bytes.iter().all(|&byte| word(byte) || byte == b'-' || byte == b'.' || (at && byte == b'@'))
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn captures(pattern: &'static str, path: &'static str) -> Option<Vec<(&'static str, &'static str)>> {
+        matches(&compile(pattern), path)
+    }
+
+    #[test]
+    fn names_take_word_characters_dots_and_dashes_inside() {
+        assert_eq!(captures("keys/{name}", "keys/a-b.c"), Some(vec![("name", "a-b.c")]));
+        for path in ["keys/", "keys/-a", "keys/a.", "keys/a b", "keys/a/b", "keys/a@b"] {
+            assert_eq!(captures("keys/{name}", path), None, "{path}");
+        }
+        assert_eq!(captures("users/{name@}", "users/a@b"), Some(vec![("name", "a@b")]));
+    }
+
+    #[test]
+    fn rest_takes_everything_also_nothing() {
+        assert_eq!(captures("data/{path:rest}", "data/"), Some(vec![("path", "")]));
+        assert_eq!(captures("data/{path:rest}", "data/a/b/"), Some(vec![("path", "a/b/")]));
+        assert_eq!(captures("data/{path:rest}", "data"), None);
+    }
+
+    #[test]
+    fn text_after_a_capture_and_optional_slashes() {
+        assert_eq!(captures("keys/{name}/rotate", "keys/k/rotate"), Some(vec![("name", "k")]));
+        assert_eq!(captures("keys/{name}/rotate", "keys/k/rotat"), None);
+        assert_eq!(captures("keys/?", "keys"), Some(vec![]));
+        assert_eq!(captures("keys/?", "keys/"), Some(vec![]));
+        assert_eq!(captures("keys/?", "keys//"), None);
+    }
+}

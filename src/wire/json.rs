@@ -1,0 +1,117 @@
+//! A JSON object whose members stay raw bytes until someone asks for them.
+
+use std::{borrow::Cow, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+/// Why a request body is not usable as parameters.
+#[derive(Debug, Error)]
+#[error("failed to parse JSON input: {0}")]
+pub struct JsonError(String);
+
+/// The members of a JSON object, in the order given, each still in the bytes that came.
+///
+/// An absent, blank or `null` body is an empty object, as clients send all three. Of repeated members the last counts.
+#[derive(Debug, Default)]
+pub struct RawObject<'a> {
+    members: Vec<(Cow<'a, str>, &'a RawValue)>,
+}
+
+impl<'a> RawObject<'a> {
+    /// Splits `bytes` into members.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, JsonError> {
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return Ok(Self::default());
+        }
+        let parsed: Option<Self> = serde_json::from_slice(bytes).map_err(|error| JsonError(describe(&error)))?;
+        Ok(parsed.unwrap_or_default())
+    }
+
+    /// The raw value of a member.
+    pub fn member(&self, name: &str) -> Option<&'a RawValue> {
+        self.members.iter().rev().find(|(key, _)| key == name).map(|(_, value)| *value)
+    }
+
+    /// All names, repeated ones more than once.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().map(|(name, _)| name.as_ref())
+    }
+
+    /// Whether there is no member.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+}
+
+/// serde_json's words name Rust types; clients get position and kind only.
+fn describe(error: &serde_json::Error) -> String {
+    let what = match error.classify() {
+        serde_json::error::Category::Eof => "unexpected end of JSON input",
+        serde_json::error::Category::Data => "the body must be a JSON object",
+        _ => "invalid JSON",
+    };
+    format!("{what} (line {}, column {})", error.line(), error.column())
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for RawObject<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<'a>(std::marker::PhantomData<&'a ()>);
+        impl<'de: 'a, 'a> Visitor<'de> for Members<'a> {
+            type Value = RawObject<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(Name(name)) = map.next_key::<Name<'de>>()? {
+                    members.push((name, map.next_value::<&'de RawValue>()?));
+                }
+                Ok(RawObject { members })
+            }
+        }
+        deserializer.deserialize_map(Members(std::marker::PhantomData))
+    }
+}
+
+/// A member name, borrowed where it has no escapes.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blank_and_null_bodies_are_empty_objects() {
+        for body in ["", " \n", "null", "{}"] {
+            assert!(RawObject::parse(body.as_bytes()).unwrap().is_empty(), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_repeated_members_counts() {
+        let object = RawObject::parse(br#"{"a": 1, "a": [2, 3]}"#).unwrap();
+        assert_eq!(object.member("a").unwrap().get(), "[2, 3]");
+    }
+
+    #[test]
+    fn numbers_keep_every_digit() {
+        let object = RawObject::parse(br#"{"n": 12345678901234567890.000100}"#).unwrap();
+        assert_eq!(object.member("n").unwrap().get(), "12345678901234567890.000100");
+    }
+
+    #[test]
+    fn anything_but_an_object_is_refused() {
+        for body in ["[1]", "17", "\"x\"", "{", "{\"a\": }", "{'a': 1}", "{} {}", "plain"] {
+            assert!(RawObject::parse(body.as_bytes()).is_err(), "{body:?}");
+        }
+    }
+}
