@@ -10,8 +10,12 @@
 
 pub mod hcl;
 pub mod secret;
+pub mod wire;
 
 pub mod hsm;
 pub mod storage;
 
 pub mod barrier;
+
+pub mod core;
+pub mod engines;
