@@ -14,10 +14,7 @@ use super::{
     route::{Access, Match, RouteInfo, Routed, Verb},
     tokens::TokenEntry,
 };
-use crate::wire::{
-    field::Input,
-    json::RawObject,
-};
+use crate::wire::{field::Input, json::RawObject};
 
 /// Who calls.
 #[derive(Clone)]

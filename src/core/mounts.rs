@@ -103,7 +103,8 @@ impl Router {
     pub fn find<'p>(&self, path: &'p str) -> Option<(Arc<Mounted>, &'p str)> {
         let mounts = self.mounts.load();
         // No mount's path is a prefix of another's, so only the greatest path not after this one can match.
-        let (prefix, mounted) = mounts.range::<str, _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(path))).next_back()?;
+        let (prefix, mounted) =
+            mounts.range::<str, _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(path))).next_back()?;
         if let Some(rest) = path.strip_prefix(prefix.as_str()) {
             return Some((Arc::clone(mounted), rest));
         }

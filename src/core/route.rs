@@ -10,12 +10,7 @@ use std::{future::Future, pin::Pin};
 
 use async_trait::async_trait;
 
-use super::{
-    engine::Call,
-    failure::Failure,
-    reply::Reply,
-    request::Operation,
-};
+use super::{engine::Call, failure::Failure, reply::Reply, request::Operation};
 use crate::wire::field::Field;
 
 /// A boxed future of an engine.
@@ -139,9 +134,7 @@ impl<E> RouteTable<E> {
 
     /// The route for a path.
     pub fn resolve<'p>(&self, path: &'p str) -> Option<Match<'p>> {
-        self.compiled
-            .iter()
-            .find_map(|(tokens, route)| Some(Match { route: *route, captures: matches(tokens, path)? }))
+        self.compiled.iter().find_map(|(tokens, route)| Some(Match { route: *route, captures: matches(tokens, path)? }))
     }
 
     /// The route at an index from [`RouteTable::resolve`].
@@ -313,7 +306,9 @@ fn is_name(text: &str, at: bool) -> bool {
     let bytes = text.as_bytes();
     match (bytes.first(), bytes.last()) {
         (Some(&first), Some(&last)) => {
-            word(first) && word(last) && bytes.iter().all(|&byte| word(byte) || byte == b'-' || byte == b'.' || (at && byte == b'@'))
+            word(first)
+                && word(last)
+                && bytes.iter().all(|&byte| word(byte) || byte == b'-' || byte == b'.' || (at && byte == b'@'))
         }
         _ => false,
     }
