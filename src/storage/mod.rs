@@ -4,9 +4,23 @@
 //! contract is optimistic: read records with their versions, then [`Storage::commit`] a transaction whose checks
 //! name the versions that were read. No type of an engine's library crosses this boundary.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
 use thiserror::Error;
+
+mod backend;
+mod folder;
+mod frame;
+mod group;
+mod inmem;
+mod redb;
+mod sled;
+mod space;
+
+#[cfg(test)]
+mod conformance;
+
+pub use self::{group::Store, inmem::InMem, redb::Redb, sled::Sled};
 
 /// The store-wide sequence number of the commit that wrote a record. Never 0, never given twice, so that a record
 /// that was deleted and made again has another version than before.
@@ -134,4 +148,56 @@ pub trait Storage: Send + Sync + 'static {
     /// every later read, and the version is that of every record written; commits under way at the same time share one sync. The
     /// commit goes on when the future is dropped.
     fn commit(&self, txn: Txn) -> CommitFuture;
+}
+
+/// Which engine keeps the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// In memory, gone with the process.
+    InMem,
+    /// Embedded, one folder.
+    Sled,
+    /// Embedded, one file in a folder, small in memory.
+    Redb,
+}
+
+/// What an embedded engine may be told. The defaults suit a small server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of memory that the engine may cache records in.
+    pub cache_bytes: u64,
+    /// Bytes that must be free on the file system for a transaction that writes a value.
+    pub free_watermark: u64,
+    /// Bytes kept aside so that deletes still work on a full disk; 0 keeps nothing.
+    pub reserve_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { cache_bytes: 32 << 20, free_watermark: 64 << 20, reserve_bytes: 4 << 20 }
+    }
+}
+
+/// The store that a configuration file names.
+#[derive(Clone, Debug)]
+pub struct StorageConfig {
+    /// The engine.
+    pub kind: Kind,
+    /// The folder of an embedded engine; made when it is missing.
+    pub path: Option<PathBuf>,
+    /// Limits of an embedded engine.
+    pub options: Options,
+}
+
+/// Opens the configured store, or says why it cannot be opened. Blocks while the engine recovers what was written.
+pub fn open(config: &StorageConfig) -> Result<Arc<dyn Storage>, StorageError> {
+    let path = || {
+        let missing = || StorageError::Invalid("the storage configuration names no path".into());
+        config.path.as_deref().ok_or_else(missing)
+    };
+    Ok(Arc::new(match config.kind {
+        Kind::InMem => InMem::open()?,
+        Kind::Sled => Sled::open(path()?, config.options)?,
+        Kind::Redb => Redb::open(path()?, config.options)?,
+    }))
 }

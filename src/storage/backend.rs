@@ -1,0 +1,55 @@
+//! What an engine must be able to do: hold bytes under byte keys, in order, and make one batch durable.
+//!
+//! Checks, versions, framing and answers are the work of [`super::group`]; an engine knows nothing of them. An
+//! engine shows only durable state: what a batch writes becomes visible to readers after its sync, never before.
+
+use std::io;
+
+/// A write of a batch: the key and its bytes, `None` deletes.
+pub(crate) type Write = (Vec<u8>, Option<Vec<u8>>);
+
+/// How a visit goes on.
+pub(crate) enum Step {
+    /// With the next record.
+    Next,
+    /// With the first record at or after this key.
+    SkipTo(Vec<u8>),
+    /// Not at all.
+    Stop,
+}
+
+/// Why an engine did not do what was asked.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// The file system has no room.
+    Full(String),
+    /// The engine's own structures are damaged.
+    Corrupt(String),
+    /// Anything else that went wrong below.
+    Io(String),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Fault::Full(error.to_string()),
+            _ => Fault::Io(error.to_string()),
+        }
+    }
+}
+
+/// An ordered map on disk (or in memory). All methods block for as long as the disk takes.
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// The bytes at `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Fault>;
+
+    /// Calls `visitor` for the records at and after `from`, in order, as long as it wants to go on.
+    fn visit(&self, from: &[u8], visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), Fault>;
+
+    /// Writes all of the batch or nothing, and syncs. After an error nothing is known about the batch, and the engine
+    /// is not used for writing again before [`Backend::reopen`].
+    fn apply(&self, batch: Vec<Write>) -> Result<(), Fault>;
+
+    /// Starts afresh from what is on the disk.
+    fn reopen(&self) -> Result<(), Fault>;
+}

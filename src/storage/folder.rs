@@ -1,0 +1,87 @@
+//! The folder of an embedded store: made private, locked against a second process, synced.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use super::StorageError;
+
+/// A folder that belongs to this process for as long as the value lives.
+pub(crate) struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    /// Makes the folder when it is missing (0700) and takes its lock.
+    pub(crate) fn open(path: &Path) -> Result<Self, StorageError> {
+        let failed = |doing: &str, error: io::Error| StorageError::Io(format!("{doing} {}: {error}", path.display()));
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| failed("making the folder", error))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path.join("lock"))
+            .map_err(|error| failed("opening the lock file in", error))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                Err(StorageError::Io(format!("the folder {} is in use by another process", path.display())))
+            }
+            Err(TryLockError::Error(error)) => Err(failed("locking the folder", error)),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the names of new files durable, the folder's own among them.
+    pub(crate) fn sync_names(&self) -> io::Result<()> {
+        sync_folder(&self.path)?;
+        match self.path.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => sync_folder(Path::new(".")),
+            Some(parent) => sync_folder(parent),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets what the page cache holds of the files in the folder. After a failed sync the kernel may keep pages
+    /// that never reached the disk and call them clean; what is read next must come from the disk.
+    pub(crate) fn forget_cached(&self) {
+        for folder in [self.path.clone(), self.path.join("blobs")] {
+            let Ok(entries) = fs::read_dir(folder) else { continue };
+            for entry in entries.flatten() {
+                if let Ok(file) = File::open(entry.path()) {
+                    // Advice only: where it is not taken, the frames' checksums still guard every record.
+                    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+                }
+            }
+        }
+    }
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_taken_once() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("new/store");
+        let first = Folder::open(&path).unwrap();
+        let error = Folder::open(&path).err().unwrap().to_string();
+        assert!(error.contains(&format!("the folder {} is in use by another process", path.display())), "{error}");
+        drop(first);
+        Folder::open(&path).unwrap();
+    }
+}

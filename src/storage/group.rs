@@ -1,0 +1,403 @@
+//! The store that every engine is wrapped in: group commit, checks, versions, framing, answers.
+//!
+//! One thread per store owns all writing. It takes every transaction that waits, decides each one's checks in order
+//! against the durable state plus the accepted writes of the same batch, gives the accepted ones to the engine as one
+//! atomic batch, waits for its one sync, and only then answers anyone. A decision may rest on the writes of an
+//! earlier transaction, so when the sync fails nobody in the batch gets an answer that relies on it.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use tokio::sync::oneshot;
+use tracing::{error, info};
+
+use super::{
+    CommitFuture, Expect, Record, Storage, StorageError, Txn, Version,
+    backend::{Backend, Fault, Step, Write},
+    frame,
+    space::Space,
+};
+
+/// The record that holds the last version given. No UTF-8 key holds the byte 0xFF, so no caller can reach it, and it
+/// sorts behind every record.
+const SEQUENCE: &[u8] = b"\xffsequence";
+
+const MAX_KEY: usize = 4 << 10;
+const MAX_VALUE: usize = 64 << 20;
+
+/// Bounds of one batch, so that the first transaction in it does not wait long for the last.
+const MAX_BATCH_TXNS: usize = 1024;
+const MAX_BATCH_BYTES: usize = 16 << 20;
+
+/// An open store of any engine. Dropping it finishes what was handed in and frees the folder.
+pub struct Store {
+    backend: Arc<dyn Backend>,
+    // Options only because both must be taken apart in `drop`: the thread ends when the sender is gone.
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    syncs: Arc<AtomicU64>,
+}
+
+struct Job {
+    txn: Txn,
+    answer: oneshot::Sender<Result<Version, StorageError>>,
+}
+
+impl Store {
+    pub(crate) fn start(backend: impl Backend, space: Option<Space>) -> Result<Self, StorageError> {
+        let backend: Arc<dyn Backend> = Arc::new(backend);
+        let sequence = last_sequence(&*backend)?;
+        let syncs = Arc::new(AtomicU64::new(0));
+        let committer = Committer { backend: backend.clone(), space, sequence, broken: false, syncs: syncs.clone() };
+        let (jobs, waiting) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("storage".into())
+            .spawn(move || committer.run(&waiting))
+            .map_err(|error| StorageError::Io(format!("starting the storage thread: {error}")))?;
+        Ok(Self { backend, jobs: Some(jobs), thread: Some(thread), syncs })
+    }
+
+    /// How many batches were synced since the store was opened.
+    pub fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub(super) fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there was already answered with `Closed`.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Storage for Store {
+    fn get(&self, key: &str) -> Result<Option<Record>, StorageError> {
+        let framed = self.backend.get(key.as_bytes()).map_err(|fault| failed_at(key.as_bytes(), fault))?;
+        framed.map(|framed| frame::decode(key.as_bytes(), &framed).map_err(|why| corrupt(key.as_bytes(), why))).transpose()
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StorageError> {
+        if !prefix.is_empty() && !prefix.ends_with('/') {
+            return Err(StorageError::Invalid(format!("the folder {prefix:?} does not end in a slash")));
+        }
+        let mut names = Vec::new();
+        if limit == 0 {
+            return Ok(names);
+        }
+        let mut wrong = None;
+        self.visit(prefix, list_start(prefix, after), &mut |key, _| {
+            let Some(Ok(rest)) = key.get(prefix.len()..).map(std::str::from_utf8) else {
+                wrong = Some(corrupt(key, "its key is not UTF-8".into()));
+                return Step::Stop;
+            };
+            let (name, step) = match rest.split_once('/') {
+                Some((folder, _)) => (format!("{folder}/"), Step::SkipTo(behind_folder(prefix, folder))),
+                None => (rest.to_owned(), Step::Next),
+            };
+            names.push(name);
+            if names.len() == limit { Step::Stop } else { step }
+        })?;
+        wrong.map_or(Ok(names), Err)
+    }
+
+    fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(String, Record)>, StorageError> {
+        let mut records = Vec::new();
+        if limit == 0 {
+            return Ok(records);
+        }
+        let start = after.map_or(Vec::new(), just_behind).max(prefix.as_bytes().to_vec());
+        let mut wrong = None;
+        self.visit(prefix, start, &mut |key, framed| {
+            match std::str::from_utf8(key).map_err(|_not_utf8| "its key is not UTF-8".to_owned()) {
+                Ok(name) => match frame::decode(key, framed) {
+                    Ok(record) => records.push((name.to_owned(), record)),
+                    Err(why) => wrong = Some(corrupt(key, why)),
+                },
+                Err(why) => wrong = Some(corrupt(key, why)),
+            }
+            if wrong.is_some() || records.len() == limit { Step::Stop } else { Step::Next }
+        })?;
+        wrong.map_or(Ok(records), Err)
+    }
+
+    fn commit(&self, txn: Txn) -> CommitFuture {
+        let (answer, answered) = oneshot::channel();
+        // A failed send drops the job, and with it `answer`: the future then says `Closed`.
+        let _ = self.jobs.as_ref().map(|jobs| jobs.send(Job { txn, answer }));
+        Box::pin(async move { answered.await.unwrap_or(Err(StorageError::Closed)) })
+    }
+}
+
+impl Store {
+    fn visit(&self, prefix: &str, start: Vec<u8>, visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), StorageError> {
+        self.backend
+            .visit(&start, &mut |key, framed| {
+                if key == SEQUENCE || !key.starts_with(prefix.as_bytes()) {
+                    return Step::Stop;
+                }
+                visitor(key, framed)
+            })
+            .map_err(|fault| failed_at(prefix.as_bytes(), fault))
+    }
+}
+
+/// The first key that is not in a folder: `0` is the byte behind `/`.
+fn behind_folder(prefix: &str, folder: &str) -> Vec<u8> {
+    [prefix.as_bytes(), folder.as_bytes(), b"0"].concat()
+}
+
+fn just_behind(key: &str) -> Vec<u8> {
+    [key.as_bytes(), b"\0"].concat()
+}
+
+/// Names sort as their keys do, so paging needs no memory: a folder's name stands before all that is in it.
+fn list_start(prefix: &str, after: Option<&str>) -> Vec<u8> {
+    match after {
+        None => prefix.as_bytes().to_vec(),
+        Some(after) => match after.split_once('/') {
+            Some((folder, _)) => behind_folder(prefix, folder),
+            None => just_behind(&format!("{prefix}{after}")),
+        },
+    }
+}
+
+/// The thread's own state.
+struct Committer {
+    backend: Arc<dyn Backend>,
+    space: Option<Space>,
+    /// The last version given to anyone, acknowledged or not.
+    sequence: Version,
+    /// The engine failed and could not be reopened yet.
+    broken: bool,
+    syncs: Arc<AtomicU64>,
+}
+
+/// What the accepted transactions of a batch leave at their keys.
+type Pending = BTreeMap<Vec<u8>, Option<(Version, Vec<u8>)>>;
+
+impl Committer {
+    fn run(mut self, waiting: &mpsc::Receiver<Job>) {
+        while let Ok(first) = waiting.recv() {
+            let mut bytes = size(&first.txn);
+            let mut jobs = vec![first];
+            while jobs.len() < MAX_BATCH_TXNS && bytes < MAX_BATCH_BYTES {
+                let Ok(job) = waiting.try_recv() else { break };
+                bytes += size(&job.txn);
+                jobs.push(job);
+            }
+            self.commit(jobs);
+        }
+    }
+
+    fn commit(&mut self, jobs: Vec<Job>) {
+        if self.broken
+            && let Err(error) = self.reopen()
+        {
+            answer_all(jobs.into_iter().map(|job| job.answer), &error);
+            return;
+        }
+        let mut pending = Pending::new();
+        let mut decided = Vec::with_capacity(jobs.len());
+        let mut puts = false;
+        for Job { txn, answer } in jobs {
+            let verdict = self.decide(&txn, &pending);
+            if verdict.is_ok() && !txn.writes.is_empty() {
+                self.sequence += 1;
+                for (key, value) in txn.writes {
+                    puts |= value.is_some();
+                    pending.insert(key.into_bytes(), value.map(|value| (self.sequence, value)));
+                }
+            }
+            decided.push((answer, verdict.map(|()| self.sequence)));
+        }
+        if !puts && let Some(space) = &mut self.space {
+            space.make_room_for_deletes();
+        }
+        match self.make_durable(pending) {
+            Ok(()) => {
+                for (answer, verdict) in decided {
+                    // Nobody listens any more when the caller's future was dropped.
+                    let _ = answer.send(verdict);
+                }
+            }
+            Err(error) => answer_all(decided.into_iter().map(|(answer, _)| answer), &error),
+        }
+    }
+
+    /// Whether a transaction may be part of the batch.
+    fn decide(&mut self, txn: &Txn, pending: &Pending) -> Result<(), StorageError> {
+        refuse_odd(txn)?;
+        if let Some(space) = &mut self.space
+            && txn.writes.iter().any(|(_, value)| value.is_some())
+        {
+            space.admit_puts()?;
+        }
+        for (key, expect) in &txn.checks {
+            let found = match pending.get(key.as_bytes()) {
+                Some(written) => written.as_ref().map(|(version, _)| *version),
+                None => stored_version(&*self.backend, key.as_bytes())?,
+            };
+            let wanted = match expect {
+                Expect::Absent => None,
+                Expect::Version(version) => Some(*version),
+            };
+            if found != wanted {
+                return Err(StorageError::Conflict { key: key.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn make_durable(&mut self, pending: Pending) -> Result<(), StorageError> {
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let mut batch: Vec<Write> = pending
+            .into_iter()
+            .map(|(key, written)| {
+                let framed = written.map(|(version, value)| frame::encode(&key, version, &value));
+                (key, framed)
+            })
+            .collect();
+        batch.push((SEQUENCE.to_vec(), Some(frame::encode(SEQUENCE, self.sequence, &[]))));
+        // The engine is foreign code: were it to panic, the store must recover as from any other failure.
+        let applied = catch_unwind(AssertUnwindSafe(|| self.backend.apply(batch)))
+            .unwrap_or_else(|_panic| Err(Fault::Io("the engine panicked".into())));
+        match applied {
+            Ok(()) => {
+                self.syncs.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(fault) => Err(self.recover(fault)),
+        }
+    }
+
+    /// After a failed batch: starts the engine afresh and finds the error to tell.
+    fn recover(&mut self, fault: Fault) -> StorageError {
+        error!(?fault, "writing to the store failed; the engine is reopened");
+        let given = self.sequence;
+        self.broken = true;
+        let full = match (&fault, &mut self.space) {
+            (Fault::Full(_), Some(space)) => Some(space.met_full_disk()),
+            _ => None,
+        };
+        let found = self.reopen();
+        let why = match fault {
+            Fault::Full(why) | Fault::Corrupt(why) | Fault::Io(why) => why,
+        };
+        match (full, found) {
+            // `Full` promises that nothing was written; the sequence is part of the batch and tells.
+            (Some(full), Ok(found)) if found < given => full,
+            _ => StorageError::Io(format!("{why}; whether the write took effect is not known")),
+        }
+    }
+
+    /// Reopens the engine; the last sequence that it holds.
+    fn reopen(&mut self) -> Result<Version, StorageError> {
+        let found = catch_unwind(AssertUnwindSafe(|| {
+            self.backend.reopen().map_err(|fault| failed_at(b"", fault))?;
+            last_sequence(&*self.backend)
+        }))
+        .unwrap_or_else(|_panic| Err(StorageError::Io("the engine panicked".into())));
+        match found {
+            Ok(found) => {
+                // Versions given to the failed batch are burnt: nothing may get them again.
+                self.sequence = self.sequence.max(found);
+                self.broken = false;
+                info!(sequence = found, "the store is open again");
+                Ok(found)
+            }
+            Err(error) => {
+                error!(%error, "the store cannot be reopened yet");
+                Err(error)
+            }
+        }
+    }
+}
+
+fn answer_all(answers: impl Iterator<Item = oneshot::Sender<Result<Version, StorageError>>>, error: &StorageError) {
+    for answer in answers {
+        let _ = answer.send(Err(match error {
+            StorageError::Full { path, free, watermark } => {
+                StorageError::Full { path: path.clone(), free: *free, watermark: *watermark }
+            }
+            StorageError::Corrupt { key, reason } => StorageError::Corrupt { key: key.clone(), reason: reason.clone() },
+            StorageError::Io(why) => StorageError::Io(why.clone()),
+            other => StorageError::Io(other.to_string()),
+        }));
+    }
+}
+
+fn size(txn: &Txn) -> usize {
+    txn.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
+}
+
+/// A key that ends in a slash would be a record that looks like a folder; no list could show it.
+fn refuse_odd(txn: &Txn) -> Result<(), StorageError> {
+    let checked = txn.checks.iter().map(|(key, _)| key);
+    for key in checked.chain(txn.writes.iter().map(|(key, _)| key)) {
+        if key.is_empty() {
+            return Err(StorageError::Invalid("an empty key".into()));
+        }
+        if key.len() > MAX_KEY {
+            return Err(StorageError::Invalid(format!("a key of {} bytes; {MAX_KEY} are allowed", key.len())));
+        }
+        if key.ends_with('/') {
+            return Err(StorageError::Invalid(format!("the key {key:?} ends in a slash")));
+        }
+    }
+    for (key, value) in &txn.writes {
+        let len = value.as_ref().map_or(0, Vec::len);
+        if len > MAX_VALUE {
+            return Err(StorageError::Invalid(format!("{len} bytes for {key:?}; {MAX_VALUE} are allowed")));
+        }
+    }
+    Ok(())
+}
+
+fn stored_version(backend: &dyn Backend, key: &[u8]) -> Result<Option<Version>, StorageError> {
+    let framed = backend.get(key).map_err(|fault| failed_at(key, fault))?;
+    framed.map(|framed| frame::decode_version(key, &framed).map_err(|why| corrupt(key, why))).transpose()
+}
+
+/// The last version given; 0 in a new store. A store that has records but no sequence is damaged: counting from 0
+/// again would give versions twice.
+fn last_sequence(backend: &dyn Backend) -> Result<Version, StorageError> {
+    if let Some(version) = stored_version(backend, SEQUENCE)? {
+        return Ok(version);
+    }
+    let mut empty = true;
+    let visited = backend.visit(&[], &mut |_, _| {
+        empty = false;
+        Step::Stop
+    });
+    visited.map_err(|fault| failed_at(SEQUENCE, fault))?;
+    if empty { Ok(0) } else { Err(corrupt(SEQUENCE, "it is missing although there are records".into())) }
+}
+
+fn failed_at(key: &[u8], fault: Fault) -> StorageError {
+    match fault {
+        Fault::Corrupt(why) => corrupt(key, why),
+        Fault::Full(why) | Fault::Io(why) => StorageError::Io(why),
+    }
+}
+
+fn corrupt(key: &[u8], reason: String) -> StorageError {
+    StorageError::Corrupt { key: String::from_utf8_lossy(key).into_owned(), reason }
+}

@@ -1,0 +1,172 @@
+//! The embedded engine for a small memory footprint: redb, one file in a folder, one commit per batch.
+//!
+//! Readers share a read transaction of the last durable commit: a look-up takes no lock and needs no new transaction.
+//! Like every engine after an I/O error, redb stays broken until it is opened again.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ::redb::{Builder, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition};
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+
+use super::{
+    Options, StorageError,
+    backend::{Backend, Fault, Step, Write},
+    folder::Folder,
+    group::Store,
+    space::Space,
+};
+
+const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
+
+/// How long a reopening waits for readers to let go of the old instance.
+const LET_GO: Duration = Duration::from_secs(10);
+
+/// The redb engine.
+pub struct Redb;
+
+impl Redb {
+    /// Opens or makes the store in the folder `path`.
+    pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Store, StorageError> {
+        let folder = Folder::open(path.as_ref())?;
+        let space = Space::new(folder.path(), &options);
+        let backend = Engine::open(folder, options.cache_bytes).map_err(|fault| match fault {
+            Fault::Full(why) | Fault::Corrupt(why) | Fault::Io(why) => {
+                StorageError::Io(format!("opening the redb store in {}: {why}", path.as_ref().display()))
+            }
+        })?;
+        Store::start(backend, Some(space))
+    }
+}
+
+type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+struct Engine {
+    folder: Folder,
+    cache_bytes: usize,
+    /// As of the last durable commit; nothing while the engine is reopened.
+    records: ArcSwapOption<Table>,
+    // Used by the committer thread alone.
+    database: Mutex<Option<Database>>,
+}
+
+impl From<::redb::Error> for Fault {
+    fn from(error: ::redb::Error) -> Self {
+        match error {
+            ::redb::Error::Io(error) => error.into(),
+            ::redb::Error::Corrupted(why) => Fault::Corrupt(why),
+            other => Fault::Io(other.to_string()),
+        }
+    }
+}
+
+fn fault(error: impl Into<::redb::Error>) -> Fault {
+    error.into().into()
+}
+
+impl Engine {
+    fn open(folder: Folder, cache_bytes: u64) -> Result<Self, Fault> {
+        let engine = Self {
+            folder,
+            cache_bytes: usize::try_from(cache_bytes).unwrap_or(usize::MAX),
+            records: ArcSwapOption::empty(),
+            database: Mutex::new(None),
+        };
+        engine.start()?;
+        engine.folder.sync_names()?;
+        Ok(engine)
+    }
+
+    fn start(&self) -> Result<(), Fault> {
+        let file = self.folder.path().join("sos.redb");
+        let database = match Builder::new().set_cache_size(self.cache_bytes).create(&file) {
+            Err(DatabaseError::DatabaseAlreadyOpen) => {
+                return Err(Fault::Io(format!("{} is in use by another process", file.display())));
+            }
+            other => other.map_err(fault)?,
+        };
+        write(&database, Vec::new())?;
+        self.publish(&database)?;
+        *self.database.lock() = Some(database);
+        Ok(())
+    }
+
+    fn publish(&self, database: &Database) -> Result<(), Fault> {
+        let table = database.begin_read().map_err(fault)?.open_table(RECORDS).map_err(fault)?;
+        self.records.store(Some(Arc::new(table)));
+        Ok(())
+    }
+}
+
+impl Backend for Engine {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        let table = self.records.load();
+        let table = table.as_ref().ok_or_else(being_reopened)?;
+        Ok(table.get_owned(key).map_err(fault)?.map(|value| value.value().to_vec()))
+    }
+
+    fn visit(&self, from: &[u8], visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), Fault> {
+        let table = self.records.load_full().ok_or_else(being_reopened)?;
+        let mut from = from.to_vec();
+        'seek: loop {
+            for item in table.range_owned(from.as_slice()..).map_err(fault)? {
+                let (key, value) = item.map_err(fault)?;
+                match visitor(key.value(), value.value()) {
+                    Step::Next => {}
+                    Step::Stop => return Ok(()),
+                    Step::SkipTo(key) => {
+                        from = key;
+                        continue 'seek;
+                    }
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    fn apply(&self, batch: Vec<Write>) -> Result<(), Fault> {
+        let database = self.database.lock();
+        let database = database.as_ref().ok_or_else(being_reopened)?;
+        write(database, batch)?;
+        self.publish(database)
+    }
+
+    fn reopen(&self) -> Result<(), Fault> {
+        let old = self.records.swap(None);
+        let deadline = Instant::now() + LET_GO;
+        while old.as_ref().is_some_and(|old| Arc::strong_count(old) > 1) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        drop(old);
+        *self.database.lock() = None;
+        self.folder.forget_cached();
+        self.start()
+    }
+}
+
+/// One durable commit. The table is made when it is missing.
+fn write(database: &Database, batch: Vec<Write>) -> Result<(), Fault> {
+    let mut txn = database.begin_write().map_err(fault)?;
+    txn.set_durability(Durability::Immediate).map_err(fault)?;
+    // After a crash the file is usable at once, instead of after a walk over all of it.
+    txn.set_quick_repair(true);
+    {
+        let mut table = txn.open_table(RECORDS).map_err(fault)?;
+        for (key, value) in batch {
+            match value {
+                Some(value) => table.insert(key.as_slice(), value.as_slice()).map_err(fault)?,
+                None => table.remove(key.as_slice()).map_err(fault)?,
+            };
+        }
+    }
+    txn.commit().map_err(fault)
+}
+
+fn being_reopened() -> Fault {
+    Fault::Io("the store is being reopened after a failure".into())
+}

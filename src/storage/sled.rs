@@ -1,0 +1,284 @@
+//! The embedded default: sled 0.34, one folder. Everything that must be known about sled stands in this file.
+//!
+//! - Left alone it writes every 500 ms; here it writes when told, before every acknowledgement.
+//! - Its flush waits for `sync_file_range`, which neither makes the file's length durable nor empties the disk's
+//!   cache, and it never syncs values that went to a file of their own (`blobs/`). Both are synced here.
+//! - It shows a batch to readers before the flush. A reader must not see what a crash can take back, so while a batch
+//!   is under way the old values of its keys are shown.
+//! - Its cache grows to 1 GiB unless bounded.
+//! - After the first failed write it stays broken until it is opened again.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io,
+    ops::Bound,
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use super::{
+    Options, StorageError,
+    backend::{Backend, Fault, Step, Write},
+    folder::{Folder, sync_folder},
+    group::Store,
+    space::Space,
+};
+
+/// How long a reopening waits for readers and sled's own threads to let go of the old instance.
+const LET_GO: Duration = Duration::from_secs(10);
+
+/// Most records that a visit reads between two looks at what is under way.
+const MAX_CHUNK: usize = 64;
+
+/// Records of a visit's first look: most visits are short, or skip over a folder at once.
+const FIRST_CHUNK: usize = 4;
+
+/// The sled engine.
+pub struct Sled;
+
+impl Sled {
+    /// Opens or makes the store in the folder `path`.
+    pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Store, StorageError> {
+        let folder = Folder::open(path.as_ref())?;
+        let space = Space::new(folder.path(), &options);
+        let backend = Engine::open(folder, options.cache_bytes).map_err(|fault| match fault {
+            Fault::Full(why) | Fault::Corrupt(why) | Fault::Io(why) => {
+                StorageError::Io(format!("opening the sled store in {}: {why}", path.as_ref().display()))
+            }
+        })?;
+        Store::start(backend, Some(space))
+    }
+}
+
+struct Engine {
+    folder: Folder,
+    cache_bytes: u64,
+    view: ArcSwap<View>,
+    // Used by the committer thread alone.
+    durability: Mutex<Option<Durability>>,
+}
+
+/// What readers read. A new one is published at every change, so that a reader sees that something changed under it.
+struct View {
+    /// Nothing while the engine is reopened.
+    db: Option<::sled::Db>,
+    /// What the keys of the batch under way held before it.
+    before: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl From<::sled::Error> for Fault {
+    fn from(error: ::sled::Error) -> Self {
+        match error {
+            ::sled::Error::Io(error) => error.into(),
+            ::sled::Error::Corruption { at, .. } => Fault::Corrupt(format!("sled finds damage at {at:?}")),
+            other => Fault::Io(other.to_string()),
+        }
+    }
+}
+
+impl Engine {
+    fn open(folder: Folder, cache_bytes: u64) -> Result<Self, Fault> {
+        let (db, durability) = start(&folder, cache_bytes)?;
+        let view = ArcSwap::from_pointee(View { db: Some(db), before: BTreeMap::new() });
+        Ok(Self { folder, cache_bytes, view, durability: Mutex::new(Some(durability)) })
+    }
+
+    /// Runs a read until no change was published while it ran.
+    fn read<T>(&self, read: impl Fn(&::sled::Db, &View) -> Result<T, Fault>) -> Result<T, Fault> {
+        loop {
+            let view = self.view.load();
+            let db = view.db.as_ref().ok_or_else(being_reopened)?;
+            let result = read(db, &view);
+            if Arc::ptr_eq(&view, &self.view.load()) {
+                return result;
+            }
+        }
+    }
+
+    fn publish(&self, db: Option<::sled::Db>, before: BTreeMap<Vec<u8>, Option<Vec<u8>>>) -> Arc<View> {
+        self.view.swap(Arc::new(View { db, before }))
+    }
+
+    /// Up to `limit` records at and after `from` as of the last durable batch, and where to go on.
+    fn chunk(&self, from: &[u8], limit: usize) -> Result<Chunk, Fault> {
+        self.read(|db, view| {
+            let mut records = BTreeMap::new();
+            let mut last = Bound::Unbounded;
+            for item in db.range::<&[u8], _>((Bound::Included(from), Bound::Unbounded)).take(limit) {
+                let (key, value) = item?;
+                if records.len() + 1 == limit {
+                    last = Bound::Included(key.to_vec());
+                }
+                records.insert(key.to_vec(), value.to_vec());
+            }
+            let within = (Bound::Included(from), last.as_ref().map(Vec::as_slice));
+            for (key, value) in view.before.range::<[u8], _>(within) {
+                match value {
+                    Some(value) => records.insert(key.clone(), value.clone()),
+                    None => records.remove(key),
+                };
+            }
+            let next = match last {
+                Bound::Included(key) => Some([key.as_slice(), b"\0"].concat()),
+                _ => None,
+            };
+            Ok(Chunk { records, next })
+        })
+    }
+}
+
+struct Chunk {
+    records: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Where the following records start; `None` at the end of the store.
+    next: Option<Vec<u8>>,
+}
+
+impl Backend for Engine {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        self.read(|db, view| match view.before.get(key) {
+            Some(before) => Ok(before.clone()),
+            None => Ok(db.get(key)?.map(|value| value.to_vec())),
+        })
+    }
+
+    fn visit(&self, from: &[u8], visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), Fault> {
+        let mut from = from.to_vec();
+        let mut limit = FIRST_CHUNK;
+        loop {
+            let chunk = self.chunk(&from, limit)?;
+            limit = MAX_CHUNK.min(limit * 2);
+            for (key, value) in &chunk.records {
+                // A skip inside the chunk needs no new seek.
+                if key < &from {
+                    continue;
+                }
+                match visitor(key, value) {
+                    Step::Next => {}
+                    Step::Stop => return Ok(()),
+                    Step::SkipTo(key) => from = key,
+                }
+            }
+            let Some(next) = chunk.next else { return Ok(()) };
+            if from > next {
+                limit = FIRST_CHUNK;
+            } else {
+                from = next;
+            }
+        }
+    }
+
+    fn apply(&self, batch: Vec<Write>) -> Result<(), Fault> {
+        let Some(db) = self.view.load().db.clone() else { return Err(being_reopened()) };
+        let mut before = BTreeMap::new();
+        let mut writes = ::sled::Batch::default();
+        for (key, value) in batch {
+            before.insert(key.clone(), db.get(&key)?.map(|value| value.to_vec()));
+            match value {
+                Some(value) => writes.insert(key, value),
+                None => writes.remove(key),
+            }
+        }
+        self.publish(Some(db.clone()), before);
+        db.apply_batch(writes)?;
+        db.flush()?;
+        self.durability.lock().as_mut().ok_or_else(being_reopened)?.sync()?;
+        self.publish(Some(db), BTreeMap::new());
+        Ok(())
+    }
+
+    fn reopen(&self) -> Result<(), Fault> {
+        *self.durability.lock() = None;
+        let old = self.publish(None, BTreeMap::new());
+        let deadline = Instant::now() + LET_GO;
+        while Arc::strong_count(&old) > 1 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        drop(old);
+        self.folder.forget_cached();
+        loop {
+            match start(&self.folder, self.cache_bytes) {
+                Ok((db, durability)) => {
+                    *self.durability.lock() = Some(durability);
+                    self.publish(Some(db), BTreeMap::new());
+                    return Ok(());
+                }
+                // sled's own threads may hold its lock for a moment longer.
+                Err(fault) if Instant::now() >= deadline => return Err(fault),
+                Err(_) => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+}
+
+fn being_reopened() -> Fault {
+    Fault::Io("the store is being reopened after a failure".into())
+}
+
+fn start(folder: &Folder, cache_bytes: u64) -> Result<(::sled::Db, Durability), Fault> {
+    let config = ::sled::Config::new().path(folder.path()).flush_every_ms(None).cache_capacity(cache_bytes);
+    let db = config.open()?;
+    let mut durability = Durability::open(folder.path())?;
+    durability.sync()?;
+    folder.sync_names()?;
+    Ok((db, durability))
+}
+
+/// The syncs that sled leaves out.
+struct Durability {
+    log: File,
+    blobs: std::path::PathBuf,
+    /// The newest blob that was synced; sled names them by a growing number.
+    newest: Option<u64>,
+    /// The folder's change time at the last look, when it was old enough then to tell every later change.
+    unchanged: Option<SystemTime>,
+}
+
+impl Durability {
+    fn open(folder: &Path) -> io::Result<Self> {
+        let log = OpenOptions::new().write(true).open(folder.join("db"))?;
+        Ok(Self { log, blobs: folder.join("blobs"), newest: None, unchanged: None })
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_blobs()?;
+        self.log.sync_data()
+    }
+
+    fn sync_blobs(&mut self) -> io::Result<()> {
+        let changed = fs::metadata(&self.blobs)?.modified()?;
+        if self.unchanged == Some(changed) {
+            return Ok(());
+        }
+        let mut newest = self.newest;
+        let mut synced = false;
+        for entry in fs::read_dir(&self.blobs)? {
+            let entry = entry?;
+            let number = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
+            if number.is_some() && number <= self.newest {
+                continue;
+            }
+            match File::open(entry.path()) {
+                Ok(blob) => blob.sync_all()?,
+                // sled removes blobs that nothing points to any more.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            }
+            synced = true;
+            newest = newest.max(number);
+        }
+        if synced {
+            sync_folder(&self.blobs)?;
+        }
+        self.newest = newest;
+        // Change times move in ticks of some milliseconds: a young one does not rule out another change within it.
+        let settled = SystemTime::now().duration_since(changed).is_ok_and(|age| age > Duration::from_millis(100));
+        self.unchanged = settled.then_some(changed);
+        Ok(())
+    }
+}
