@@ -1,4 +1,17 @@
-//! Policies and what they allow.
+//! Policies and access control.
+//!
+//! A policy document becomes a [`Policy`] ([`parse`]), the policies of a token become an [`Acl`], and the request
+//! pipeline asks that one question: may this be done? Vault's rules decide which of several rules counts; they are
+//! described at [`acl`].
 
-/// What a set of policies allows, compiled once.
-pub struct Acl;
+pub mod acl;
+pub mod capability;
+pub mod parse;
+mod pattern;
+mod prefix;
+pub mod rule;
+pub mod template;
+
+pub use acl::{Access, AccessRequest, Acl, Refusal, RequestParameters};
+pub use parse::{ParseError, parse};
+pub use rule::Policy;
