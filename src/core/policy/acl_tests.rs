@@ -159,10 +159,7 @@ fn the_more_specific_wildcard_decides() {
     );
     let team = r#"path "kv/team/*" { policy = "write" }"#;
     let secret = r#"path "kv/+/secret" { policy = "deny" } path "kv/team/pub/*" { capabilities = ["read"] }"#;
-    capabilities(
-        &acl(&[secret]),
-        &[("kv/team/secret", &["deny"]), ("kv/team/pub/x", &["read"]), ("kv/team/other", &["deny"])],
-    );
+    capabilities(&acl(&[secret]), &[("kv/team/secret", &["deny"]), ("kv/team/pub/x", &["read"]), ("kv/team/other", &["deny"])]);
     capabilities(
         &acl(&[team, secret]),
         &[("kv/team/secret", ALL), ("kv/team/pub/x", &["read"]), ("kv/team/other", ALL), ("kv/else/secret", &["deny"])],
@@ -243,9 +240,7 @@ fn parameters_are_read_only_when_a_rule_limits_them() {
     let acl = acl(&[r#"
         path "free" { capabilities = ["update"] }
         path "bound" { capabilities = ["update"] denied_parameters = { x = [] } }"#]);
-    let ask = |path| {
-        acl.check(&AccessRequest { path, operation: Operation::Update, parameters: &Broken, wrap_ttl: None })
-    };
+    let ask = |path| acl.check(&AccessRequest { path, operation: Operation::Update, parameters: &Broken, wrap_ttl: None });
     assert!(ask("free").allowed);
     assert_eq!(ask("bound").reason, Some(Refusal::ParametersUnreadable));
 }
@@ -388,21 +383,18 @@ fn model(rules: &[(String, u8)], path: &str, lists: bool) -> Option<Capabilities
     let exact = |wanted: &str| merged.get(wanted).filter(|_| !wanted.contains(['+', '*'])).copied();
     let best = |wanted: &str| {
         let matching = merged.iter().filter(|(rule, _)| (rule.contains('+') || rule.ends_with('*')) && covers_path(rule, wanted));
-        matching.max_by_key(|(rule, _)| {
-            let first = rule.find(['+', '*']).unwrap_or(rule.len());
-            let segments = rule.split('/').filter(|segment| *segment == "+").count();
-            (first, !rule.ends_with('*'), std::cmp::Reverse(segments), rule.len(), rule.to_string())
-        })
-        .map(|(_, capabilities)| *capabilities)
+        matching
+            .max_by_key(|(rule, _)| {
+                let first = rule.find(['+', '*']).unwrap_or(rule.len());
+                let segments = rule.split('/').filter(|segment| *segment == "+").count();
+                (first, !rule.ends_with('*'), std::cmp::Reverse(segments), rule.len(), rule.to_string())
+            })
+            .map(|(_, capabilities)| *capabilities)
     };
-    exact(path)
-        .or_else(|| folder.and_then(exact))
-        .or_else(|| best(path))
-        .or_else(|| folder.and_then(best))
+    exact(path).or_else(|| folder.and_then(exact)).or_else(|| best(path)).or_else(|| folder.and_then(best))
 }
 
-const ONE_OF: [Capability; 5] =
-    [Capability::Read, Capability::List, Capability::Update, Capability::Sudo, Capability::Deny];
+const ONE_OF: [Capability; 5] = [Capability::Read, Capability::List, Capability::Update, Capability::Sudo, Capability::Deny];
 
 /// Character by character: `+` eats up to the next slash, a `*` at the end eats everything.
 fn covers_path(rule: &str, path: &str) -> bool {

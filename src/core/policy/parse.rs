@@ -90,9 +90,7 @@ fn permissions(place: &str, block: &Reader<'_>) -> Result<Permissions, ParseErro
         required_parameters: texts(block, "required_parameters").map_err(at)?,
     };
     match (permissions.min_wrapping_ttl, permissions.max_wrapping_ttl) {
-        (Some(min), Some(max)) if max < min => {
-            Err(ParseError::new("max_wrapping_ttl cannot be less than min_wrapping_ttl"))
-        }
+        (Some(min), Some(max)) if max < min => Err(ParseError::new("max_wrapping_ttl cannot be less than min_wrapping_ttl")),
         _ => Ok(permissions),
     }
 }
@@ -126,12 +124,8 @@ fn wrapping_ttl(block: &Reader<'_>, key: &str) -> Result<Option<Duration>, Parse
     let ttl = match &entry.value.kind {
         Kind::Text(text) if text.is_empty() => Duration::ZERO,
         Kind::Text(text) => parse_duration(text).map_err(|error| wrong(&error))?,
-        Kind::Int(seconds) => {
-            Duration::from_secs(u64::try_from(*seconds).map_err(|_| wrong(&"a time cannot be negative"))?)
-        }
-        Kind::Float(seconds) => {
-            Duration::try_from_secs_f64(seconds.trunc()).map_err(|_| wrong(&"a time cannot be negative"))?
-        }
+        Kind::Int(seconds) => Duration::from_secs(u64::try_from(*seconds).map_err(|_| wrong(&"a time cannot be negative"))?),
+        Kind::Float(seconds) => Duration::try_from_secs_f64(seconds.trunc()).map_err(|_| wrong(&"a time cannot be negative"))?,
         other => return Err(wrong(&format!("a time cannot be {}", other.name()))),
     };
     Ok(Some(ttl).filter(|ttl| !ttl.is_zero()))

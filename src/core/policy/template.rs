@@ -89,13 +89,15 @@ enum Piece<'a> {
 
 /// Cuts a path at its directives. Each `{{` must be followed by exactly one `}}` before the next `{{`.
 fn pieces(path: &str) -> impl Iterator<Item = Result<Piece<'_>, Unbalanced>> {
-    path.split("{{").enumerate().flat_map(|(index, part)| match (index, part.split_once("}}")) {
-        (0, None) => [Some(Ok(Piece::Text(part))), None],
-        (0, Some(_)) | (_, None) => [Some(Err(Unbalanced)), None],
-        (_, Some((_, text))) if text.contains("}}") => [Some(Err(Unbalanced)), None],
-        (_, Some((directive, text))) => [Some(Ok(Piece::Directive(directive.trim()))), Some(Ok(Piece::Text(text)))],
-    })
-    .flatten()
+    path.split("{{")
+        .enumerate()
+        .flat_map(|(index, part)| match (index, part.split_once("}}")) {
+            (0, None) => [Some(Ok(Piece::Text(part))), None],
+            (0, Some(_)) | (_, None) => [Some(Err(Unbalanced)), None],
+            (_, Some((_, text))) if text.contains("}}") => [Some(Err(Unbalanced)), None],
+            (_, Some((directive, text))) => [Some(Ok(Piece::Directive(directive.trim()))), Some(Ok(Piece::Text(text)))],
+        })
+        .flatten()
 }
 
 impl TemplateIdentity {
