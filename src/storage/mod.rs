@@ -19,6 +19,10 @@ mod space;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod faults;
 
 pub use self::{group::Store, inmem::InMem, redb::Redb, sled::Sled};
 
