@@ -5,13 +5,19 @@
 //! described at [`acl`].
 
 pub mod acl;
+pub mod builtin;
 pub mod capability;
 pub mod parse;
 mod pattern;
 mod prefix;
+pub mod resultant;
 pub mod rule;
+pub mod store;
 pub mod template;
 
 pub use acl::{Access, AccessRequest, Acl, Refusal, RequestParameters};
 pub use parse::{ParseError, parse};
+pub use resultant::ResultantAcl;
 pub use rule::Policy;
+pub use store::{PolicyError, PolicyStore};
+pub use template::TemplateIdentity;

@@ -15,6 +15,8 @@ const FORBIDDEN_IN_VALUES: [char; 3] = ['*', '+', '/'];
 pub struct TemplateIdentity {
     /// The entity's id.
     pub id: String,
+    /// Another number whenever anything below changes: compiled paths are kept by id and version.
+    pub version: u64,
     /// The entity's name.
     pub name: String,
     /// The entity's metadata.
@@ -160,6 +162,7 @@ mod tests {
     fn ann() -> TemplateIdentity {
         TemplateIdentity {
             id: "e-1".into(),
+            version: 1,
             name: "ann".into(),
             metadata: [("team", "blue"), ("wild", "a*"), ("up", "a/b"), ("none", "")]
                 .map(|(key, value)| (key.into(), value.into()))
