@@ -20,3 +20,7 @@ pub mod barrier;
 
 pub mod core;
 pub mod engines;
+
+pub mod startup;
+
+pub mod cli;
