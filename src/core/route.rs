@@ -117,13 +117,19 @@ pub struct Match<'p> {
 
 /// The compiled routes of one engine type.
 pub struct RouteTable<E: 'static> {
-    routes: &'static [Route<E>],
+    routes: Vec<&'static Route<E>>,
     compiled: Vec<(Vec<Token>, usize)>,
 }
 
 impl<E> RouteTable<E> {
     /// Compiles the patterns; earlier routes win.
     pub fn new(routes: &'static [Route<E>]) -> Self {
+        Self::joined(&[routes])
+    }
+
+    /// Compiles the patterns of several parts into one table; earlier routes win.
+    pub fn joined(parts: &[&'static [Route<E>]]) -> Self {
+        let routes: Vec<_> = parts.iter().flat_map(|part| part.iter()).collect();
         let compiled = routes
             .iter()
             .enumerate()
@@ -139,7 +145,7 @@ impl<E> RouteTable<E> {
 
     /// The route at an index from [`RouteTable::resolve`].
     pub fn route(&self, index: usize) -> Option<&'static Route<E>> {
-        self.routes.get(index)
+        self.routes.get(index).copied()
     }
 
     /// A description of all routes.

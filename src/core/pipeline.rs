@@ -1,0 +1,305 @@
+//! The one way of a request: seal check, mount, token, policy, audit, engine, wrapping, audit, envelope.
+//!
+//! Each step is a function here and no route goes round them. The order decides what a caller learns: a bad token
+//! reads the same on every path, and a denied path the same whether anything is there or not.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Active, Core,
+    engine::{Call, Caller},
+    envelope::{self, Answer},
+    failure::{Failure, Kind},
+    mounts::Mounted,
+    policy::{AccessRequest, Refusal},
+    reply::{Body, Reply},
+    request::{Operation, Request},
+    route::{Access, Match},
+    wrapping,
+};
+use crate::{
+    audit::{Exchange, Outcome},
+    wire::json::RawObject,
+};
+
+impl Core {
+    /// Answers a request. Never panics on what came from a client; a failure is an answer too.
+    pub async fn handle(self: &Arc<Self>, request: Request) -> Answer {
+        let result = match self.direct(&request).await {
+            Some(result) => result.map(|reply| (reply, "system".to_owned())),
+            None => self.serve(&request).await,
+        };
+        let rendered = result.and_then(|(reply, mount_type)| envelope::render(reply, &request.id, &mount_type));
+        rendered.unwrap_or_else(|failure| self.refuse(&request, &failure))
+    }
+
+    fn refuse(&self, request: &Request, failure: &Failure) -> Answer {
+        if let Some(cause) = failure.cause() {
+            tracing::error!(request_id = %request.id, path = %request.path, error = %failure, cause = %chain(cause), "request failed");
+        }
+        Answer {
+            status: crate::http::errors::status(failure.kind()),
+            content_type: "application/json",
+            body: envelope::errors(failure),
+            headers: Vec::new(),
+        }
+    }
+
+    /// Endpoints that answer also while sealed, without token and envelope (`sys/health`, `sys/unseal` …).
+    async fn direct(self: &Arc<Self>, request: &Request) -> Option<Result<Reply, Failure>> {
+        let path = request.path.strip_prefix("sys/")?;
+        let table = super::sys::direct_table();
+        let found = table.resolve(path)?;
+        let route = table.route(found.route)?;
+        let verb = super::route::Verb::of(request.operation);
+        let Some(spec) = route.operations.iter().find(|spec| Some(spec.verb) == verb) else {
+            return Some(Err(Failure::silent(Kind::UnsupportedOperation)));
+        };
+        Some(self.run_direct(request, path, &found, spec).await)
+    }
+
+    async fn run_direct(
+        self: &Arc<Self>,
+        request: &Request,
+        path: &str,
+        found: &Match<'_>,
+        spec: &super::route::OperationSpec<super::sys::System>,
+    ) -> Result<Reply, Failure> {
+        let body = RawObject::parse(&request.body)?;
+        let system = super::sys::System::new(self);
+        let caller = Caller::anyone(request.remote);
+        let call = Call {
+            request,
+            operation: request.operation,
+            path,
+            captures: &found.captures,
+            body: &body,
+            caller: &caller,
+            mount: super::sys::mount_entry(),
+            now: self.clock.now(),
+        };
+        let exchange = Exchange {
+            request,
+            operation: request.operation,
+            caller: Some(&caller),
+            mount: Some(call.mount),
+            remote: request.remote,
+        };
+        // Reading the state is not worth a record; unsealing, initialising and root generation are.
+        let audited = request.operation != Operation::Read && self.audit.is_enabled();
+        if audited {
+            self.audit.request(exchange, None).await?;
+        }
+        let result = (spec.run)(&system, &call).await;
+        if audited && self.audit.is_enabled() {
+            self.audit.response(exchange, outcome(&result)).await?;
+        }
+        result
+    }
+
+    async fn serve(self: &Arc<Self>, request: &Request) -> Result<(Reply, String), Failure> {
+        let active = self.active()?;
+        if request.operation.is_write() && request.path.ends_with('/') {
+            return Err(Failure::invalid("cannot write to a path ending in '/'"));
+        }
+        let body = RawObject::parse(&request.body)?;
+        let target = Target::find(&active, &request.path);
+        let mount = target.mounted.as_deref().map(|mounted| &mounted.entry);
+
+        let mut operation = request.operation;
+        let decided = self.admit(&active, request, &body, &target, &mut operation).await;
+        let (caller, wrap_ttl) = match decided {
+            Ok(admitted) => admitted,
+            Err((caller, failure)) => {
+                let exchange = Exchange { request, operation, caller: caller.as_ref(), mount, remote: request.remote };
+                if self.audit.is_enabled() {
+                    self.audit.request(exchange, Some(&failure)).await?;
+                }
+                return Err(failure);
+            }
+        };
+
+        let exchange = Exchange { request, operation, caller: Some(&caller), mount, remote: request.remote };
+        if self.audit.is_enabled() {
+            self.audit.request(exchange, None).await?;
+        }
+        let mut result = self.run(request, &body, &target, &caller, operation).await;
+        if let (Ok(reply), Some(ttl)) = (&mut result, wrap_ttl) {
+            result = self.wrap(&active, request, &target, std::mem::take(reply), ttl).await;
+        }
+        if let Some(token) = &caller.token
+            && token.num_uses != 0
+        {
+            active.tokens.finish_use(token).await?;
+        }
+        if self.audit.is_enabled() {
+            self.audit.response(exchange, outcome(&result)).await?;
+        }
+        result.map(|reply| (reply, target.kind()))
+    }
+
+    /// Token, existence check and policy. On refusal the caller is given back as far as it is known, for the audit record.
+    async fn admit(
+        &self,
+        active: &Active,
+        request: &Request,
+        body: &RawObject<'_>,
+        target: &Target<'_>,
+        operation: &mut Operation,
+    ) -> Result<(Caller, Option<Duration>), (Option<Caller>, Failure)> {
+        if target.access() == Some(Access::Anyone) {
+            return Ok((Caller::anyone(request.remote), request.wrap_ttl));
+        }
+        let Some(token) = &request.token else {
+            return Err((None, Failure::bad_token()));
+        };
+        let token = active.tokens.authenticate(token, request.remote).await.map_err(|failure| (None, failure))?;
+        let acl = active.acl_of(&token).map_err(|failure| (None, failure))?;
+        let caller = Caller { token: Some(Arc::clone(&token)), acl: Some(Arc::clone(&acl)), remote: request.remote };
+        let refuse = |failure: Failure| (Some(caller.clone()), failure);
+        if token.num_uses != 0 {
+            active.tokens.count_use(&token).await.map_err(refuse)?;
+        }
+        if *operation == Operation::Update
+            && let Some(exists) = self.exists(request, body, target, &caller).await.map_err(refuse)?
+        {
+            *operation = if exists { Operation::Update } else { Operation::Create };
+        }
+        let access = acl.check(&AccessRequest {
+            path: &request.path,
+            operation: *operation,
+            parameters: body,
+            wrap_ttl: request.wrap_ttl,
+        });
+        if !access.allowed {
+            let failure = match access.reason {
+                Some(Refusal::Wrapping(text)) => Failure::invalid(text),
+                _ => Failure::denied(),
+            };
+            return Err(refuse(failure));
+        }
+        if target.access() == Some(Access::Sudo) && !access.sudo {
+            return Err(refuse(Failure::denied()));
+        }
+        Ok((caller, access.wrap_ttl.or(request.wrap_ttl)))
+    }
+
+    async fn exists(
+        &self,
+        request: &Request,
+        body: &RawObject<'_>,
+        target: &Target<'_>,
+        caller: &Caller,
+    ) -> Result<Option<bool>, Failure> {
+        let (Some(mounted), Some(found)) = (&target.mounted, &target.found) else { return Ok(None) };
+        let call = self.call(request, body, target, mounted, caller, request.operation);
+        mounted.engine.exists(found.route, &call).await
+    }
+
+    async fn run(
+        &self,
+        request: &Request,
+        body: &RawObject<'_>,
+        target: &Target<'_>,
+        caller: &Caller,
+        operation: Operation,
+    ) -> Result<Reply, Failure> {
+        let Some(mounted) = &target.mounted else {
+            let text = format!("no handler for route {:?}. route entry not found.", request.path);
+            return Err(Failure::plain(Kind::UnsupportedPath, text));
+        };
+        let call = self.call(request, body, target, mounted, caller, operation);
+        if operation == Operation::Help {
+            return super::help::answer(mounted.engine.as_ref(), target.found.as_ref().map(|found| found.route));
+        }
+        mounted.engine.run(target.found.as_ref().map(|found| found.route), &call).await
+    }
+
+    fn call<'a>(
+        &self,
+        request: &'a Request,
+        body: &'a RawObject<'a>,
+        target: &'a Target<'a>,
+        mounted: &'a Mounted,
+        caller: &'a Caller,
+        operation: Operation,
+    ) -> Call<'a> {
+        Call {
+            request,
+            operation,
+            path: target.rest,
+            captures: target.found.as_ref().map_or(&[], |found| &found.captures),
+            body,
+            caller,
+            mount: &mounted.entry,
+            now: self.clock.now(),
+        }
+    }
+
+    /// Puts the answer into a wrapping token's cubbyhole. Empty answers and answers that are wrapped already stay.
+    async fn wrap(
+        &self,
+        active: &Active,
+        request: &Request,
+        target: &Target<'_>,
+        reply: Reply,
+        ttl: Duration,
+    ) -> Result<Reply, Failure> {
+        if reply.is_empty() || reply.wrap_info.is_some() || matches!(reply.body, Body::Bare { .. }) {
+            return Ok(reply);
+        }
+        if request.wrap_as_jwt {
+            return Err(Failure::not_implemented("X-Vault-Wrap-Format: jwt"));
+        }
+        let accessor = reply.auth.as_ref().map(|grant| grant.accessor.clone());
+        let status = reply.status;
+        let inner = envelope::envelope(&reply, &request.id, &target.kind())?;
+        let info = wrapping::wrap(&active.tokens, inner, status, ttl, &request.path, accessor).await?;
+        Ok(Reply { wrap_info: Some(Box::new(info)), ..Reply::default() })
+    }
+}
+
+fn outcome(result: &Result<Reply, Failure>) -> Outcome<'_> {
+    match result {
+        Ok(reply) => Outcome::Reply(reply),
+        Err(failure) => Outcome::Failure(failure),
+    }
+}
+
+/// The causes of an error, outermost first.
+fn chain(error: &(dyn std::error::Error + Send + Sync)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// Where a request's path leads.
+struct Target<'p> {
+    mounted: Option<Arc<Mounted>>,
+    rest: &'p str,
+    found: Option<Match<'p>>,
+}
+
+impl<'p> Target<'p> {
+    fn find(active: &Active, path: &'p str) -> Self {
+        let (mounted, rest) = match active.router.find(path) {
+            Some((mounted, rest)) => (Some(mounted), rest),
+            None => (active.router.find_bare(path), ""),
+        };
+        let found = mounted.as_ref().and_then(|mounted| mounted.engine.resolve(rest));
+        Self { mounted, rest, found }
+    }
+
+    fn access(&self) -> Option<Access> {
+        Some(self.mounted.as_ref()?.engine.access(self.found.as_ref()?.route))
+    }
+
+    fn kind(&self) -> String {
+        self.mounted.as_ref().map_or_else(String::new, |mounted| mounted.entry.kind.clone())
+    }
+}
