@@ -219,6 +219,7 @@ impl From<BarrierError> for Failure {
         match error {
             BarrierError::Sealed => Self::unavailable("Vault is sealed"),
             BarrierError::Storage(error) => error.into(),
+            BarrierError::Path(_) => Self::invalid("relative paths not supported"),
             other => Self::internal(other),
         }
     }

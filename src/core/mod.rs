@@ -2,10 +2,159 @@
 
 pub mod clock;
 pub mod engine;
+pub mod envelope;
 pub mod failure;
+pub mod help;
+pub mod mount_table;
 pub mod mounts;
+mod pipeline;
 pub mod policy;
 pub mod reply;
 pub mod request;
 pub mod route;
+pub mod sys;
 pub mod tokens;
+pub mod wrapping;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+
+use crate::{
+    audit::Broker,
+    barrier::{Barrier, View},
+    engines::Services,
+};
+use clock::Clock;
+use failure::Failure;
+use mount_table::MountTable;
+use mounts::Router;
+use policy::{Acl, PolicyStore};
+use tokens::{TokenEntry, TokenStore};
+
+/// What the configuration tells the core.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// TTL of leases and tokens where nothing else says one, in seconds.
+    pub default_lease_ttl: u64,
+    /// Upper bound of TTLs, in seconds.
+    pub max_lease_ttl: u64,
+    /// The Vault version that clients gate on.
+    pub vault_version: String,
+    /// `storage_type` of `sys/seal-status`.
+    pub storage_type: String,
+    /// Address that clients are told.
+    pub api_addr: String,
+    /// Folders under which audit files may be enabled over the API.
+    pub audit_paths: Vec<String>,
+    /// Whether `sys/raw` may be used.
+    pub raw_storage_endpoint: bool,
+    /// The configuration as `sys/config/state/sanitized` shows it.
+    pub sanitized: serde_json::Value,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            default_lease_ttl: 2_764_800,
+            max_lease_ttl: 2_764_800,
+            vault_version: "1.14.0".into(),
+            storage_type: "inmem".into(),
+            api_addr: String::new(),
+            audit_paths: Vec::new(),
+            raw_storage_endpoint: false,
+            sanitized: serde_json::Value::Null,
+        }
+    }
+}
+
+/// The server without its front: what requests are answered from.
+pub struct Core {
+    /// The encrypting layer over the store.
+    pub barrier: Arc<Barrier>,
+    /// What is there while unsealed.
+    active: ArcSwapOption<Active>,
+    /// Audit devices.
+    pub audit: Broker,
+    /// The time.
+    pub clock: Clock,
+    /// From the configuration.
+    pub settings: Settings,
+    /// Shared by all engines.
+    pub services: Arc<Services>,
+}
+
+/// Everything that exists only while the server is unsealed.
+pub struct Active {
+    /// Paths to engines.
+    pub router: Arc<Router>,
+    /// Changes of mounts.
+    pub mounts: MountTable,
+    /// Tokens.
+    pub tokens: Arc<TokenStore>,
+    /// Policies.
+    pub policies: Arc<PolicyStore>,
+}
+
+impl Active {
+    /// The compiled policies of a token.
+    pub fn acl_of(&self, token: &TokenEntry) -> Result<Arc<Acl>, Failure> {
+        Ok(self.policies.acl_for(&token.policies, None)?)
+    }
+}
+
+impl Core {
+    /// A sealed core.
+    pub fn new(barrier: Arc<Barrier>, clock: Clock, settings: Settings, services: Arc<Services>) -> Arc<Self> {
+        Arc::new(Self { barrier, active: ArcSwapOption::empty(), audit: Broker::default(), clock, settings, services })
+    }
+
+    /// What is there while unsealed, or the 503 of a sealed server.
+    pub fn active(&self) -> Result<Arc<Active>, Failure> {
+        self.active.load_full().ok_or_else(|| Failure::unavailable("Vault is sealed"))
+    }
+
+    /// Builds everything behind an unlocked barrier and starts to answer.
+    pub async fn activate(self: &Arc<Self>) -> Result<(), Failure> {
+        let view = |prefix: &str| View::new(Arc::clone(&self.barrier), prefix);
+        let cubbyhole = view("logical/cubbyhole/")?;
+        let tokens = TokenStore::open(view("sys/token/")?, cubbyhole.clone(), self.clock.clone()).await?;
+        let policies = PolicyStore::open(view("sys/policy/")?).await?;
+        let router = Arc::new(Router::default());
+        let mounts = MountTable::new(view("core/")?, Arc::clone(&self.barrier), Arc::clone(&router));
+        let active = Arc::new(Active { router, mounts, tokens, policies });
+        active.mounts.load(self, &active, &cubbyhole).await?;
+        self.active.store(Some(Arc::clone(&active)));
+        for mounted in active.router.all() {
+            if let Err(failure) = mounted.engine.start().await {
+                tracing::error!(mount = %mounted.entry.full_path(), error = ?failure, "the engine did not start; its requests may fail");
+            }
+        }
+        tracing::info!(mounts = active.router.all().len(), "unsealed and serving");
+        Ok(())
+    }
+
+    /// Stops answering; the caller locks the barrier.
+    pub fn deactivate(&self) {
+        self.active.store(None);
+    }
+
+    /// Periodic work: expirations, rotations, resumed clean-ups. Errors are logged and tried again next time.
+    pub async fn tick(self: &Arc<Self>) {
+        let Ok(active) = self.active() else { return };
+        if let Err(error) = self.barrier.rotate_if_due(self.clock.now()).await {
+            tracing::error!(%error, "the barrier's key was due for rotation and could not be rotated");
+        }
+        if let Err(failure) = active.tokens.sweep(1000).await {
+            tracing::error!(error = ?failure, "expired tokens could not be removed");
+        }
+        if let Err(failure) = active.mounts.finish_removals().await {
+            tracing::error!(error = ?failure, "records of removed mounts could not be deleted");
+        }
+        for mounted in active.router.all() {
+            if let Err(failure) = mounted.engine.tick().await {
+                tracing::error!(mount = %mounted.entry.full_path(), error = ?failure, "periodic work failed");
+            }
+        }
+    }
+}

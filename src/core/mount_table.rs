@@ -1,0 +1,262 @@
+//! Changes of the mount table: each is durable before the router shows it, and a removal goes on after a crash.
+//!
+//! Records: `mounts/<uuid>` (a [`MountEntry`]) and `removed/<uuid>` (the same, while its data is being deleted).
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::sync::Mutex;
+
+use super::{
+    Active, Core,
+    failure::Failure,
+    mounts::{MountConfig, MountEntry, Mounted, Router, Table},
+    sys::System,
+};
+use crate::{
+    auth,
+    barrier::{Barrier, Entry, Txn, View},
+    engines::{self, MountContext},
+    storage::{Expect, StorageError},
+};
+
+/// Records deleted in one transaction while a mount's data goes.
+const REMOVAL_BATCH: usize = 500;
+
+/// The persistent side of the router.
+pub struct MountTable {
+    view: View,
+    barrier: Arc<Barrier>,
+    router: Arc<Router>,
+    /// Changes are made one at a time; readers never take it.
+    changing: Mutex<()>,
+}
+
+impl MountTable {
+    /// A table over `core/`; nothing is mounted before [`MountTable::load`].
+    pub fn new(view: View, barrier: Arc<Barrier>, router: Arc<Router>) -> Self {
+        Self { view, barrier, router, changing: Mutex::new(()) }
+    }
+
+    /// Reads all mounts and makes their engines; a new cluster gets the built-in mounts.
+    pub async fn load(&self, core: &Arc<Core>, active: &Active, cubbyhole: &View) -> Result<(), Failure> {
+        let mut entries = self.entries()?;
+        let missing: Vec<_> = built_in().into_iter().filter(|new| !entries.iter().any(|old| same_place(old, new))).collect();
+        if !missing.is_empty() {
+            let mut txn = Txn::new();
+            for entry in &missing {
+                txn = txn.put(format!("mounts/{}", entry.uuid), encode(entry)?);
+            }
+            self.view.commit(txn).await?;
+            entries.extend(missing);
+        }
+        let mut mounts = BTreeMap::new();
+        for entry in entries {
+            let engine = self.engine(core, active, cubbyhole, &entry)?;
+            mounts.insert(entry.full_path(), Arc::new(Mounted { entry, engine }));
+        }
+        self.router.set(mounts);
+        Ok(())
+    }
+
+    fn entries(&self) -> Result<Vec<MountEntry>, Failure> {
+        self.view.scan("mounts/", None, usize::MAX)?.into_iter().map(|(path, entry)| decode(&path, &entry)).collect()
+    }
+
+    fn engine(
+        &self,
+        core: &Arc<Core>,
+        active: &Active,
+        cubbyhole: &View,
+        entry: &MountEntry,
+    ) -> Result<Arc<dyn super::engine::Engine>, Failure> {
+        Ok(match (entry.table, entry.kind.as_str()) {
+            (Table::Secret, "system") => Arc::new(System::new(core)),
+            (Table::Secret, "identity") => Arc::new(engines::identity::Identity),
+            (Table::Secret, "cubbyhole") => Arc::new(engines::cubbyhole::Cubbyhole::new(cubbyhole.clone())),
+            (Table::Auth, "token") => Arc::new(auth::token::TokenAuth::new(Arc::clone(&active.tokens), core.settings.clone())),
+            (Table::Auth, kind) => return Err(Failure::invalid(format!("plugin not found in the catalog: {kind}"))),
+            (Table::Secret, _) => engines::build(self.context(core, entry)?)?,
+        })
+    }
+
+    fn context(&self, core: &Arc<Core>, entry: &MountEntry) -> Result<MountContext, Failure> {
+        let folder = match entry.table {
+            Table::Secret => "logical",
+            Table::Auth => "auth",
+        };
+        Ok(MountContext {
+            entry: entry.clone(),
+            view: View::new(Arc::clone(&self.barrier), &format!("{folder}/{}/", entry.uuid))?,
+            clock: core.clock.clone(),
+            system_default_ttl: core.settings.default_lease_ttl,
+            system_max_ttl: core.settings.max_lease_ttl,
+            services: Arc::clone(&core.services),
+        })
+    }
+
+    /// Mounts a secrets engine or auth method at a free path.
+    pub async fn mount(&self, core: &Arc<Core>, entry: MountEntry) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        self.check_free(&entry.full_path())?;
+        let engine = match entry.table {
+            Table::Secret => engines::build(self.context(core, &entry)?)?,
+            Table::Auth => auth::build(self.context(core, &entry)?)?,
+        };
+        let path = format!("mounts/{}", entry.uuid);
+        self.view.commit(Txn::new().check(&path, Expect::Absent).put(&path, encode(&entry)?)).await?;
+        engine.start().await?;
+        self.router.put(Arc::new(Mounted { entry, engine }));
+        Ok(())
+    }
+
+    /// Whether a path is taken, or lies inside or around a mount. The error names the mount in the way.
+    fn check_free(&self, full_path: &str) -> Result<(), Failure> {
+        let taken = self.router.all().into_iter().map(|mounted| mounted.entry.full_path());
+        match taken.into_iter().find(|path| path.starts_with(full_path) || full_path.starts_with(path.as_str())) {
+            Some(path) => {
+                let shown = path.strip_prefix("auth/").filter(|_| full_path.starts_with("auth/")).unwrap_or(&path);
+                Err(Failure::invalid(format!("path is already in use at {shown}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Unmounts: durable at once, then the data goes, batch by batch, also after a crash.
+    pub async fn unmount(&self, full_path: &str) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        let Some(mounted) = self.router.at(full_path) else { return Ok(()) };
+        let entry = &mounted.entry;
+        let record = encode(entry)?;
+        let txn = Txn::new().delete(format!("mounts/{}", entry.uuid)).put(format!("removed/{}", entry.uuid), record);
+        self.view.commit(txn).await?;
+        self.router.take(full_path);
+        if let Err(failure) = mounted.engine.retire().await {
+            tracing::error!(mount = %full_path, error = ?failure, "what the mount held outside the store could not be destroyed");
+        }
+        self.delete_data(entry).await
+    }
+
+    /// Goes on with removals that a crash interrupted.
+    pub async fn finish_removals(&self) -> Result<(), Failure> {
+        for (path, entry) in self.view.scan("removed/", None, usize::MAX)? {
+            self.delete_data(&decode(&path, &entry)?).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_data(&self, entry: &MountEntry) -> Result<(), Failure> {
+        let folder = match entry.table {
+            Table::Secret => "logical",
+            Table::Auth => "auth",
+        };
+        let data = View::new(Arc::clone(&self.barrier), &format!("{folder}/{}/", entry.uuid))?;
+        loop {
+            let records = data.scan("", None, REMOVAL_BATCH)?;
+            if records.is_empty() {
+                break;
+            }
+            let txn = records.into_iter().fold(Txn::new(), |txn, (path, _)| txn.delete(path));
+            data.commit(txn).await?;
+        }
+        self.view.commit(Txn::new().delete(format!("removed/{}", entry.uuid))).await?;
+        Ok(())
+    }
+
+    /// Changes a mount's record and engine in place (tune); `change` sees the entry as it is now.
+    pub async fn tune(
+        &self,
+        core: &Arc<Core>,
+        full_path: &str,
+        change: impl FnOnce(&mut MountEntry) -> Result<(), Failure> + Send,
+    ) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        let mounted = self.router.at(full_path).ok_or_else(Failure::not_found)?;
+        let mut entry = mounted.entry.clone();
+        change(&mut entry)?;
+        if entry == mounted.entry {
+            return Ok(());
+        }
+        let rebuilt = match (entry.table, entry.kind.as_str()) {
+            (_, "system" | "identity" | "cubbyhole" | "token") => Arc::clone(&mounted.engine),
+            (Table::Secret, _) => engines::build(self.context(core, &entry)?)?,
+            (Table::Auth, _) => auth::build(self.context(core, &entry)?)?,
+        };
+        self.view.commit(Txn::new().put(format!("mounts/{}", entry.uuid), encode(&entry)?)).await?;
+        rebuilt.start().await?;
+        self.router.put(Arc::new(Mounted { entry, engine: rebuilt }));
+        Ok(())
+    }
+
+    /// Moves a mount with its data to another free path of the same table.
+    pub async fn remount(&self, core: &Arc<Core>, from: &str, to: MountEntry) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        let mounted = self.router.at(from).ok_or_else(Failure::not_found)?;
+        self.check_free(&to.full_path())?;
+        let entry = MountEntry { path: to.path, ..mounted.entry.clone() };
+        let engine = match entry.table {
+            Table::Secret => engines::build(self.context(core, &entry)?)?,
+            Table::Auth => auth::build(self.context(core, &entry)?)?,
+        };
+        self.view.commit(Txn::new().put(format!("mounts/{}", entry.uuid), encode(&entry)?)).await?;
+        engine.start().await?;
+        self.router.take(from);
+        self.router.put(Arc::new(Mounted { entry, engine }));
+        Ok(())
+    }
+}
+
+fn encode(entry: &MountEntry) -> Result<Vec<u8>, Failure> {
+    serde_json::to_vec(entry).map_err(Failure::internal)
+}
+
+fn decode(path: &str, entry: &Entry) -> Result<MountEntry, Failure> {
+    serde_json::from_slice(entry.value.expose()).map_err(|error| {
+        Failure::from(StorageError::Corrupt { key: path.to_owned(), reason: error.to_string() })
+    })
+}
+
+fn same_place(a: &MountEntry, b: &MountEntry) -> bool {
+    a.table == b.table && a.path == b.path
+}
+
+/// A new entry with a fresh uuid and accessor.
+pub fn new_entry(table: Table, path: &str, kind: &str) -> MountEntry {
+    let mut config = MountConfig::default();
+    let prefix = match table {
+        Table::Secret => kind.to_owned(),
+        Table::Auth => {
+            config.token_type = "default-service".into();
+            format!("auth_{kind}")
+        }
+    };
+    MountEntry {
+        table,
+        path: path.to_owned(),
+        kind: kind.to_owned(),
+        uuid: uuid::Uuid::new_v4().to_string(),
+        accessor: format!("{prefix}_{}", hex::encode(crate::secret::random_array::<4>())),
+        description: String::new(),
+        options: BTreeMap::new(),
+        config,
+        local: false,
+        seal_wrap: false,
+        external_entropy_access: false,
+    }
+}
+
+/// The mounts of a new cluster.
+fn built_in() -> Vec<MountEntry> {
+    let described = |table, path: &str, kind: &str, description: &str| MountEntry {
+        description: description.to_owned(),
+        ..new_entry(table, path, kind)
+    };
+    let mut cubbyhole = described(Table::Secret, "cubbyhole/", "cubbyhole", "per-token private secret storage");
+    cubbyhole.local = true;
+    let mut system = described(Table::Secret, "sys/", "system", "system endpoints used for control, policy and debugging");
+    system.seal_wrap = true;
+    system.config.passthrough_request_headers = vec!["Accept".into()];
+    let mut identity = described(Table::Secret, "identity/", "identity", "identity store");
+    identity.config.passthrough_request_headers = vec!["Authorization".into()];
+    let token = described(Table::Auth, "token/", "token", "token based credentials");
+    vec![cubbyhole, system, identity, token]
+}

@@ -1,0 +1,57 @@
+//! The `sys/` mount: one file per family of endpoints, each with its own slice of the route table.
+
+pub mod health;
+
+use std::sync::{Arc, LazyLock, Weak};
+
+use super::{
+    Active, Core,
+    failure::Failure,
+    mount_table,
+    mounts::{MountEntry, Table},
+    route::{RouteTable, Routed},
+};
+
+/// What answers below `sys/`. The one engine that sees the core, as its endpoints change the core.
+pub struct System {
+    core: Weak<Core>,
+}
+
+impl System {
+    /// The system engine of a core.
+    pub fn new(core: &Arc<Core>) -> Self {
+        Self { core: Arc::downgrade(core) }
+    }
+
+    /// The core.
+    pub fn core(&self) -> Result<Arc<Core>, Failure> {
+        self.core.upgrade().ok_or_else(|| Failure::unavailable("the server is shutting down"))
+    }
+
+    /// What is there while unsealed.
+    pub fn active(&self) -> Result<Arc<Active>, Failure> {
+        self.core()?.active()
+    }
+}
+
+static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[]));
+
+/// Endpoints that answer while sealed, without token and envelope.
+static DIRECT: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[health::DIRECT]));
+
+impl Routed for System {
+    fn table() -> &'static RouteTable<Self> {
+        &ROUTES
+    }
+}
+
+/// The routes that answer while sealed.
+pub fn direct_table() -> &'static RouteTable<System> {
+    &DIRECT
+}
+
+/// Stands for the `sys/` mount on endpoints that answer before any mount is loaded.
+pub fn mount_entry() -> &'static MountEntry {
+    static ENTRY: LazyLock<MountEntry> = LazyLock::new(|| mount_table::new_entry(Table::Secret, "sys/", "system"));
+    &ENTRY
+}

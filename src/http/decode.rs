@@ -1,0 +1,180 @@
+//! HTTP to [`Request`]: verbs, paths, headers and bodies as Vault's clients send them.
+
+use std::time::Duration;
+
+use actix_web::{
+    HttpRequest,
+    http::{Method, header},
+};
+use bytes::Bytes;
+use percent_encoding::percent_decode_str;
+
+use crate::{
+    core::{
+        failure::{Failure, Kind},
+        request::{Operation, Request},
+    },
+    secret::SecretString,
+    wire::duration,
+};
+
+/// Reads everything but the body, so that a bad request is refused before its body is taken.
+pub fn head(http: &HttpRequest) -> Result<Request, Failure> {
+    let path = path(http.uri().path())?;
+    let query = query(http.query_string());
+    let (operation, path) = operation(http, path, &query)?;
+    check_namespace(http)?;
+    let peer = http.peer_addr();
+    Ok(Request {
+        id: uuid::Uuid::new_v4().to_string(),
+        operation,
+        path,
+        body: Bytes::new(),
+        query,
+        token: token(http),
+        wrap_ttl: wrap_ttl(http)?,
+        wrap_as_jwt: text(http, "x-vault-wrap-format").is_some_and(|format| format.eq_ignore_ascii_case("jwt")),
+        remote: peer.map(|peer| peer.ip()),
+        remote_port: peer.map_or(0, |peer| peer.port()),
+        headers: headers(http),
+    })
+}
+
+/// The decoded path below `/v1/`.
+fn path(raw: &str) -> Result<String, Failure> {
+    let Some(raw) = raw.strip_prefix("/v1/") else {
+        return Err(Failure::silent(Kind::UnsupportedPath));
+    };
+    let decoded = percent_decode_str(raw).decode_utf8();
+    let path = decoded.map_err(|error| Failure::invalid("the path is not valid UTF-8").caused_by(error))?;
+    if path.split('/').any(|segment| segment == ".." || segment == ".") {
+        return Err(Failure::invalid("relative paths not supported"));
+    }
+    if path.is_empty() {
+        return Err(Failure::silent(Kind::UnsupportedPath));
+    }
+    Ok(path.into_owned())
+}
+
+fn query(raw: &str) -> Vec<(String, String)> {
+    pairs(raw).filter(|(name, _)| !name.is_empty()).collect()
+}
+
+/// Names and values of a query string or form body.
+fn pairs(raw: &str) -> impl Iterator<Item = (String, String)> + '_ {
+    let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+    raw.split('&').filter(|pair| !pair.is_empty()).map(move |pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decode(name), decode(value))
+    })
+}
+
+/// The operation of a verb. Lists act on the path with a trailing slash, whichever way they are asked for.
+fn operation(http: &HttpRequest, path: String, query: &[(String, String)]) -> Result<(Operation, String), Failure> {
+    let value = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let folder = |path: String| if path.ends_with('/') { path } else { format!("{path}/") };
+    match http.method().as_str() {
+        "GET" => {
+            if value("help").is_some_and(|help| help != "0" && help != "false") {
+                return Ok((Operation::Help, path));
+            }
+            if switch(value("list"))? {
+                return Ok((Operation::List, folder(path)));
+            }
+            if switch(value("scan"))? {
+                return Ok((Operation::Scan, folder(path)));
+            }
+            Ok((Operation::Read, path))
+        }
+        "HEAD" if path == "sys/health" => Ok((Operation::Read, path)),
+        "POST" | "PUT" => Ok((Operation::Update, path)),
+        "DELETE" => Ok((Operation::Delete, path)),
+        "LIST" => Ok((Operation::List, folder(path))),
+        "SCAN" => Ok((Operation::Scan, folder(path))),
+        "PATCH" => {
+            check_patch_type(http)?;
+            Ok((Operation::Patch, path))
+        }
+        _ => Err(Failure::silent(Kind::UnsupportedOperation)),
+    }
+}
+
+/// `list=true` as Go's `strconv.ParseBool` reads it; anything else is an error without a text.
+fn switch(value: Option<&str>) -> Result<bool, Failure> {
+    match value {
+        None | Some("") => Ok(false),
+        Some("1" | "t" | "T" | "TRUE" | "true" | "True") => Ok(true),
+        Some("0" | "f" | "F" | "FALSE" | "false" | "False") => Ok(false),
+        Some(_) => Err(Failure::silent(Kind::Invalid)),
+    }
+}
+
+fn check_patch_type(http: &HttpRequest) -> Result<(), Failure> {
+    let given = text(http, "content-type").unwrap_or("");
+    let essence = given.split(';').next().unwrap_or("").trim();
+    if essence.is_empty() {
+        return Err(Failure::invalid("PATCH requires Content-Type of application/merge-patch+json, none provided"));
+    }
+    if !essence.eq_ignore_ascii_case("application/merge-patch+json") {
+        let text = format!("PATCH requires Content-Type of application/merge-patch+json, provided {essence}");
+        return Err(Failure::plain(Kind::UnsupportedMediaType, text));
+    }
+    Ok(())
+}
+
+/// Only the root namespace exists; clients send the header empty or as `root`.
+fn check_namespace(http: &HttpRequest) -> Result<(), Failure> {
+    match text(http, "x-vault-namespace").map(|name| name.trim_matches('/')) {
+        None | Some("" | "root") => Ok(()),
+        Some(name) => Err(Failure::invalid(format!("namespaces are not supported by this server: no namespace {name:?}"))),
+    }
+}
+
+/// `X-Vault-Token`, or else `Authorization: Bearer`.
+fn token(http: &HttpRequest) -> Option<SecretString> {
+    let own = text(http, "x-vault-token").map(str::trim).filter(|token| !token.is_empty());
+    let bearer = || {
+        let value = text(http, "authorization")?;
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|token| !token.is_empty())
+    };
+    own.or_else(bearer).map(|token| SecretString::new(token.to_owned()))
+}
+
+fn wrap_ttl(http: &HttpRequest) -> Result<Option<Duration>, Failure> {
+    let Some(value) = text(http, "x-vault-wrap-ttl").filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let ttl = duration::parse_duration(value)
+        .map_err(|error| Failure::invalid(format!("error parsing X-Vault-Wrap-TTL header: {error}")))?;
+    Ok((!ttl.is_zero()).then_some(ttl))
+}
+
+/// All headers but those that carry tokens.
+fn headers(http: &HttpRequest) -> Vec<(String, String)> {
+    http.headers()
+        .iter()
+        .filter(|(name, _)| *name != header::AUTHORIZATION && name.as_str() != "x-vault-token")
+        .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
+        .collect()
+}
+
+fn text<'a>(http: &'a HttpRequest, name: &str) -> Option<&'a str> {
+    http.headers().get(name)?.to_str().ok()
+}
+
+/// Form bodies become JSON objects of strings; every other type is taken as JSON, as clients send all sorts.
+pub fn body(http: &HttpRequest, bytes: Bytes) -> Result<Bytes, Failure> {
+    if *http.method() == Method::GET || *http.method() == Method::HEAD || bytes.is_empty() {
+        return Ok(if *http.method() == Method::GET { Bytes::new() } else { bytes });
+    }
+    let form = text(http, "content-type").is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"));
+    let looks_like_json = bytes.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| *byte == b'{');
+    if !form || looks_like_json {
+        return Ok(bytes);
+    }
+    let raw = std::str::from_utf8(&bytes).map_err(|error| Failure::invalid("the form is not valid UTF-8").caused_by(error))?;
+    let fields: serde_json::Map<String, serde_json::Value> =
+        pairs(raw).map(|(name, value)| (name, serde_json::Value::String(value))).collect();
+    serde_json::to_vec(&fields).map(Bytes::from).map_err(Failure::internal)
+}
