@@ -1,0 +1,208 @@
+//! Listeners: TCP with or without TLS, and unix sockets.
+
+use std::{
+    io,
+    net::{TcpListener, ToSocketAddrs},
+    os::unix::{fs::PermissionsExt, net::UnixListener},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use actix_web::{
+    App, HttpServer,
+    dev::{Server, ServerHandle},
+};
+use thiserror::Error;
+
+use super::tls::{self, Certificate, TlsError};
+use crate::{
+    config::{self, Listener},
+    core::Core,
+    http::{self, Front},
+};
+
+/// Time that requests in flight get on SIGTERM.
+const DRAIN_SECONDS: u64 = 8;
+
+/// Why a listener could not be opened.
+#[derive(Debug, Error)]
+pub enum ListenError {
+    /// The address is taken, not ours or malformed.
+    #[error("cannot listen on {address}: {source}; is another server running there, or is the address not of this machine?")]
+    Bind {
+        /// What the configuration says.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Its TLS settings do not work.
+    #[error("listener {address}: {source}")]
+    Tls {
+        /// What the configuration says.
+        address: String,
+        /// Why not.
+        source: TlsError,
+    },
+    /// The owner or mode of a unix socket cannot be set.
+    #[error("listener {address}: {reason}")]
+    Socket {
+        /// The socket's path.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// All listeners, bound and ready to serve.
+pub struct Bound {
+    listeners: Vec<One>,
+    certificates: Vec<Arc<Certificate>>,
+}
+
+struct One {
+    socket: Socket,
+    max_body: u64,
+    /// What to tell people: `http://127.0.0.1:8200`.
+    url: String,
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Tls(TcpListener, Box<rustls::ServerConfig>),
+    Unix(UnixListener),
+}
+
+impl Bound {
+    /// Opens every listener of the configuration.
+    pub fn bind(listeners: &[Listener]) -> Result<Self, ListenError> {
+        let mut bound = Self { listeners: Vec::new(), certificates: Vec::new() };
+        for listener in listeners {
+            let one = match listener {
+                Listener::Tcp(tcp) => bound.tcp(tcp)?,
+                Listener::Unix(unix) => One {
+                    socket: Socket::Unix(unix_socket(unix)?),
+                    max_body: unix.max_request_size,
+                    url: format!("unix://{}", unix.address.display()),
+                },
+            };
+            bound.listeners.push(one);
+        }
+        Ok(bound)
+    }
+
+    fn tcp(&mut self, tcp: &config::TcpListener) -> Result<One, ListenError> {
+        let address = tcp.address.clone();
+        let failed = |source| ListenError::Bind { address: address.clone(), source };
+        let socket = bind_tcp(&address).map_err(failed)?;
+        let local = socket.local_addr().map_err(failed)?;
+        let Some(settings) = &tcp.tls else {
+            return Ok(One { socket: Socket::Tcp(socket), max_body: tcp.max_request_size, url: format!("http://{local}") });
+        };
+        let wrong = |source| ListenError::Tls { address: address.clone(), source };
+        let certificate = Certificate::load(settings).map_err(wrong)?;
+        let config = tls::server_config(settings, Arc::clone(&certificate)).map_err(wrong)?;
+        self.certificates.push(certificate);
+        Ok(One {
+            socket: Socket::Tls(socket, Box::new(config)),
+            max_body: tcp.max_request_size,
+            url: format!("https://{local}"),
+        })
+    }
+
+    /// Where clients connect.
+    pub fn urls(&self) -> Vec<String> {
+        self.listeners.iter().map(|one| one.url.clone()).collect()
+    }
+
+    /// The certificates, for SIGHUP.
+    pub fn certificates(&self) -> Vec<Arc<Certificate>> {
+        self.certificates.clone()
+    }
+
+    /// Starts serving; the returned servers run when they are awaited or spawned.
+    pub fn serve(self, core: &Arc<Core>) -> io::Result<Vec<(Server, ServerHandle)>> {
+        let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+        self.listeners
+            .into_iter()
+            .map(|one| {
+                let front = Front { core: Arc::clone(core), max_body: one.max_body };
+                let server = HttpServer::new(move || {
+                    let front = front.clone();
+                    App::new().configure(|app| http::configure(app, front))
+                })
+                .workers(workers)
+                .disable_signals()
+                .shutdown_timeout(DRAIN_SECONDS)
+                .keep_alive(Duration::from_secs(120))
+                .client_request_timeout(Duration::from_secs(30));
+                let server = match one.socket {
+                    Socket::Tcp(socket) => server.listen(socket)?,
+                    Socket::Tls(socket, config) => server.listen_rustls_0_23(socket, *config)?,
+                    Socket::Unix(socket) => server.listen_uds(socket)?,
+                };
+                let server = server.run();
+                let handle = server.handle();
+                Ok((server, handle))
+            })
+            .collect()
+    }
+}
+
+/// Binds with the address reusable, so that a restart does not wait for old connections.
+fn bind_tcp(address: &str) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the address names no host and port, as in 127.0.0.1:8200");
+    for candidate in address.to_socket_addrs()? {
+        match TcpListener::bind(candidate) {
+            Ok(socket) => {
+                socket.set_nonblocking(true)?;
+                return Ok(socket);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn unix_socket(unix: &config::UnixListener) -> Result<UnixListener, ListenError> {
+    let path = &unix.address;
+    let address = path.display().to_string();
+    remove_stale(path).and_then(|()| UnixListener::bind(path)).map_err(|source| ListenError::Bind { address: address.clone(), source }).and_then(
+        |socket| {
+            let failed = |error: io::Error| ListenError::Socket { address: address.clone(), reason: error.to_string() };
+            socket.set_nonblocking(true).map_err(failed)?;
+            let mode = unix.mode.unwrap_or(0o600);
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
+            let id = |name: &Option<String>, file: &str| name.as_deref().map(|name| lookup(name, file)).transpose();
+            let user = id(&unix.user, "/etc/passwd").map_err(failed)?;
+            let group = id(&unix.group, "/etc/group").map_err(failed)?;
+            if user.is_some() || group.is_some() {
+                std::os::unix::fs::chown(path, user, group).map_err(failed)?;
+            }
+            Ok(socket)
+        },
+    )
+}
+
+/// A socket file that nobody listens on is left over from a crash; one with a listener stays.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::from(io::ErrorKind::AddrInUse)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(_) => Ok(()),
+    }
+}
+
+/// A user or group by number or by name.
+fn lookup(name: &str, file: &str) -> io::Result<u32> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    std::fs::read_to_string(file)?
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+        })
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{name:?} is not in {file}")))
+}

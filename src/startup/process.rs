@@ -1,0 +1,56 @@
+//! The process itself: no core dumps, memory kept out of swap, the pid file.
+
+use std::{fs, io, path::PathBuf};
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+
+/// Forbids core dumps and tracing by other processes of the same user: they would show keys.
+pub fn forbid_core_dumps() {
+    if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }) {
+        tracing::warn!(%error, "core dumps could not be switched off");
+    }
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "the process could not be protected from being dumped");
+    }
+}
+
+/// Raises the limit of open files to what is allowed: every connection takes one.
+pub fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Keeps all memory out of swap, or says what to do when that is not allowed.
+#[allow(unsafe_code)] // mlockall has no memory-safety precondition; the libc binding is unsafe as all of FFI
+pub fn lock_memory() -> io::Result<()> {
+    let limit = getrlimit(Resource::Memlock);
+    if limit.current.is_some_and(|bytes| bytes < 1 << 30) && !rustix::process::geteuid().is_root() {
+        return Err(io::Error::other("the limit of locked memory (ulimit -l) is below 1 GiB"));
+    }
+    // SAFETY: takes flags only and touches no memory of ours.
+    let done = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The pid file, removed when the server ends.
+pub struct PidFile(PathBuf);
+
+impl PidFile {
+    /// Writes this process's id.
+    pub fn write(path: PathBuf) -> io::Result<Self> {
+        fs::write(&path, format!("{}\n", std::process::id()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "the pid file could not be removed");
+        }
+    }
+}
