@@ -18,8 +18,11 @@ pub mod storage;
 
 pub mod barrier;
 
+pub mod audit;
+pub mod auth;
 pub mod core;
 pub mod engines;
+pub mod http;
 
 pub mod startup;
 

@@ -119,7 +119,9 @@ impl Core {
         let view = |prefix: &str| View::new(Arc::clone(&self.barrier), prefix);
         let cubbyhole = view("logical/cubbyhole/")?;
         let tokens = TokenStore::open(view("sys/token/")?, cubbyhole.clone(), self.clock.clone()).await?;
-        let policies = PolicyStore::open(view("sys/policy/")?).await?;
+        let policies = PolicyStore::new(view("sys/policy/")?);
+        policies.install_builtin(self.clock.now()).await?;
+        let policies = Arc::new(policies);
         let router = Arc::new(Router::default());
         let mounts = MountTable::new(view("core/")?, Arc::clone(&self.barrier), Arc::clone(&router));
         let active = Arc::new(Active { router, mounts, tokens, policies });

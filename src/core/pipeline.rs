@@ -3,7 +3,9 @@
 //! Each step is a function here and no route goes round them. The order decides what a caller learns: a bad token
 //! reads the same on every path, and a denied path the same whether anything is there or not.
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::OnceCell, sync::Arc, time::Duration};
+
+use serde_json::{Map, Value};
 
 use super::{
     Active, Core,
@@ -11,7 +13,7 @@ use super::{
     envelope::{self, Answer},
     failure::{Failure, Kind},
     mounts::Mounted,
-    policy::{AccessRequest, Refusal},
+    policy::{AccessRequest, RequestParameters, acl::UnreadableParameters},
     reply::{Body, Reply},
     request::{Operation, Request},
     route::{Access, Match},
@@ -168,20 +170,13 @@ impl Core {
         let access = acl.check(&AccessRequest {
             path: &request.path,
             operation: *operation,
-            parameters: body,
+            parameters: &Parameters::new(request, *operation),
             wrap_ttl: request.wrap_ttl,
         });
-        if !access.allowed {
-            let failure = match access.reason {
-                Some(Refusal::Wrapping(text)) => Failure::invalid(text),
-                _ => Failure::denied(),
-            };
-            return Err(refuse(failure));
-        }
-        if target.access() == Some(Access::Sudo) && !access.sudo {
+        if !access.allowed || (target.access() == Some(Access::Sudo) && !access.sudo) {
             return Err(refuse(Failure::denied()));
         }
-        Ok((caller, access.wrap_ttl.or(request.wrap_ttl)))
+        Ok((caller, request.wrap_ttl))
     }
 
     async fn exists(
@@ -301,5 +296,35 @@ impl<'p> Target<'p> {
 
     fn kind(&self) -> String {
         self.mounted.as_ref().map_or_else(String::new, |mounted| mounted.entry.kind.clone())
+    }
+}
+
+/// The request's parameters for rules that limit them; parsed only when such a rule asks.
+struct Parameters<'a> {
+    request: &'a Request,
+    operation: Operation,
+    parsed: OnceCell<Option<Map<String, Value>>>,
+}
+
+impl<'a> Parameters<'a> {
+    fn new(request: &'a Request, operation: Operation) -> Self {
+        Self { request, operation, parsed: OnceCell::new() }
+    }
+
+    fn parse(&self) -> Option<Map<String, Value>> {
+        if self.operation.is_write() {
+            if self.request.body.iter().all(u8::is_ascii_whitespace) {
+                return Some(Map::new());
+            }
+            return serde_json::from_slice::<Option<Map<String, Value>>>(&self.request.body).ok().map(Option::unwrap_or_default);
+        }
+        let pairs = self.request.query.iter();
+        Some(pairs.map(|(name, value)| (name.clone(), Value::String(value.clone()))).collect())
+    }
+}
+
+impl RequestParameters for Parameters<'_> {
+    fn parameters(&self) -> Result<Option<&Map<String, Value>>, UnreadableParameters> {
+        self.parsed.get_or_init(|| self.parse()).as_ref().map(Some).ok_or(UnreadableParameters)
     }
 }

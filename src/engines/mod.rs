@@ -1,5 +1,8 @@
 //! Secrets engines. Each is a folder with its routes, parameters and records; this file knows their names.
 
+pub mod cubbyhole;
+pub mod identity;
+
 use std::sync::Arc;
 
 use crate::{

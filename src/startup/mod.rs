@@ -1,4 +1,9 @@
-//! Builds every part of the server from its configuration and joins them.
+//! Builds every part from the configuration and joins them; the only module that knows all concrete types.
+
+pub mod listen;
+pub mod logging;
+pub mod process;
+pub mod tls;
 
 use crate::cli::ServerArgs;
 
