@@ -210,9 +210,8 @@ fn encode(entry: &MountEntry) -> Result<Vec<u8>, Failure> {
 }
 
 fn decode(path: &str, entry: &Entry) -> Result<MountEntry, Failure> {
-    serde_json::from_slice(entry.value.expose()).map_err(|error| {
-        Failure::from(StorageError::Corrupt { key: path.to_owned(), reason: error.to_string() })
-    })
+    serde_json::from_slice(entry.value.expose())
+        .map_err(|error| Failure::from(StorageError::Corrupt { key: path.to_owned(), reason: error.to_string() }))
 }
 
 fn same_place(a: &MountEntry, b: &MountEntry) -> bool {

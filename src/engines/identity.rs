@@ -2,13 +2,11 @@
 
 use std::sync::LazyLock;
 
-use crate::{
-    core::{
-        engine::Call,
-        failure::Failure,
-        reply::Reply,
-        route::{RouteTable, Routed},
-    },
+use crate::core::{
+    engine::Call,
+    failure::Failure,
+    reply::Reply,
+    route::{RouteTable, Routed},
 };
 
 /// Stands where entities and groups will be.

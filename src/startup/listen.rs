@@ -103,11 +103,7 @@ impl Bound {
         let certificate = Certificate::load(settings).map_err(wrong)?;
         let config = tls::server_config(settings, Arc::clone(&certificate)).map_err(wrong)?;
         self.certificates.push(certificate);
-        Ok(One {
-            socket: Socket::Tls(socket, Box::new(config)),
-            max_body: tcp.max_request_size,
-            url: format!("https://{local}"),
-        })
+        Ok(One { socket: Socket::Tls(socket, Box::new(config)), max_body: tcp.max_request_size, url: format!("https://{local}") })
     }
 
     /// Where clients connect.
@@ -167,8 +163,10 @@ fn bind_tcp(address: &str) -> io::Result<TcpListener> {
 fn unix_socket(unix: &config::UnixListener) -> Result<UnixListener, ListenError> {
     let path = &unix.address;
     let address = path.display().to_string();
-    remove_stale(path).and_then(|()| UnixListener::bind(path)).map_err(|source| ListenError::Bind { address: address.clone(), source }).and_then(
-        |socket| {
+    remove_stale(path)
+        .and_then(|()| UnixListener::bind(path))
+        .map_err(|source| ListenError::Bind { address: address.clone(), source })
+        .and_then(|socket| {
             let failed = |error: io::Error| ListenError::Socket { address: address.clone(), reason: error.to_string() };
             socket.set_nonblocking(true).map_err(failed)?;
             let mode = unix.mode.unwrap_or(0o600);
@@ -180,8 +178,7 @@ fn unix_socket(unix: &config::UnixListener) -> Result<UnixListener, ListenError>
                 std::os::unix::fs::chown(path, user, group).map_err(failed)?;
             }
             Ok(socket)
-        },
-    )
+        })
 }
 
 /// A socket file that nobody listens on is left over from a crash; one with a listener stays.

@@ -58,7 +58,13 @@ impl Log {
 /// Our own events at `level`; libraries only from warnings on, unless everything is wanted.
 fn filter(level: LogLevel) -> EnvFilter {
     let level = level.as_str();
-    let libraries = if level == "trace" { "debug" } else if level == "error" { "error" } else { "warn" };
+    let libraries = if level == "trace" {
+        "debug"
+    } else if level == "error" {
+        "error"
+    } else {
+        "warn"
+    };
     EnvFilter::new(format!("{libraries},sos={level}"))
 }
 

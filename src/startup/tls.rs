@@ -82,8 +82,9 @@ fn read(tls: &Tls) -> Result<CertifiedKey, TlsError> {
         path: tls.key_file.display().to_string(),
         reason: error.to_string(),
     })?;
-    CertifiedKey::from_der(chain, key, &provider())
-        .map_err(|error| TlsError::Settings(format!("{} does not fit {}: {error}", tls.key_file.display(), tls.cert_file.display())))
+    CertifiedKey::from_der(chain, key, &provider()).map_err(|error| {
+        TlsError::Settings(format!("{} does not fit {}: {error}", tls.key_file.display(), tls.cert_file.display()))
+    })
 }
 
 /// The server side of a listener's TLS.

@@ -75,19 +75,29 @@ pub struct TokenEntry {
 
 /// stub
 pub struct TokenStore;
-use crate::core::{failure::Failure, clock::Clock};
 use crate::barrier::View;
+use crate::core::{clock::Clock, failure::Failure};
 use crate::secret::SecretString;
 use std::sync::Arc;
 impl TokenStore {
     /// stub
-    pub async fn open(_v: View, _c: View, _k: Clock) -> Result<Arc<Self>, Failure> { Ok(Arc::new(Self)) }
+    pub async fn open(_v: View, _c: View, _k: Clock) -> Result<Arc<Self>, Failure> {
+        Ok(Arc::new(Self))
+    }
     /// stub
-    pub async fn authenticate(&self, _t: &SecretString, _r: Option<std::net::IpAddr>) -> Result<Arc<TokenEntry>, Failure> { Ok(Arc::new(TokenEntry{policies: vec!["root".into()], ..Default::default()})) }
+    pub async fn authenticate(&self, _t: &SecretString, _r: Option<std::net::IpAddr>) -> Result<Arc<TokenEntry>, Failure> {
+        Ok(Arc::new(TokenEntry { policies: vec!["root".into()], ..Default::default() }))
+    }
     /// stub
-    pub async fn count_use(&self, _e: &Arc<TokenEntry>) -> Result<(), Failure> { Ok(()) }
+    pub async fn count_use(&self, _e: &Arc<TokenEntry>) -> Result<(), Failure> {
+        Ok(())
+    }
     /// stub
-    pub async fn finish_use(&self, _e: &Arc<TokenEntry>) -> Result<(), Failure> { Ok(()) }
+    pub async fn finish_use(&self, _e: &Arc<TokenEntry>) -> Result<(), Failure> {
+        Ok(())
+    }
     /// stub
-    pub async fn sweep(&self, _n: usize) -> Result<usize, Failure> { Ok(0) }
+    pub async fn sweep(&self, _n: usize) -> Result<usize, Failure> {
+        Ok(0)
+    }
 }
