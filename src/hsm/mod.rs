@@ -6,7 +6,21 @@
 //! Objects on the token carry the label `sos/<cluster>/<purpose>/<name>/v<N>` for people and a random CKA_ID for
 //! programs: keys are found, bound and destroyed by CKA_ID, never by label alone.
 
+mod ck_error;
+pub mod client;
+mod config;
+mod der;
+mod pin;
+mod proto;
+mod quirks;
+mod raw;
+pub mod worker;
+
 use std::fmt;
+
+pub use self::client::Client;
+pub use self::config::HsmConfig;
+pub use self::pin::{FilePinMemory, PinError, PinMemory, PinSource, VolatilePinMemory};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,10 @@
+//! The HSM layer against real PKCS#11 modules. Tests whose module is not installed say so loudly and pass.
+
+// Helpers outside #[test] functions stop the test in the same way as tests do.
+#![allow(clippy::unwrap_used)]
+
+#[path = "hsm/support.rs"]
+mod support;
+
+#[path = "hsm/basic.rs"]
+mod basic;
