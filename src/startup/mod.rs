@@ -5,17 +5,210 @@ pub mod logging;
 pub mod process;
 pub mod tls;
 
-use crate::cli::ServerArgs;
+use std::{io, sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    barrier::{Barrier, BarrierError, Txn},
+    cli::ServerArgs,
+    config::{self, Config, ConfigError, LogLevel, Storage},
+    core::{Core, Settings, clock::Clock, failure::Failure},
+    engines::Services,
+    secret::SecretBytes,
+    storage::{self, Kind, StorageConfig, StorageError},
+};
+use listen::{Bound, ListenError};
+use logging::Log;
+use process::PidFile;
+
+/// Address of the development server unless another is given.
+const DEV_ADDRESS: &str = "127.0.0.1:8200";
+/// How often periodic work is done.
+const TICK: Duration = Duration::from_secs(2);
 
 /// Why the server did not start.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Error)]
 pub enum StartError {
-    /// This build has no server yet.
-    #[error("the server is not built yet")]
-    NotBuilt,
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A setting contradicts another or is missing.
+    #[error("{0}")]
+    Settings(String),
+    /// The store cannot be opened.
+    #[error("the store cannot be opened: {0}")]
+    Storage(#[from] StorageError),
+    /// The barrier cannot be made.
+    #[error(transparent)]
+    Barrier(#[from] BarrierError),
+    /// A listener cannot be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The server behind the listeners did not come up.
+    #[error("the server did not come up: {0}")]
+    Core(#[from] Failure),
+    /// The operating system refused something.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Gives an I/O error the words of what was tried.
+fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::System { what, source }
 }
 
 /// Runs the server until it is told to stop.
-pub fn run(_args: ServerArgs) -> Result<(), StartError> {
-    Err(StartError::NotBuilt)
+pub fn run(args: ServerArgs) -> Result<(), StartError> {
+    let (config, warnings) = load(&args)?;
+    let level = level(&args, &config)?;
+    let format = match args.log_format.as_deref() {
+        Some(text) => config::LogFormat::parse(text)
+            .ok_or_else(|| StartError::Settings(format!("unknown log format {text:?}: use standard or json")))?,
+        None => config.log_format.unwrap_or_default(),
+    };
+    let log = Log::start(level, format, config.log_file.as_deref()).map_err(system("the log file cannot be opened"))?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    process::forbid_core_dumps();
+    process::raise_file_limit();
+    if !config.disable_mlock
+        && let Err(error) = process::lock_memory()
+    {
+        tracing::warn!(%error, "memory is not locked and may be swapped out; raise ulimit -l, or set disable_mlock = true on a machine without swap");
+    }
+    let _pid = match &config.pid_file {
+        Some(path) => Some(PidFile::write(path.clone()).map_err(system("the pid file cannot be written"))?),
+        None => None,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(system("the async runtime cannot be started"))?;
+    runtime.block_on(serve(args, config, log))
+}
+
+fn load(args: &ServerArgs) -> Result<(Config, Vec<config::Warning>), StartError> {
+    if args.dev {
+        let address = args.dev_listen_address.as_deref().unwrap_or(DEV_ADDRESS);
+        return Ok(config::load_over(Config::dev(address), &args.config, &config::process_environment)?);
+    }
+    Ok(config::load(&args.config, &config::process_environment)?)
+}
+
+fn level(args: &ServerArgs, config: &Config) -> Result<LogLevel, StartError> {
+    match args.log_level.as_deref() {
+        Some(text) => LogLevel::parse(text)
+            .ok_or_else(|| StartError::Settings(format!("unknown log level {text:?}: use trace, debug, info, warn or error"))),
+        None => Ok(config.log_level.unwrap_or_default()),
+    }
+}
+
+async fn serve(args: ServerArgs, config: Config, log: Log) -> Result<(), StartError> {
+    let storage = storage::open(&storage_config(&config)?)?;
+    let barrier = Arc::new(Barrier::new(storage));
+    let core = Core::new(barrier, Clock::system(), settings(&config), Arc::new(Services {}));
+    let bound = Bound::bind(&config.listeners)?;
+    let urls = bound.urls();
+    let certificates = bound.certificates();
+    let servers = bound.serve(&core).map_err(system("the listeners cannot be served"))?;
+    if args.dev {
+        dev(&core, &args).await?;
+    }
+    for url in &urls {
+        tracing::info!(%url, "listening");
+    }
+
+    let (servers, handles): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
+    let running = tokio::spawn(join_all(servers));
+    let ticking = tokio::spawn({
+        let core = Arc::clone(&core);
+        async move {
+            loop {
+                tokio::time::sleep(TICK).await;
+                core.tick().await;
+            }
+        }
+    });
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(system("signals"))?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(&args, &log, &certificates),
+        }
+    }
+    tracing::info!("stopping: requests in flight are finished first");
+    join_all(handles.iter().map(|handle| handle.stop(true))).await;
+    if let Ok(results) = running.await {
+        for result in results {
+            if let Err(error) = result {
+                tracing::error!(%error, "a listener ended with an error");
+            }
+        }
+    }
+    ticking.abort();
+    core.deactivate();
+    core.barrier.lock().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn reload(args: &ServerArgs, log: &Log, certificates: &[Arc<tls::Certificate>]) {
+    match load(args).and_then(|(config, _)| level(args, &config)) {
+        Ok(level) => log.reload(level),
+        Err(error) => tracing::error!(%error, "the configuration cannot be read again; the log level stays"),
+    }
+    for certificate in certificates {
+        match certificate.reload() {
+            Ok(()) => tracing::info!("certificate reloaded"),
+            Err(error) => tracing::error!(%error, "the certificate cannot be reloaded; the old one stays in use"),
+        }
+    }
+}
+
+fn storage_config(config: &Config) -> Result<StorageConfig, StartError> {
+    let (kind, path) = match &config.storage {
+        Some(Storage::Sled { path }) => (Kind::Sled, Some(path.clone())),
+        Some(Storage::Redb { path }) => (Kind::Redb, Some(path.clone())),
+        Some(Storage::Inmem) => (Kind::InMem, None),
+        None => {
+            return Err(StartError::Settings(
+                "the configuration has no storage stanza: write storage \"sled\" { path = \"/var/lib/sos\" }".into(),
+            ));
+        }
+    };
+    Ok(StorageConfig { kind, path, options: storage::Options::default() })
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        default_lease_ttl: config.default_lease_ttl.as_secs(),
+        max_lease_ttl: config.max_lease_ttl.as_secs(),
+        vault_version: config.vault_version.clone(),
+        storage_type: config.storage.as_ref().map_or("inmem", Storage::kind).to_owned(),
+        api_addr: config.api_addr.clone().unwrap_or_default(),
+        audit_paths: config.audit_paths.clone(),
+        raw_storage_endpoint: config.raw_storage_endpoint,
+        sanitized: serde_json::Value::Null,
+    }
+}
+
+/// The development server: initialised, unsealed, with `secret/` as KV v2.
+async fn dev(core: &Arc<Core>, _args: &ServerArgs) -> Result<(), StartError> {
+    let root = SecretBytes::random(crate::barrier::ROOT_KEY_LEN);
+    core.barrier.initialize(&root, storage::Txn::new(), Txn::new(), core.clock.now()).await?;
+    core.activate().await?;
+    Ok(())
 }
