@@ -67,6 +67,17 @@ impl View {
         self.barrier.commit(self.lift(txn)?).await
     }
 
+    /// Commits a transaction of this view and one of another view over the same barrier as one.
+    ///
+    /// # Errors
+    /// [`BarrierError::Path`] when the views lie over different barriers.
+    pub async fn commit_with(&self, txn: Txn, other: &View, other_txn: Txn) -> Result<Version, BarrierError> {
+        if !Arc::ptr_eq(&self.barrier, &other.barrier) {
+            return Err(BarrierError::Path(other.prefix.to_string()));
+        }
+        self.barrier.commit(self.lift(txn)?.merge(other.lift(other_txn)?)).await
+    }
+
     /// The same transaction with paths from the root of the store, to be merged with those of other views and given to
     /// [`Barrier::commit`] by whoever owns all of them.
     pub fn lift(&self, txn: Txn) -> Result<Txn, BarrierError> {

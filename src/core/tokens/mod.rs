@@ -1,8 +1,36 @@
 //! Tokens: what a client shows to be let in. Only salted hashes are stored.
+//!
+//! Records below the store's view, all of one token written and deleted in one commit:
+//!
+//! ```text
+//! salt                            32 bytes, keys the hash of tokens
+//! batch-key                       32 bytes, encrypts batch tokens
+//! id/<hash>                       format byte 1, then the TokenEntry as JSON
+//! accessor/<accessor>             the hash
+//! parent/<parent hash>/<hash>     children, for revocation of trees
+//! expiry/<Unix ns, 20 digits>/<hash>   what ends when, swept from the front
+//! lease/<path>/<hash>             what sys/leases shows, by the request path that made the token
+//! dying/<hash>                    a revoked token whose children or cubbyhole still have to go
+//! ```
 
-use std::collections::BTreeMap;
+mod batch;
+mod id;
+pub mod leases;
+mod revoke;
+mod store;
+pub mod ttl;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
+
+pub use id::is_batch;
+pub use store::{Renewed, TokenStore};
+
+use crate::secret::SecretString;
+
+/// Policy that only wrapping tokens have.
+pub const WRAPPING_POLICY: &str = "response-wrapping";
 
 /// Service tokens are stored and can be renewed and revoked; batch tokens carry everything in themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +53,7 @@ impl TokenKind {
     }
 }
 
-/// A live token without the token itself. Times are Unix seconds (`creation_time`, as Vault shows it) or RFC 3339.
+/// A live token without the token itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TokenEntry {
@@ -47,11 +75,15 @@ pub struct TokenEntry {
     pub kind: TokenKind,
     /// Unix seconds.
     pub creation_time: i64,
+    /// The same in Unix nanoseconds, which bounds are counted from.
+    pub issued_at: i64,
     /// TTL in seconds at creation; 0 never expires (root).
     pub creation_ttl: u64,
+    /// TTL in seconds that the last creation or renewal granted: the next renewal without an increment gives it again.
+    pub ttl: u64,
     /// Unix nanoseconds; `None` never expires.
     pub expires_at: Option<i64>,
-    /// Unix seconds of the last renewal.
+    /// Unix nanoseconds of the last renewal.
     pub last_renewal: Option<i64>,
     /// 0 is no bound.
     pub explicit_max_ttl: u64,
@@ -71,33 +103,95 @@ pub struct TokenEntry {
     pub no_identity_policies: bool,
     /// What the auth method keeps for renewals.
     pub internal_data: BTreeMap<String, String>,
+    /// Set while its children are made orphans before it goes: it is dead, they are not.
+    pub orphaning: bool,
 }
 
-/// stub
-pub struct TokenStore;
-use crate::barrier::View;
-use crate::core::{clock::Clock, failure::Failure};
-use crate::secret::SecretString;
-use std::sync::Arc;
-impl TokenStore {
-    /// stub
-    pub async fn open(_v: View, _c: View, _k: Clock) -> Result<Arc<Self>, Failure> {
-        Ok(Arc::new(Self))
+impl TokenEntry {
+    /// Whether its only policy is `root`.
+    pub fn is_root(&self) -> bool {
+        self.policies.iter().any(|policy| policy == "root")
     }
-    /// stub
-    pub async fn authenticate(&self, _t: &SecretString, _r: Option<std::net::IpAddr>) -> Result<Arc<TokenEntry>, Failure> {
-        Ok(Arc::new(TokenEntry { policies: vec!["root".into()], ..Default::default() }))
+
+    /// Whether it was made to carry a wrapped answer.
+    pub fn is_wrapping(&self) -> bool {
+        matches!(self.policies.as_slice(), [only] if only == WRAPPING_POLICY)
     }
-    /// stub
-    pub async fn count_use(&self, _e: &Arc<TokenEntry>) -> Result<(), Failure> {
-        Ok(())
+
+    /// Its lease as `sys/leases` names it.
+    pub fn lease_id(&self) -> String {
+        format!("{}/{}", self.path.trim_end_matches('/'), self.hash)
     }
-    /// stub
-    pub async fn finish_use(&self, _e: &Arc<TokenEntry>) -> Result<(), Failure> {
-        Ok(())
-    }
-    /// stub
-    pub async fn sweep(&self, _n: usize) -> Result<usize, Failure> {
-        Ok(0)
+
+    /// Whether its time is over at `now` (Unix nanoseconds).
+    pub fn is_expired(&self, now: i64) -> bool {
+        self.expires_at.is_some_and(|end| end <= now)
     }
 }
+
+/// A token to be made. TTLs are final here (see [`ttl::TtlTerms::grant`]).
+#[derive(Debug, Default)]
+pub struct TokenSpec {
+    /// A token of the caller's own choice.
+    pub id: Option<SecretString>,
+    /// Service or batch.
+    pub kind: TokenKind,
+    /// Hash of the parent; empty makes an orphan.
+    pub parent: String,
+    /// Policies; they are sorted and freed of doubles here.
+    pub policies: Vec<String>,
+    /// Request path that asks for it.
+    pub path: String,
+    /// Shown in lookups and audit records.
+    pub display_name: String,
+    /// Metadata.
+    pub meta: BTreeMap<String, String>,
+    /// Zero never expires, which only root tokens may.
+    pub ttl: Duration,
+    /// Zero is no bound.
+    pub explicit_max_ttl: Duration,
+    /// Zero is not periodic.
+    pub period: Duration,
+    /// 0 is unlimited.
+    pub num_uses: i64,
+    /// Whether renewals are allowed.
+    pub renewable: bool,
+    /// Token role, or empty.
+    pub role: String,
+    /// Addresses that may use it, as [`normal_cidrs`] gives them; empty is any.
+    pub bound_cidrs: Vec<String>,
+    /// Identity entity, or empty.
+    pub entity_id: String,
+    /// Whether the identity's policies are left out.
+    pub no_identity_policies: bool,
+    /// What the auth method keeps for renewals.
+    pub internal_data: BTreeMap<String, String>,
+}
+
+/// Addresses and networks in the form that they are stored and shown in: a network of one address is the address.
+/// The error is the text that does not parse.
+pub fn normal_cidrs(texts: &[String]) -> Result<Vec<String>, String> {
+    let normal = |text: &String| -> Result<String, String> {
+        if let Ok(address) = text.parse::<std::net::IpAddr>() {
+            return Ok(address.to_string());
+        }
+        let net: ipnet::IpNet = text.parse().map_err(|_| text.clone())?;
+        Ok(if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() })
+    };
+    texts.iter().filter(|text| !text.is_empty()).map(normal).collect()
+}
+
+/// Whether an address lies in one of the networks. No networks allow every address; an unknown address is in none.
+pub fn within_cidrs(cidrs: &[String], remote: Option<std::net::IpAddr>) -> bool {
+    if cidrs.is_empty() {
+        return true;
+    }
+    let Some(remote) = remote.map(|address| address.to_canonical()) else { return false };
+    cidrs.iter().any(|cidr| match cidr.parse::<ipnet::IpNet>() {
+        Ok(net) => net.contains(&remote),
+        Err(_) => cidr.parse::<std::net::IpAddr>().is_ok_and(|address| address == remote),
+    })
+}
+
+#[cfg(test)]
+mod tests;
