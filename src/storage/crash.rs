@@ -241,3 +241,47 @@ fn sled_goes_on_after_a_failed_write() {
 fn redb_goes_on_after_a_failed_write() {
     goes_on_after_a_failed_write(Kind::Redb);
 }
+
+/// Fills a small file system, named by `SOS_SMALL_DISK` because making one needs root.
+fn lives_on_a_full_disk(kind: Kind) {
+    let Ok(disk) = std::env::var("SOS_SMALL_DISK") else {
+        eprintln!("LEFT OUT: {kind:?} on a full disk, because SOS_SMALL_DISK names no small file system");
+        return;
+    };
+    let folder = tempfile::tempdir_in(disk).unwrap();
+    let options = Options { free_watermark: 0, ..Options::default() };
+    let config = StorageConfig { kind, path: Some(folder.path().into()), options };
+    let store = open(&config).unwrap();
+    let mut kept = Vec::new();
+    let failure = loop {
+        let key = format!("k/{:06}", kept.len());
+        match now(store.commit(Txn::new().put(&key, key.repeat(500).into()))) {
+            Ok(_) => kept.push(key),
+            Err(failure) => break failure,
+        }
+    };
+    eprintln!("{kind:?}: {} records, then: {failure}", kept.len());
+    assert!(matches!(failure, StorageError::Io(_) | StorageError::Full { .. }), "{failure}");
+    let holds = |store: &Arc<dyn Storage>, key: &str| store.get(key).unwrap().unwrap().value == key.repeat(500).as_bytes();
+    assert!(kept.iter().all(|key| holds(&store, key)));
+    let gone = kept.split_off(kept.len() / 2);
+    for key in &gone {
+        now(store.commit(Txn::new().delete(key))).unwrap();
+    }
+    assert!(kept.iter().all(|key| holds(&store, key)));
+    drop(store);
+    let store = open(&config).unwrap();
+    assert!(kept.iter().all(|key| holds(&store, key)));
+    assert!(gone.iter().all(|key| store.get(key).unwrap().is_none()));
+    now(store.commit(Txn::new().put("room/again", Vec::new()))).unwrap();
+}
+
+#[test]
+fn sled_lives_on_a_full_disk() {
+    lives_on_a_full_disk(Kind::Sled);
+}
+
+#[test]
+fn redb_lives_on_a_full_disk() {
+    lives_on_a_full_disk(Kind::Redb);
+}
