@@ -3,7 +3,10 @@
 //! Checks, versions, framing and answers are the work of [`super::group`]; an engine knows nothing of them. An
 //! engine shows only durable state: what a batch writes becomes visible to readers after its sync, never before.
 
-use std::io;
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 /// A write of a batch: the key and its bytes, `None` deletes.
 pub(crate) type Write = (Vec<u8>, Option<Vec<u8>>);
@@ -36,6 +39,13 @@ impl From<io::Error> for Fault {
             _ => Fault::Io(error.to_string()),
         }
     }
+}
+
+/// Runs an engine's code. The engines panic where they find their own structures damaged; that must fail the one
+/// request that met the damage, by name, and nothing else.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_panic| Err(Fault::Corrupt("the engine gave up on its own files".into())))
 }
 
 /// An ordered map on disk (or in memory). All methods block for as long as the disk takes.

@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -23,6 +23,7 @@ use super::{
     CommitFuture, Expect, Record, Storage, StorageError, Txn, Version,
     backend::{Backend, Fault, Step, Write},
     frame,
+    mark::Mark,
     space::Space,
 };
 
@@ -44,6 +45,7 @@ pub struct Store {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     syncs: Arc<AtomicU64>,
+    lost: Arc<OnceLock<String>>,
 }
 
 struct Job {
@@ -52,17 +54,27 @@ struct Job {
 }
 
 impl Store {
-    pub(crate) fn start(backend: impl Backend, space: Option<Space>) -> Result<Self, StorageError> {
+    pub(crate) fn start(backend: impl Backend, space: Option<Space>, mark: Option<Mark>) -> Result<Self, StorageError> {
         let backend: Arc<dyn Backend> = Arc::new(backend);
         let sequence = last_sequence(&*backend)?;
+        mark.as_ref().map_or(Ok(()), |mark| mark.check(sequence))?;
         let syncs = Arc::new(AtomicU64::new(0));
-        let committer = Committer { backend: backend.clone(), space, sequence, broken: false, syncs: syncs.clone() };
+        let lost = Arc::new(OnceLock::new());
+        let committer = Committer {
+            backend: backend.clone(),
+            space,
+            mark,
+            sequence,
+            broken: false,
+            syncs: syncs.clone(),
+            lost: lost.clone(),
+        };
         let (jobs, waiting) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("storage".into())
             .spawn(move || committer.run(&waiting))
             .map_err(|error| StorageError::Io(format!("starting the storage thread: {error}")))?;
-        Ok(Self { backend, jobs: Some(jobs), thread: Some(thread), syncs })
+        Ok(Self { backend, jobs: Some(jobs), thread: Some(thread), syncs, lost })
     }
 
     /// How many batches were synced since the store was opened.
@@ -88,6 +100,7 @@ impl Drop for Store {
 
 impl Storage for Store {
     fn get(&self, key: &str) -> Result<Option<Record>, StorageError> {
+        self.refuse_when_lost()?;
         let framed = self.backend.get(key.as_bytes()).map_err(|fault| failed_at(key.as_bytes(), fault))?;
         framed.map(|framed| frame::decode(key.as_bytes(), &framed).map_err(|why| corrupt(key.as_bytes(), why))).transpose()
     }
@@ -145,7 +158,17 @@ impl Storage for Store {
 }
 
 impl Store {
+    /// After a failure the engine may come back with less than was acknowledged. What is missing must not read as
+    /// absent.
+    fn refuse_when_lost(&self) -> Result<(), StorageError> {
+        match self.lost.get() {
+            None => Ok(()),
+            Some(reason) => Err(StorageError::Corrupt { key: String::new(), reason: reason.clone() }),
+        }
+    }
+
     fn visit(&self, prefix: &str, start: Vec<u8>, visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), StorageError> {
+        self.refuse_when_lost()?;
         self.backend
             .visit(&start, &mut |key, framed| {
                 if key == SEQUENCE || !key.starts_with(prefix.as_bytes()) {
@@ -181,11 +204,14 @@ fn list_start(prefix: &str, after: Option<&str>) -> Vec<u8> {
 struct Committer {
     backend: Arc<dyn Backend>,
     space: Option<Space>,
+    mark: Option<Mark>,
     /// The last version given to anyone, acknowledged or not.
     sequence: Version,
     /// The engine failed and could not be reopened yet.
     broken: bool,
     syncs: Arc<AtomicU64>,
+    /// Why nothing is served any more, once acknowledged writes are known to be gone.
+    lost: Arc<OnceLock<String>>,
 }
 
 /// What the accepted transactions of a batch leave at their keys.
@@ -282,6 +308,9 @@ impl Committer {
         match applied {
             Ok(()) => {
                 self.syncs.fetch_add(1, Ordering::Relaxed);
+                if let Some(mark) = &mut self.mark {
+                    mark.note(self.sequence);
+                }
                 Ok(())
             }
             Err(fault) => Err(self.recover(fault)),
@@ -312,7 +341,9 @@ impl Committer {
     fn reopen(&mut self) -> Result<Version, StorageError> {
         let found = catch_unwind(AssertUnwindSafe(|| {
             self.backend.reopen().map_err(|fault| failed_at(b"", fault))?;
-            last_sequence(&*self.backend)
+            let found = last_sequence(&*self.backend)?;
+            self.mark.as_ref().map_or(Ok(()), |mark| mark.check(found))?;
+            Ok(found)
         }))
         .unwrap_or_else(|_panic| Err(StorageError::Io("the engine panicked".into())));
         match found {
@@ -325,6 +356,9 @@ impl Committer {
             }
             Err(error) => {
                 error!(%error, "the store cannot be reopened yet");
+                if let StorageError::Corrupt { reason, .. } = &error {
+                    let _ = self.lost.set(reason.clone());
+                }
                 Err(error)
             }
         }

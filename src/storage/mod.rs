@@ -13,6 +13,7 @@ mod folder;
 mod frame;
 mod group;
 mod inmem;
+mod mark;
 mod redb;
 mod sled;
 mod space;
@@ -23,6 +24,10 @@ mod conformance;
 mod crash;
 #[cfg(test)]
 mod faults;
+#[cfg(test)]
+mod measure;
+#[cfg(test)]
+mod rot;
 
 pub use self::{group::Store, inmem::InMem, redb::Redb, sled::Sled};
 

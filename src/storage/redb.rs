@@ -16,9 +16,10 @@ use parking_lot::Mutex;
 
 use super::{
     Options, StorageError,
-    backend::{Backend, Fault, Step, Write},
+    backend::{Backend, Fault, Step, Write, guarded},
     folder::Folder,
     group::Store,
+    mark::Mark,
     space::Space,
 };
 
@@ -35,12 +36,13 @@ impl Redb {
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Store, StorageError> {
         let folder = Folder::open(path.as_ref())?;
         let space = Space::new(folder.path(), &options);
+        let mark = Mark::open(folder.path())?;
         let backend = Engine::open(folder, options.cache_bytes).map_err(|fault| match fault {
             Fault::Full(why) | Fault::Corrupt(why) | Fault::Io(why) => {
                 StorageError::Io(format!("opening the redb store in {}: {why}", path.as_ref().display()))
             }
         })?;
-        Store::start(backend, Some(space))
+        Store::start(backend, Some(space), Some(mark))
     }
 }
 
@@ -84,7 +86,9 @@ impl Engine {
 
     fn start(&self) -> Result<(), Fault> {
         let file = self.folder.path().join("sos.redb");
-        let database = match Builder::new().set_cache_size(self.cache_bytes).create(&file) {
+        let mut builder = Builder::new();
+        builder.set_cache_size(self.cache_bytes).set_check_integrity_on_open(true);
+        let database = match guarded(|| Ok(builder.create(&file)))? {
             Err(DatabaseError::DatabaseAlreadyOpen) => {
                 return Err(Fault::Io(format!("{} is in use by another process", file.display())));
             }
@@ -107,26 +111,28 @@ impl Backend for Engine {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
         let table = self.records.load();
         let table = table.as_ref().ok_or_else(being_reopened)?;
-        Ok(table.get_owned(key).map_err(fault)?.map(|value| value.value().to_vec()))
+        guarded(|| Ok(table.get(key).map_err(fault)?.map(|value| value.value().to_vec())))
     }
 
     fn visit(&self, from: &[u8], visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), Fault> {
         let table = self.records.load_full().ok_or_else(being_reopened)?;
-        let mut from = from.to_vec();
-        'seek: loop {
-            for item in table.range_owned(from.as_slice()..).map_err(fault)? {
-                let (key, value) = item.map_err(fault)?;
-                match visitor(key.value(), value.value()) {
-                    Step::Next => {}
-                    Step::Stop => return Ok(()),
-                    Step::SkipTo(key) => {
-                        from = key;
-                        continue 'seek;
+        guarded(|| {
+            let mut from = from.to_vec();
+            'seek: loop {
+                for item in table.range_owned(from.as_slice()..).map_err(fault)? {
+                    let (key, value) = item.map_err(fault)?;
+                    match visitor(key.value(), value.value()) {
+                        Step::Next => {}
+                        Step::Stop => return Ok(()),
+                        Step::SkipTo(key) => {
+                            from = key;
+                            continue 'seek;
+                        }
                     }
                 }
+                return Ok(());
             }
-            return Ok(());
-        }
+        })
     }
 
     fn apply(&self, batch: Vec<Write>) -> Result<(), Fault> {

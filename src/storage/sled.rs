@@ -24,9 +24,10 @@ use parking_lot::Mutex;
 
 use super::{
     Options, StorageError,
-    backend::{Backend, Fault, Step, Write},
+    backend::{Backend, Fault, Step, Write, guarded},
     folder::{Folder, sync_folder},
     group::Store,
+    mark::Mark,
     space::Space,
 };
 
@@ -47,12 +48,13 @@ impl Sled {
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Store, StorageError> {
         let folder = Folder::open(path.as_ref())?;
         let space = Space::new(folder.path(), &options);
+        let mark = Mark::open(folder.path())?;
         let backend = Engine::open(folder, options.cache_bytes).map_err(|fault| match fault {
             Fault::Full(why) | Fault::Corrupt(why) | Fault::Io(why) => {
                 StorageError::Io(format!("opening the sled store in {}: {why}", path.as_ref().display()))
             }
         })?;
-        Store::start(backend, Some(space))
+        Store::start(backend, Some(space), Some(mark))
     }
 }
 
@@ -94,7 +96,7 @@ impl Engine {
         loop {
             let view = self.view.load();
             let db = view.db.as_ref().ok_or_else(being_reopened)?;
-            let result = read(db, &view);
+            let result = guarded(|| read(db, &view));
             if Arc::ptr_eq(&view, &self.view.load()) {
                 return result;
             }
@@ -222,7 +224,7 @@ fn being_reopened() -> Fault {
 
 fn start(folder: &Folder, cache_bytes: u64) -> Result<(::sled::Db, Durability), Fault> {
     let config = ::sled::Config::new().path(folder.path()).flush_every_ms(None).cache_capacity(cache_bytes);
-    let db = config.open()?;
+    let db = guarded(|| Ok(config.open()?))?;
     let mut durability = Durability::open(folder.path())?;
     durability.sync()?;
     folder.sync_names()?;

@@ -1,0 +1,102 @@
+//! How far the store was acknowledged, noted beside it.
+//!
+//! An engine that finds damage in its log may take it for the end of the log and open without what came behind, as
+//! if it had never been. The mark is written after each sync, so it is never ahead of what is durable: a store that
+//! ends before its mark has lost acknowledged writes, and is not served.
+//!
+//! The mark itself is not synced with every commit. After a power loss it may be old, which weakens the check and
+//! never makes it wrong.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use tracing::warn;
+
+use super::{StorageError, Version, frame};
+
+const NAME: &str = "acknowledged";
+
+/// The note of the last acknowledged version: a framed record without a value.
+pub(crate) struct Mark {
+    path: PathBuf,
+    file: File,
+    last: Version,
+    failing: bool,
+}
+
+impl Mark {
+    pub(crate) fn open(folder: &Path) -> Result<Self, StorageError> {
+        let path = folder.join(NAME);
+        let read = || -> io::Result<(File, Vec<u8>)> {
+            let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path)?;
+            let noted = std::fs::read(&path)?;
+            Ok((file, noted))
+        };
+        let (file, noted) = read().map_err(|error| StorageError::Io(format!("{}: {error}", path.display())))?;
+        // Torn or empty: a note that cannot be read says nothing about the store.
+        let last = frame::decode_version(NAME.as_bytes(), &noted).unwrap_or(0);
+        Ok(Self { path, file, last, failing: false })
+    }
+
+    /// Refuses a store whose last version lies before what was acknowledged.
+    pub(crate) fn check(&self, found: Version) -> Result<(), StorageError> {
+        if found >= self.last {
+            return Ok(());
+        }
+        let reason = format!(
+            "the store ends at version {found} although {} was acknowledged, so writes were lost; restore a backup, or remove {} to go on without them",
+            self.last,
+            self.path.display()
+        );
+        Err(StorageError::Corrupt { key: String::new(), reason })
+    }
+
+    /// Notes a version whose sync has succeeded.
+    pub(crate) fn note(&mut self, durable: Version) {
+        self.last = durable;
+        let written = self.file.write_all_at(&frame::encode(NAME.as_bytes(), durable, &[]), 0);
+        if let Err(error) = &written
+            && !self.failing
+        {
+            warn!(path = %self.path.display(), %error, "the note of the last acknowledged version cannot be written");
+        }
+        self.failing = written.is_err();
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        // Only to make the note fresh after an orderly stop.
+        let _ = self.file.sync_data();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_behind_its_mark_is_refused_until_the_mark_is_removed() {
+        let place = tempfile::tempdir().unwrap();
+        let mut mark = Mark::open(place.path()).unwrap();
+        mark.check(0).unwrap();
+        mark.note(7);
+        drop(mark);
+        let mark = Mark::open(place.path()).unwrap();
+        mark.check(7).unwrap();
+        assert!(matches!(mark.check(6), Err(StorageError::Corrupt { .. })));
+        std::fs::remove_file(place.path().join(NAME)).unwrap();
+        Mark::open(place.path()).unwrap().check(0).unwrap();
+    }
+
+    #[test]
+    fn a_torn_mark_says_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join(NAME), b"\x01\0\0").unwrap();
+        Mark::open(place.path()).unwrap().check(0).unwrap();
+    }
+}
