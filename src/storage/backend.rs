@@ -60,6 +60,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// is not used for writing again before [`Backend::reopen`].
     fn apply(&self, batch: Vec<Write>) -> Result<(), Fault>;
 
+    /// Whether opening finds out when records are missing. Otherwise they are counted then.
+    fn proves_itself(&self) -> bool {
+        true
+    }
+
     /// Starts afresh from what is on the disk.
     fn reopen(&self) -> Result<(), Fault>;
 }

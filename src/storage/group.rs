@@ -22,14 +22,15 @@ use tracing::{error, info};
 use super::{
     CommitFuture, Expect, Record, Storage, StorageError, Txn, Version,
     backend::{Backend, Fault, Step, Write},
+    census::{Census, weight},
     frame,
     mark::Mark,
     space::Space,
 };
 
 /// The record that holds the last version given. No UTF-8 key holds the byte 0xFF, so no caller can reach it, and it
-/// sorts behind every record.
-const SEQUENCE: &[u8] = b"\xffsequence";
+/// sorts behind every record. Its value is the census.
+pub(crate) const SEQUENCE: &[u8] = b"\xffsequence";
 
 const MAX_KEY: usize = 4 << 10;
 const MAX_VALUE: usize = 64 << 20;
@@ -56,8 +57,7 @@ struct Job {
 impl Store {
     pub(crate) fn start(backend: impl Backend, space: Option<Space>, mark: Option<Mark>) -> Result<Self, StorageError> {
         let backend: Arc<dyn Backend> = Arc::new(backend);
-        let sequence = last_sequence(&*backend)?;
-        mark.as_ref().map_or(Ok(()), |mark| mark.check(sequence))?;
+        let (sequence, census) = examine(&*backend, mark.as_ref())?;
         let syncs = Arc::new(AtomicU64::new(0));
         let lost = Arc::new(OnceLock::new());
         let committer = Committer {
@@ -65,6 +65,7 @@ impl Store {
             space,
             mark,
             sequence,
+            census,
             broken: false,
             syncs: syncs.clone(),
             lost: lost.clone(),
@@ -207,6 +208,8 @@ struct Committer {
     mark: Option<Mark>,
     /// The last version given to anyone, acknowledged or not.
     sequence: Version,
+    /// Of what is durable.
+    census: Census,
     /// The engine failed and could not be reopened yet.
     broken: bool,
     syncs: Arc<AtomicU64>,
@@ -215,7 +218,13 @@ struct Committer {
 }
 
 /// What the accepted transactions of a batch leave at their keys.
-type Pending = BTreeMap<Vec<u8>, Option<(Version, Vec<u8>)>>;
+type Pending = BTreeMap<Vec<u8>, Change>;
+
+struct Change {
+    /// The weight of the record that stood there before the batch.
+    before: Option<u64>,
+    now: Option<(Version, Vec<u8>)>,
+}
 
 impl Committer {
     fn run(mut self, waiting: &mpsc::Receiver<Job>) {
@@ -242,14 +251,8 @@ impl Committer {
         let mut decided = Vec::with_capacity(jobs.len());
         let mut puts = false;
         for Job { txn, answer } in jobs {
-            let verdict = self.decide(&txn, &pending);
-            if verdict.is_ok() && !txn.writes.is_empty() {
-                self.sequence += 1;
-                for (key, value) in txn.writes {
-                    puts |= value.is_some();
-                    pending.insert(key.into_bytes(), value.map(|value| (self.sequence, value)));
-                }
-            }
+            puts |= txn.writes.iter().any(|(_, value)| value.is_some());
+            let verdict = self.decide(&txn, &pending).and_then(|()| self.accept(txn, &mut pending));
             decided.push((answer, verdict.map(|()| self.sequence)));
         }
         if !puts && let Some(space) = &mut self.space {
@@ -276,7 +279,7 @@ impl Committer {
         }
         for (key, expect) in &txn.checks {
             let found = match pending.get(key.as_bytes()) {
-                Some(written) => written.as_ref().map(|(version, _)| *version),
+                Some(change) => change.now.as_ref().map(|(version, _)| *version),
                 None => stored_version(&*self.backend, key.as_bytes())?,
             };
             let wanted = match expect {
@@ -290,24 +293,46 @@ impl Committer {
         Ok(())
     }
 
+    /// Makes a transaction whose checks hold part of the batch.
+    fn accept(&mut self, txn: Txn, pending: &mut Pending) -> Result<(), StorageError> {
+        let weigh = |(key, _): &(String, Option<Vec<u8>>)| match pending.get(key.as_bytes()) {
+            Some(change) => Ok(change.before),
+            None => match self.backend.get(key.as_bytes()) {
+                Ok(framed) => Ok(framed.as_deref().map(weight)),
+                Err(fault) => Err(failed_at(key.as_bytes(), fault)),
+            },
+        };
+        let before = txn.writes.iter().map(weigh).collect::<Result<Vec<_>, _>>()?;
+        if !txn.writes.is_empty() {
+            self.sequence += 1;
+        }
+        for ((key, value), before) in txn.writes.into_iter().zip(before) {
+            let now = value.map(|value| (self.sequence, value));
+            pending.insert(key.into_bytes(), Change { before, now });
+        }
+        Ok(())
+    }
+
     fn make_durable(&mut self, pending: Pending) -> Result<(), StorageError> {
         if pending.is_empty() {
             return Ok(());
         }
-        let mut batch: Vec<Write> = pending
-            .into_iter()
-            .map(|(key, written)| {
-                let framed = written.map(|(version, value)| frame::encode(&key, version, &value));
-                (key, framed)
-            })
-            .collect();
-        batch.push((SEQUENCE.to_vec(), Some(frame::encode(SEQUENCE, self.sequence, &[]))));
+        let mut census = self.census;
+        let mut batch: Vec<Write> = Vec::with_capacity(pending.len() + 1);
+        for (key, Change { before, now }) in pending {
+            let framed = now.map(|(version, value)| frame::encode(&key, version, &value));
+            before.into_iter().for_each(|weight| census.subtract(weight));
+            framed.iter().for_each(|framed| census.add(weight(framed)));
+            batch.push((key, framed));
+        }
+        batch.push((SEQUENCE.to_vec(), Some(frame::encode(SEQUENCE, self.sequence, &census.encode()))));
         // The engine is foreign code: were it to panic, the store must recover as from any other failure.
         let applied = catch_unwind(AssertUnwindSafe(|| self.backend.apply(batch)))
             .unwrap_or_else(|_panic| Err(Fault::Io("the engine panicked".into())));
         match applied {
             Ok(()) => {
                 self.syncs.fetch_add(1, Ordering::Relaxed);
+                self.census = census;
                 if let Some(mark) = &mut self.mark {
                     mark.note(self.sequence);
                 }
@@ -341,13 +366,12 @@ impl Committer {
     fn reopen(&mut self) -> Result<Version, StorageError> {
         let found = catch_unwind(AssertUnwindSafe(|| {
             self.backend.reopen().map_err(|fault| failed_at(b"", fault))?;
-            let found = last_sequence(&*self.backend)?;
-            self.mark.as_ref().map_or(Ok(()), |mark| mark.check(found))?;
-            Ok(found)
+            examine(&*self.backend, self.mark.as_ref())
         }))
         .unwrap_or_else(|_panic| Err(StorageError::Io("the engine panicked".into())));
         match found {
-            Ok(found) => {
+            Ok((found, census)) => {
+                self.census = census;
                 // Versions given to the failed batch are burnt: nothing may get them again.
                 self.sequence = self.sequence.max(found);
                 self.broken = false;
@@ -410,22 +434,41 @@ fn stored_version(backend: &dyn Backend, key: &[u8]) -> Result<Option<Version>, 
     framed.map(|framed| frame::decode_version(key, &framed).map_err(|why| corrupt(key, why))).transpose()
 }
 
-/// The last version given; 0 in a new store. A store that has records but no sequence is damaged: counting from 0
-/// again would give versions twice.
-fn last_sequence(backend: &dyn Backend) -> Result<Version, StorageError> {
-    if let Some(version) = stored_version(backend, SEQUENCE)? {
-        return Ok(version);
+/// The last version given, 0 in a new store, and the census; refuses a store that lost something. Counting versions
+/// from 0 again would give them twice.
+fn examine(backend: &dyn Backend, mark: Option<&Mark>) -> Result<(Version, Census), StorageError> {
+    let framed = backend.get(SEQUENCE).map_err(|fault| failed_at(SEQUENCE, fault))?;
+    let (sequence, written) = match framed {
+        Some(framed) => {
+            let record = frame::decode(SEQUENCE, &framed).map_err(|why| corrupt(SEQUENCE, why))?;
+            let census = Census::decode(&record.value).ok_or_else(|| corrupt(SEQUENCE, "it has no census".into()))?;
+            (record.version, census)
+        }
+        None if is_empty(backend)? => (0, Census::default()),
+        None => return Err(corrupt(SEQUENCE, "it is missing although there are records".into())),
+    };
+    mark.map_or(Ok(()), |mark| mark.check(sequence))?;
+    if backend.proves_itself() {
+        return Ok((sequence, written));
     }
+    let counted = Census::take(backend)?;
+    match counted.differs(written) {
+        // Without the note, the operator takes the store as it is.
+        Some(why) if !mark.is_some_and(Mark::is_blank) => Err(corrupt(b"", format!("{why}; restore a backup"))),
+        _ => Ok((sequence, counted)),
+    }
+}
+
+fn is_empty(backend: &dyn Backend) -> Result<bool, StorageError> {
     let mut empty = true;
     let visited = backend.visit(&[], &mut |_, _| {
         empty = false;
         Step::Stop
     });
-    visited.map_err(|fault| failed_at(SEQUENCE, fault))?;
-    if empty { Ok(0) } else { Err(corrupt(SEQUENCE, "it is missing although there are records".into())) }
+    visited.map_err(|fault| failed_at(SEQUENCE, fault)).map(|()| empty)
 }
 
-fn failed_at(key: &[u8], fault: Fault) -> StorageError {
+pub(crate) fn failed_at(key: &[u8], fault: Fault) -> StorageError {
     match fault {
         Fault::Corrupt(why) => corrupt(key, why),
         Fault::Full(why) | Fault::Io(why) => StorageError::Io(why),

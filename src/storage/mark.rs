@@ -55,6 +55,11 @@ impl Mark {
         Err(StorageError::Corrupt { key: String::new(), reason })
     }
 
+    /// Whether there was no readable note when the store was opened: a new store, or one to be taken as it is.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.last == 0
+    }
+
     /// Notes a version whose sync has succeeded.
     pub(crate) fn note(&mut self, durable: Version) {
         self.last = durable;

@@ -9,6 +9,7 @@ use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
 use thiserror::Error;
 
 mod backend;
+mod census;
 mod folder;
 mod frame;
 mod group;
