@@ -17,6 +17,18 @@ fn files(folder: &Path) -> Vec<fs::DirEntry> {
     fs::read_dir(folder).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()).collect()
 }
 
+fn copy(bench: &Bench) -> Bench {
+    let copy = Bench::new(bench.kind);
+    fs::create_dir(copy.folder.path().join("blobs")).unwrap();
+    for folder in ["", "blobs"] {
+        let from = bench.folder.path().join(folder);
+        for entry in if from.exists() { files(&from) } else { Vec::new() } {
+            fs::copy(entry.path(), copy.folder.path().join(folder).join(entry.file_name())).unwrap();
+        }
+    }
+    copy
+}
+
 /// A place below `len`, at random.
 fn below(len: usize) -> usize {
     usize::try_from(u64::from_be_bytes(random_array()) % len as u64).unwrap()
@@ -51,13 +63,10 @@ fn damage_is_told(kind: Kind, file: &str) {
     commits.into_iter().for_each(|commit| assert!(now(commit).is_ok()));
     drop(store);
     let good = fs::read(bench.folder.path().join(file)).unwrap();
+    assert_eq!(outcome(&copy(&bench), "nothing"), "no record touched");
     let mut tally: BTreeMap<&str, usize> = BTreeMap::new();
     for round in 0..rounds {
-        let damaged = Bench::new(kind);
-        fs::create_dir(damaged.folder.path().join("blobs")).unwrap();
-        for entry in files(bench.folder.path()) {
-            fs::copy(entry.path(), damaged.folder.path().join(entry.file_name())).unwrap();
-        }
+        let damaged = copy(&bench);
         let mut bytes = good.clone();
         let at = below(bytes.len());
         let done = if round % 4 == 3 {
