@@ -18,6 +18,9 @@ pub mod storage;
 
 pub mod barrier;
 
+pub mod seal;
+pub mod zones;
+
 pub mod audit;
 pub mod auth;
 pub mod core;

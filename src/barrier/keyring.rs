@@ -65,7 +65,7 @@ impl RotateConfig {
     /// Whether the values are in range; the texts are those of Vault's API.
     pub fn check(&self) -> Result<(), BarrierError> {
         if self.max_operations < MIN_MAX_OPERATIONS || self.max_operations > DEFAULT_MAX_OPERATIONS {
-            return Err(BarrierError::Config("max_operations must be in the range [1000000, 3865470566]"));
+            return Err(BarrierError::Config("max_operations must be in the range [1000000,3865470566]"));
         }
         if self.interval != 0 && self.interval < MIN_INTERVAL {
             return Err(BarrierError::Config("interval must be greater or equal to 24h0m0s"));

@@ -28,6 +28,8 @@ pub use keyring::{DEFAULT_MAX_OPERATIONS, KeyStatus, MIN_INTERVAL, MIN_MAX_OPERA
 pub use txn::{Entry, Txn};
 pub use view::View;
 
+pub(crate) use record::{open_bytes, seal_bytes};
+
 use record::Aead;
 
 use keyring::{Image, Keyring};
@@ -331,6 +333,9 @@ impl std::fmt::Debug for Barrier {
         f.debug_struct("Barrier").field("sealed", &self.is_sealed()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod teststore;
 
 #[cfg(test)]
 mod tests;

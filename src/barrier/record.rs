@@ -94,3 +94,13 @@ pub(super) fn open(aead: &Aead, path: &str, record: &[u8]) -> Result<SecretBytes
         .and_then(|sealed| aead.open(path.as_bytes(), sealed))
         .ok_or_else(|| BarrierError::Corrupt { path: path.to_owned(), reason: "it does not authenticate" })
 }
+
+/// Encrypts a small secret under a 32-byte key, bound to `aad`: nonce, ciphertext, tag. `None` for a key of another length.
+pub(crate) fn seal_bytes(key: &SecretBytes, aad: &[u8], plaintext: &[u8]) -> Option<Vec<u8>> {
+    Aead::new(key.expose())?.seal(&[], aad, plaintext)
+}
+
+/// Opens what [`seal_bytes`] made; `None` when key, binding or bytes are not the same.
+pub(crate) fn open_bytes(key: &SecretBytes, aad: &[u8], sealed: &[u8]) -> Option<SecretBytes> {
+    Aead::new(key.expose())?.open(aad, sealed)
+}

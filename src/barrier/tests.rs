@@ -1,44 +1,5 @@
+use super::teststore::Store;
 use super::*;
-use crate::storage::{CommitFuture, Record};
-use std::collections::BTreeMap;
-
-/// A store in memory, enough for these tests.
-#[derive(Default)]
-struct Store(parking_lot::Mutex<(u64, BTreeMap<String, Record>)>);
-
-impl Storage for Store {
-    fn get(&self, key: &str) -> Result<Option<Record>, StorageError> {
-        Ok(self.0.lock().1.get(key).cloned())
-    }
-
-    fn list(&self, prefix: &str, _after: Option<&str>, _limit: usize) -> Result<Vec<String>, StorageError> {
-        Ok(self.0.lock().1.keys().filter_map(|k| k.strip_prefix(prefix)).map(str::to_owned).collect())
-    }
-
-    fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(String, Record)>, StorageError> {
-        let store = self.0.lock();
-        let found = store.1.iter().filter(|(k, _)| k.starts_with(prefix) && after.is_none_or(|a| k.as_str() > a));
-        Ok(found.take(limit).map(|(k, r)| (k.clone(), r.clone())).collect())
-    }
-
-    fn commit(&self, txn: storage::Txn) -> CommitFuture {
-        let mut store = self.0.lock();
-        let conflict = txn.checks.iter().find(|(key, expect)| Expect::unchanged(store.1.get(key)) != *expect);
-        if let Some((key, _)) = conflict {
-            let key = key.clone();
-            return Box::pin(async { Err(StorageError::Conflict { key }) });
-        }
-        store.0 += 1;
-        let version = store.0;
-        for (key, value) in txn.writes {
-            match value {
-                Some(value) => drop(store.1.insert(key, Record { version, value })),
-                None => drop(store.1.remove(&key)),
-            }
-        }
-        Box::pin(async move { Ok(version) })
-    }
-}
 
 const DAY: time::Duration = time::Duration::DAY;
 const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;

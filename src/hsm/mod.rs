@@ -10,6 +10,8 @@ mod ck_error;
 pub mod client;
 mod config;
 mod der;
+#[cfg(test)]
+pub mod fake;
 mod pin;
 mod proto;
 mod quirks;

@@ -1,0 +1,296 @@
+//! A token in memory that keeps the [`Hsm`] contract, for tests. It does AES only, counts calls, and fails when told to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use aes_gcm::aead::{Aead, KeyInit, Payload};
+use aes_gcm::{Aes128Gcm, Aes256Gcm, Nonce};
+use async_trait::async_trait;
+use aws_lc_rs::rsa::{OAEP_SHA1_MGF1SHA1, OaepPublicEncryptingKey, PublicEncryptingKey};
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+
+use super::{
+    AeadItem, DownReason, Hsm, HsmError, KeyId, KeyKind, KeySource, Mechanism, NewKey, NewMasterKey, ObjectInfo, SealedBlob,
+    SignScheme, Status, Support, TokenFacts, WrappedKey,
+};
+use crate::secret::{SecretBytes, random_array};
+
+struct Object {
+    label: String,
+    key: [u8; 32],
+}
+
+/// A software token. Keep it over a simulated restart, as a real token is kept.
+pub struct FakeHsm {
+    objects: Mutex<BTreeMap<KeyId, Object>>,
+    status: watch::Sender<Status>,
+    calls: AtomicUsize,
+    /// From this call on everything fails.
+    dead_from: AtomicUsize,
+    /// Whether the first failing call still takes effect on the token (killed between effect and answer).
+    effect_before_death: std::sync::atomic::AtomicBool,
+}
+
+impl FakeHsm {
+    /// A token in use.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            objects: Mutex::default(),
+            status: watch::Sender::new(ready()),
+            calls: AtomicUsize::new(0),
+            dead_from: AtomicUsize::new(usize::MAX),
+            effect_before_death: false.into(),
+        })
+    }
+
+    /// Takes the token away.
+    pub fn go_down(&self, reason: DownReason) {
+        self.status.send_replace(Status::Down { reason, detail: "told to".into() });
+    }
+
+    /// Brings it back, also after [`FakeHsm::die_at`].
+    pub fn come_back(&self) {
+        self.dead_from.store(usize::MAX, Ordering::SeqCst);
+        self.status.send_replace(ready());
+    }
+
+    /// Makes the `nth` call from now and all later ones fail; with `effect` that one still changes the token.
+    pub fn die_at(&self, nth: usize, effect: bool) {
+        self.effect_before_death.store(effect, Ordering::SeqCst);
+        self.dead_from.store(self.calls() + nth, Ordering::SeqCst);
+    }
+
+    /// How many operations were asked for.
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// Labels of all objects, sorted.
+    pub fn labels(&self) -> Vec<String> {
+        let mut labels: Vec<_> = self.objects.lock().values().map(|object| object.label.clone()).collect();
+        labels.sort();
+        labels
+    }
+
+    /// Loses every object, as a token that was initialised anew.
+    pub fn wipe(&self) {
+        self.objects.lock().clear();
+    }
+
+    /// Counts a call; `Ok(true)` when it must fail after its effect.
+    fn enter(&self) -> Result<bool, HsmError> {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        if let Status::Down { reason, detail } = &*self.status.borrow() {
+            return Err(HsmError::Unavailable { reason: *reason, detail: detail.clone() });
+        }
+        let dead_from = self.dead_from.load(Ordering::SeqCst);
+        let last = call == dead_from && self.effect_before_death.load(Ordering::SeqCst);
+        if call >= dead_from && !last { Err(HsmError::Timeout) } else { Ok(last) }
+    }
+
+    fn key(&self, id: KeyId) -> Result<SecretBytes, HsmError> {
+        let objects = self.objects.lock();
+        objects.get(&id).map(|object| SecretBytes::new(object.key.to_vec())).ok_or(HsmError::KeyMissing(id))
+    }
+
+    fn put(&self, label: &str, id: KeyId, key: [u8; 32]) -> Result<(), HsmError> {
+        let mut objects = self.objects.lock();
+        if objects.contains_key(&id) {
+            return Err(HsmError::KeyExists(id));
+        }
+        objects.insert(id, Object { label: label.to_owned(), key });
+        Ok(())
+    }
+
+    fn load(&self, source: KeySource<'_>) -> Result<SecretBytes, HsmError> {
+        match source {
+            KeySource::Token(id) => self.key(id),
+            KeySource::Wrapped(wrapped) => self.open_wrapped(wrapped),
+        }
+    }
+
+    fn open_wrapped(&self, wrapped: &WrappedKey) -> Result<SecretBytes, HsmError> {
+        gcm_open(self.key(wrapped.wrapped_by)?.expose(), wrapped.id.0.as_slice(), &wrapped.blob)
+    }
+
+    fn wrap(&self, master: KeyId, kind: KeyKind, material: &[u8]) -> Result<WrappedKey, HsmError> {
+        let id = KeyId::random();
+        let blob = gcm_seal(self.key(master)?.expose(), &id.0, material);
+        Ok(WrappedKey { id, kind, mechanism: Mechanism::AesGcm, wrapped_by: master, blob })
+    }
+}
+
+fn ready() -> Status {
+    let aes = |kind| Support { kind, wrapped: true, token: true, reason: String::new() };
+    Status::Ready(Arc::new(TokenFacts {
+        module: "fake".into(),
+        label: "fake".into(),
+        serial: "0".into(),
+        seal_mechanism: Mechanism::AesGcm,
+        support: vec![aes(KeyKind::Aes128), aes(KeyKind::Aes256)],
+        max_plaintext: 1 << 20,
+    }))
+}
+
+fn finish<T>(value: T, dies: bool) -> Result<T, HsmError> {
+    if dies { Err(HsmError::Timeout) } else { Ok(value) }
+}
+
+fn gcm_seal(key: &[u8], aad: &[u8], msg: &[u8]) -> Vec<u8> {
+    let iv: [u8; 12] = random_array();
+    let mut out = iv.to_vec();
+    out.extend(gcm(key, &iv, aad, msg, true).unwrap());
+    out
+}
+
+fn gcm_open(key: &[u8], aad: &[u8], sealed: &[u8]) -> Result<SecretBytes, HsmError> {
+    let (iv, rest) = sealed.split_at_checked(12).ok_or_else(|| HsmError::BadInput("too short".into()))?;
+    gcm(key, iv, aad, rest, false).map(SecretBytes::new)
+}
+
+fn gcm(key: &[u8], iv: &[u8], aad: &[u8], msg: &[u8], encrypt: bool) -> Result<Vec<u8>, HsmError> {
+    let nonce = Nonce::try_from(iv).unwrap();
+    let payload = Payload { msg, aad };
+    let done = match (key.len(), encrypt) {
+        (16, true) => Aes128Gcm::new_from_slice(key).unwrap().encrypt(&nonce, payload),
+        (16, false) => Aes128Gcm::new_from_slice(key).unwrap().decrypt(&nonce, payload),
+        (_, true) => Aes256Gcm::new_from_slice(key).unwrap().encrypt(&nonce, payload),
+        (_, false) => Aes256Gcm::new_from_slice(key).unwrap().decrypt(&nonce, payload),
+    };
+    done.map_err(|_| HsmError::BadInput("does not authenticate".into()))
+}
+
+fn check_value(key: &[u8]) -> [u8; 32] {
+    Sha256::new().chain_update(b"check").chain_update(key).finalize().into()
+}
+
+fn aes_len(kind: KeyKind) -> Result<usize, HsmError> {
+    match kind {
+        KeyKind::Aes128 => Ok(16),
+        KeyKind::Aes256 => Ok(32),
+        _ => Err(HsmError::Unsupported("the fake token does AES only".into())),
+    }
+}
+
+#[async_trait]
+impl Hsm for FakeHsm {
+    fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    fn subscribe(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    async fn find(&self, label_prefix: &str) -> Result<Vec<ObjectInfo>, HsmError> {
+        let dies = self.enter()?;
+        let objects = self.objects.lock();
+        let found = objects.iter().filter(|(_, object)| object.label.starts_with(label_prefix));
+        finish(found.map(|(id, object)| ObjectInfo { id: Some(*id), label: object.label.clone() }).collect(), dies)
+    }
+
+    async fn destroy(&self, id: KeyId) -> Result<(), HsmError> {
+        let dies = self.enter()?;
+        self.objects.lock().remove(&id);
+        finish((), dies)
+    }
+
+    async fn create_seal_key(&self, label: &str, id: KeyId) -> Result<(), HsmError> {
+        let dies = self.enter()?;
+        self.put(label, id, random_array())?;
+        finish((), dies)
+    }
+
+    async fn seal(&self, id: KeyId, plaintext: &SecretBytes, aad: &[u8]) -> Result<SealedBlob, HsmError> {
+        let dies = self.enter()?;
+        let blob = gcm_seal(self.key(id)?.expose(), aad, plaintext.expose());
+        finish(SealedBlob { key: id, mechanism: Mechanism::AesGcm, blob }, dies)
+    }
+
+    async fn unseal(&self, blob: &SealedBlob, aad: &[u8]) -> Result<SecretBytes, HsmError> {
+        let dies = self.enter()?;
+        finish(gcm_open(self.key(blob.key)?.expose(), aad, &blob.blob)?, dies)
+    }
+
+    async fn create_master_key(&self, label: &str, id: KeyId, recipients: &[Vec<u8>]) -> Result<NewMasterKey, HsmError> {
+        let dies = self.enter()?;
+        let key: [u8; 32] = random_array();
+        let mut exported = Vec::new();
+        for recipient in recipients {
+            let public = PublicEncryptingKey::from_der(recipient).map_err(|e| HsmError::BadInput(e.to_string()))?;
+            let public = OaepPublicEncryptingKey::new(public).unwrap();
+            let mut blob = vec![0; public.ciphertext_size()];
+            public.encrypt(&OAEP_SHA1_MGF1SHA1, &key, &mut blob, None).unwrap();
+            exported.push((Mechanism::RsaOaepSha1, blob));
+        }
+        self.put(label, id, key)?;
+        finish(NewMasterKey { check_value: check_value(&key), exported }, dies)
+    }
+
+    async fn import_master_key(&self, label: &str, id: KeyId, material: &SecretBytes) -> Result<[u8; 32], HsmError> {
+        let dies = self.enter()?;
+        let key = material.expose().try_into().map_err(|_| HsmError::BadInput("32 bytes".into()))?;
+        self.put(label, id, key)?;
+        finish(check_value(&key), dies)
+    }
+
+    async fn master_key_check_value(&self, id: KeyId) -> Result<[u8; 32], HsmError> {
+        let dies = self.enter()?;
+        finish(check_value(self.key(id)?.expose()), dies)
+    }
+
+    async fn generate_wrapped(&self, master: KeyId, kind: KeyKind) -> Result<NewKey, HsmError> {
+        let dies = self.enter()?;
+        let material = SecretBytes::random(aes_len(kind)?);
+        let wrapped = Some(self.wrap(master, kind, material.expose())?);
+        finish(NewKey { wrapped, public_key: None }, dies)
+    }
+
+    async fn generate_on_token(&self, label: &str, id: KeyId, kind: KeyKind) -> Result<NewKey, HsmError> {
+        let dies = self.enter()?;
+        if kind != KeyKind::Aes256 {
+            return Err(HsmError::Unsupported("the fake token keeps AES-256 only".into()));
+        }
+        self.put(label, id, random_array())?;
+        finish(NewKey { wrapped: None, public_key: None }, dies)
+    }
+
+    async fn wrap_material(&self, master: KeyId, kind: KeyKind, material: &SecretBytes) -> Result<WrappedKey, HsmError> {
+        let dies = self.enter()?;
+        finish(self.wrap(master, kind, material.expose())?, dies)
+    }
+
+    async fn unwrap_material(&self, wrapped: &WrappedKey) -> Result<SecretBytes, HsmError> {
+        let dies = self.enter()?;
+        finish(self.open_wrapped(wrapped)?, dies)
+    }
+
+    async fn rewrap(&self, wrapped: &WrappedKey, new_master: KeyId) -> Result<WrappedKey, HsmError> {
+        let dies = self.enter()?;
+        let material = self.open_wrapped(wrapped)?;
+        let blob = gcm_seal(self.key(new_master)?.expose(), &wrapped.id.0, material.expose());
+        finish(WrappedKey { wrapped_by: new_master, blob, ..wrapped.clone() }, dies)
+    }
+
+    async fn encrypt(&self, key: KeySource<'_>, items: Vec<AeadItem>) -> Result<Vec<Vec<u8>>, HsmError> {
+        let dies = self.enter()?;
+        let key = self.load(key)?;
+        let one = |item: AeadItem| gcm(key.expose(), &item.iv, &item.aad, item.input.expose(), true);
+        finish(items.into_iter().map(one).collect::<Result<_, _>>()?, dies)
+    }
+
+    async fn decrypt(&self, key: KeySource<'_>, items: Vec<AeadItem>) -> Result<Vec<Result<SecretBytes, HsmError>>, HsmError> {
+        let dies = self.enter()?;
+        let key = self.load(key)?;
+        let one = |item: AeadItem| gcm(key.expose(), &item.iv, &item.aad, item.input.expose(), false).map(SecretBytes::new);
+        finish(items.into_iter().map(one).collect(), dies)
+    }
+
+    async fn sign(&self, _key: KeySource<'_>, _scheme: SignScheme, _input: &[u8]) -> Result<Vec<u8>, HsmError> {
+        self.enter()?;
+        Err(HsmError::Unsupported("the fake token does AES only".into()))
+    }
+}

@@ -1,0 +1,211 @@
+//! `PUT sys/init`: makes a cluster.
+//!
+//! With an HSM an intent with the CKA_IDs comes first, durably; then the objects are made; then one transaction writes
+//! the keyring, the seal, the default zone and the end of the intent. Killed anywhere in between, the next start or init
+//! removes from the token what the intent names.
+
+use std::sync::Arc;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::escrow::{EscrowKeyPair, wrap_root};
+use super::record::{InitIntent, SealRecord};
+use super::wire::{InitRequest, InitResponse};
+use super::{ClusterFacts, INTENT_PATH, Seal, SealError, SealType, Wrapper, root_key_binding, shamir};
+use crate::barrier::{BarrierError, ROOT_KEY_LEN};
+use crate::hsm::{Hsm, HsmError, KeyId};
+use crate::secret::SecretBytes;
+use crate::storage::{Expect, StorageError};
+use crate::zones::FirstZone;
+
+/// Everything of a new cluster that has been decided and not been written.
+struct Draft {
+    record: SealRecord,
+    root: SecretBytes,
+    now: OffsetDateTime,
+}
+
+impl Seal {
+    /// `PUT sys/init`. The shares and the token of the answer exist nowhere else.
+    pub async fn init(&self, request: InitRequest, now: OffsetDateTime) -> Result<InitResponse, SealError> {
+        let _working = self.working.lock().await;
+        if self.is_initialized()? {
+            return Err(SealError::AlreadyInitialized);
+        }
+        let (shares, threshold) = self.init_counts(&request)?;
+        let secret = SecretBytes::random(ROOT_KEY_LEN);
+        let parts = shamir::split(&secret, shares, threshold)?;
+        let draft = self.draft(&secret, shares, threshold, now).await?;
+        match &self.hsm {
+            Some(hsm) => self.init_with_hsm(hsm, draft).await?,
+            None => self.commit_init(draft, FirstZone::software(now), None).await?,
+        }
+        tracing::info!(shares, threshold, seal = self.configured_type().word(), "initialized");
+        let root_token = self.first_token().await;
+        Ok(self.init_response(&parts, root_token))
+    }
+
+    fn init_counts(&self, request: &InitRequest) -> Result<(u8, u8), SealError> {
+        let secret = [
+            (request.secret_shares != 0, "secret_shares"),
+            (request.secret_threshold != 0, "secret_threshold"),
+            (!request.pgp_keys.is_empty(), "pgp_keys"),
+        ];
+        let recovery = [
+            (request.recovery_shares != 0, "recovery_shares"),
+            (request.recovery_threshold != 0, "recovery_threshold"),
+            (!request.recovery_pgp_keys.is_empty(), "recovery_pgp_keys"),
+        ];
+        let seal_type = self.configured_type();
+        let foreign = if seal_type == SealType::Pkcs11 { secret } else { recovery };
+        let foreign: Vec<_> = foreign.iter().filter(|(given, _)| *given).map(|(_, name)| *name).collect();
+        if !foreign.is_empty() {
+            let (names, seal) = (foreign.join(","), seal_type.word());
+            return Err(SealError::Invalid(format!("parameters {names} not applicable to seal type {seal}")));
+        }
+        let pgp = [&request.pgp_keys, &request.recovery_pgp_keys].iter().any(|keys| !keys.is_empty());
+        if pgp || !request.root_token_pgp_key.is_empty() {
+            return Err(SealError::invalid("PGP keys are not supported"));
+        }
+        let (kind, shares, threshold) = match seal_type {
+            SealType::Pkcs11 => ("recovery", request.recovery_shares, request.recovery_threshold),
+            SealType::Shamir => ("seal", request.secret_shares, request.secret_threshold),
+        };
+        shamir::check_counts(shares, threshold)
+            .map_err(|text| SealError::Invalid(format!("invalid {kind} configuration: {text}")))
+    }
+
+    async fn draft(&self, secret: &SecretBytes, shares: u8, threshold: u8, now: OffsetDateTime) -> Result<Draft, SealError> {
+        let seal_type = self.configured_type();
+        let cluster_id = Uuid::new_v4().to_string();
+        let root = SecretBytes::random(ROOT_KEY_LEN);
+        let escrow = match (seal_type, self.settings.escrow) {
+            (SealType::Shamir, _) => None,
+            (SealType::Pkcs11, true) => Some(make_escrow(secret.duplicate(), cluster_id.clone()).await?),
+            (SealType::Pkcs11, false) => {
+                tracing::warn!(
+                    "escrow = false: zone master keys never leave the HSM. When the HSM is lost, every Transit key and all that \
+                     it encrypted is lost with it, whatever backups and shares there are"
+                );
+                None
+            }
+        };
+        let blob = wrap_root(secret, &cluster_id, &root)?;
+        let cluster_name = match self.settings.cluster_name.as_str() {
+            "" => format!("sos-cluster-{}", cluster_id.get(..8).unwrap_or_default()),
+            name => name.to_owned(),
+        };
+        let wrappers = vec![Wrapper::Shares { blob }];
+        let record = SealRecord { format: 1, seal_type, cluster_id, cluster_name, shares, threshold, wrappers, escrow };
+        Ok(Draft { record, root, now })
+    }
+
+    async fn init_with_hsm(&self, hsm: &Arc<dyn Hsm>, draft: Draft) -> Result<(), SealError> {
+        self.hsm_status().map_err(|reason| SealError::HsmUnavailable { reason: reason.word() })?;
+        self.finish_interrupted_init().await?;
+        self.refuse_used_hsm(hsm.as_ref()).await?;
+        let (seal_key, master_key) = (KeyId::random(), KeyId::random());
+        let key_label = self.settings.key_label.clone();
+        let intent = InitIntent { format: 1, key_label, keys: vec![seal_key, master_key] };
+        let intent = self.barrier.raw().commit(intent.write()?).await.map_err(BarrierError::from)?;
+        let made = self.make_on_hsm(hsm.as_ref(), seal_key, master_key, draft, intent).await;
+        let Err(error) = made else { return Ok(()) };
+        // A timeout may still take effect later, and a failed commit may have been written: then the intent decides at
+        // the next start or init.
+        let certain = !matches!(
+            &error,
+            SealError::Hsm(HsmError::Timeout)
+                | SealError::Barrier(BarrierError::Storage(
+                    StorageError::Io(_) | StorageError::Closed | StorageError::Corrupt { .. }
+                ))
+        );
+        if certain && let Err(later) = self.finish_interrupted_init().await {
+            tracing::warn!(error = %later, "what the failed init made on the HSM is removed later");
+        }
+        Err(error)
+    }
+
+    async fn make_on_hsm(
+        &self,
+        hsm: &dyn Hsm,
+        seal_key: KeyId,
+        master_key: KeyId,
+        mut draft: Draft,
+        intent: u64,
+    ) -> Result<(), SealError> {
+        let key_label = self.settings.key_label.clone();
+        hsm.create_seal_key(&format!("sos/{key_label}/seal/root/v1"), seal_key).await?;
+        let sealed = hsm.seal(seal_key, &draft.root, &root_key_binding(&draft.record.cluster_id)).await?;
+        let recipients = ClusterFacts::of(&draft.record).recipients();
+        let zone = FirstZone::in_hsm(hsm, &key_label, master_key, &recipients, draft.now).await?;
+        draft.record.wrappers.insert(0, Wrapper::Hsm { key_label, sealed });
+        self.commit_init(draft, zone, Some(intent)).await
+    }
+
+    async fn commit_init(&self, draft: Draft, zone: FirstZone, intent: Option<u64>) -> Result<(), SealError> {
+        let mut raw = draft.record.write(None)?;
+        if let Some(version) = intent {
+            raw = raw.check(INTENT_PATH, Expect::Version(version)).delete(INTENT_PATH);
+        }
+        let sealed = ClusterFacts::of(&draft.record).into_txn()?.merge(zone.into_txn()?);
+        match self.barrier.initialize(&draft.root, raw, sealed, draft.now).await {
+            Err(BarrierError::AlreadyInitialized) => Err(SealError::AlreadyInitialized),
+            other => Ok(other?),
+        }
+    }
+
+    async fn refuse_used_hsm(&self, hsm: &dyn Hsm) -> Result<(), SealError> {
+        let key_label = &self.settings.key_label;
+        let found = hsm.find(&format!("sos/{key_label}/")).await?;
+        match found.first() {
+            None => Ok(()),
+            Some(first) => {
+                Err(SealError::HsmInUse { key_label: key_label.clone(), count: found.len(), first: first.label.clone() })
+            }
+        }
+    }
+
+    /// Starts the server and makes the root token. From here on the cluster exists and the shares must reach the
+    /// operator, so a failure leaves the token empty (`generate-root` makes one) instead of losing the shares.
+    async fn first_token(&self) -> String {
+        let made = match (self.start_host().await, self.host.get()) {
+            (Ok(()), Some(host)) => host.make_root_token().await,
+            (Ok(()), None) => Ok(crate::secret::SecretString::default()),
+            (Err(error), _) => Err(error.to_string()),
+        };
+        if made.is_err() || self.configured_type() == SealType::Shamir {
+            self.close().await;
+        }
+        match made {
+            Ok(token) => token.expose().to_owned(),
+            Err(error) => {
+                tracing::error!(error, "initialized, but there is no root token: make one with generate-root");
+                String::new()
+            }
+        }
+    }
+
+    fn init_response(&self, parts: &[SecretBytes], root_token: String) -> InitResponse {
+        let in_hex: Vec<_> = parts.iter().map(|part| hex::encode(part.expose())).collect();
+        let in_base64: Vec<_> = parts.iter().map(|part| STANDARD.encode(part.expose())).collect();
+        let (keys, recovery) = match self.configured_type() {
+            SealType::Shamir => ((in_hex, in_base64), (vec![], vec![])),
+            SealType::Pkcs11 => ((vec![], vec![]), (in_hex, in_base64)),
+        };
+        InitResponse {
+            keys: keys.0,
+            keys_base64: keys.1,
+            recovery_keys: recovery.0,
+            recovery_keys_base64: recovery.1,
+            root_token,
+        }
+    }
+}
+
+async fn make_escrow(secret: SecretBytes, cluster_id: String) -> Result<EscrowKeyPair, SealError> {
+    tokio::task::spawn_blocking(move || EscrowKeyPair::generate(&secret, &cluster_id))
+        .await
+        .map_err(|_panicked| SealError::Internal("making the escrow key pair failed".into()))?
+}

@@ -1,0 +1,195 @@
+//! What the seal stores.
+//!
+//! ```text
+//! core/seal          SealRecord, JSON, readable while sealed: who wraps the root key
+//! core/init-intent   InitIntent, JSON, readable while sealed: an init that has not finished
+//! core/cluster       ClusterFacts, JSON, behind the barrier: what must not be taken from a readable record
+//! ```
+//! `core/seal` is not secret. Every wrapped key in it authenticates itself; the public escrow key and the cluster's
+//! identity are compared with `core/cluster` at every unseal, so nobody who can write to the disk can slip another
+//! escrow key in.
+
+use serde::{Deserialize, Serialize};
+
+use super::SealError;
+use super::escrow::EscrowKeyPair;
+use crate::barrier::{Barrier, BarrierError, Entry, Txn};
+use crate::hsm::{KeyId, SealedBlob, base64_bytes};
+use crate::storage::{self, Expect, Storage, Version};
+
+/// The seal record's path in the store.
+pub const SEAL_PATH: &str = "core/seal";
+/// The init intent's path in the store.
+pub const INTENT_PATH: &str = "core/init-intent";
+/// The cluster facts' path behind the barrier.
+pub const CLUSTER_PATH: &str = "core/cluster";
+
+/// Kind of seal, as `sys/seal-status` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SealType {
+    /// Unseal keys wrap the root key.
+    #[serde(rename = "shamir")]
+    Shamir,
+    /// An HSM wraps the root key, and the escrow does.
+    #[serde(rename = "pkcs11")]
+    Pkcs11,
+}
+
+impl SealType {
+    /// The word of the API.
+    pub fn word(self) -> &'static str {
+        match self {
+            SealType::Shamir => "shamir",
+            SealType::Pkcs11 => "pkcs11",
+        }
+    }
+}
+
+/// One wrapped copy of the root key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Wrapper {
+    /// By a seal key in an HSM; associated data: `sos/root-key/v1/<cluster id>`.
+    Hsm {
+        /// The objects of this cluster on the token carry `sos/<key_label>/…`.
+        key_label: String,
+        /// The wrapped root key.
+        sealed: SealedBlob,
+    },
+    /// By a key derived from the Shamir secret.
+    Shares {
+        /// Nonce, ciphertext and tag.
+        #[serde(with = "base64_bytes")]
+        blob: Vec<u8>,
+    },
+}
+
+/// The seal of an initialised cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealRecord {
+    /// Layout of this record, 1.
+    pub format: u32,
+    /// Kind of seal.
+    #[serde(rename = "type")]
+    pub seal_type: SealType,
+    /// Identity of the cluster, a UUID.
+    pub cluster_id: String,
+    /// Name of the cluster.
+    pub cluster_name: String,
+    /// How many shares there are.
+    pub shares: u8,
+    /// How many of them give the Shamir secret back.
+    pub threshold: u8,
+    /// Wrapped copies of the root key; any one opens it.
+    pub wrappers: Vec<Wrapper>,
+    /// The escrow key pair; `None` for a `shamir` seal and with `escrow = false`.
+    pub escrow: Option<EscrowKeyPair>,
+}
+
+impl SealRecord {
+    /// The record and its version, or `None` before init.
+    pub(super) fn load(storage: &dyn Storage) -> Result<Option<(Self, Version)>, SealError> {
+        let Some(stored) = storage.get(SEAL_PATH).map_err(BarrierError::from)? else { return Ok(None) };
+        let record: Self = parse(SEAL_PATH, &stored.value)?;
+        if record.format != 1 {
+            return Err(SealError::Record { path: SEAL_PATH, reason: "its format is unknown".into() });
+        }
+        Ok(Some((record, stored.version)))
+    }
+
+    /// A transaction that replaces the record as it was read (`None`: makes it).
+    pub(super) fn write(&self, read: Option<Version>) -> Result<storage::Txn, SealError> {
+        let expect = read.map_or(Expect::Absent, Expect::Version);
+        Ok(storage::Txn::new().check(SEAL_PATH, expect).put(SEAL_PATH, json(SEAL_PATH, self)?))
+    }
+
+    /// The copy that the Shamir secret opens.
+    pub(super) fn shares_blob(&self) -> Option<&[u8]> {
+        self.wrappers.iter().find_map(|wrapper| match wrapper {
+            Wrapper::Shares { blob } => Some(blob.as_slice()),
+            Wrapper::Hsm { .. } => None,
+        })
+    }
+
+    /// The copy that the HSM opens.
+    pub(super) fn hsm_blob(&self) -> Option<&SealedBlob> {
+        self.wrappers.iter().find_map(|wrapper| match wrapper {
+            Wrapper::Hsm { sealed, .. } => Some(sealed),
+            Wrapper::Shares { .. } => None,
+        })
+    }
+}
+
+/// What an init is about to make on the token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct InitIntent {
+    pub(super) format: u32,
+    pub(super) key_label: String,
+    /// CKA_IDs of the seal key and of the default zone's master key.
+    pub(super) keys: Vec<KeyId>,
+}
+
+impl InitIntent {
+    pub(super) fn load(storage: &dyn Storage) -> Result<Option<(Self, Version)>, SealError> {
+        let Some(stored) = storage.get(INTENT_PATH).map_err(BarrierError::from)? else { return Ok(None) };
+        Ok(Some((parse(INTENT_PATH, &stored.value)?, stored.version)))
+    }
+
+    pub(super) fn write(&self) -> Result<storage::Txn, SealError> {
+        Ok(storage::Txn::new().check(INTENT_PATH, Expect::Absent).put(INTENT_PATH, json(INTENT_PATH, self)?))
+    }
+}
+
+/// Facts of the cluster that only the barrier vouches for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterFacts {
+    /// Layout of this record, 1.
+    pub format: u32,
+    /// Identity of the cluster, a UUID.
+    pub cluster_id: String,
+    /// Name of the cluster.
+    pub cluster_name: String,
+    /// Whether zone master keys are made in an HSM.
+    pub hsm: bool,
+    /// SubjectPublicKeyInfo (DER, base64) of the escrow key; empty when there is none.
+    #[serde(with = "base64_bytes")]
+    pub escrow_public_key: Vec<u8>,
+}
+
+impl ClusterFacts {
+    /// The facts, read through the open barrier.
+    pub fn load(barrier: &Barrier) -> Result<Self, BarrierError> {
+        let corrupt = |reason| BarrierError::Corrupt { path: CLUSTER_PATH.to_owned(), reason };
+        let entry: Option<Entry> = barrier.get(CLUSTER_PATH)?;
+        let entry = entry.ok_or_else(|| corrupt("it is missing"))?;
+        serde_json::from_slice(entry.value.expose()).map_err(|_json| corrupt("it is not the JSON it should be"))
+    }
+
+    /// To whom new zone master keys are wrapped.
+    pub fn recipients(&self) -> Vec<Vec<u8>> {
+        if self.escrow_public_key.is_empty() { Vec::new() } else { vec![self.escrow_public_key.clone()] }
+    }
+
+    pub(super) fn of(record: &SealRecord) -> Self {
+        let escrow_public_key = record.escrow.as_ref().map(|pair| pair.public_key.clone()).unwrap_or_default();
+        Self {
+            format: 1,
+            cluster_id: record.cluster_id.clone(),
+            cluster_name: record.cluster_name.clone(),
+            hsm: record.seal_type == SealType::Pkcs11,
+            escrow_public_key,
+        }
+    }
+
+    pub(super) fn into_txn(self) -> Result<Txn, SealError> {
+        Ok(Txn::new().put(CLUSTER_PATH, json(CLUSTER_PATH, &self)?))
+    }
+}
+
+fn json<T: Serialize>(path: &'static str, value: &T) -> Result<Vec<u8>, SealError> {
+    serde_json::to_vec(value).map_err(|error| SealError::Record { path, reason: error.to_string() })
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(path: &'static str, value: &[u8]) -> Result<T, SealError> {
+    serde_json::from_slice(value).map_err(|error| SealError::Record { path, reason: error.to_string() })
+}

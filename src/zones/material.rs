@@ -1,0 +1,154 @@
+//! Key material under a master key: keys that stay in the HSM, and material that is used in software.
+//!
+//! Software material is encrypted (AES-256-GCM) under a data key of its own, and only the data key is wrapped by the
+//! master key. So re-wrapping moves 32 bytes, whatever the material is, and a loaded data key spares the HSM the next call.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::record::key_path;
+use super::{MasterKeyRef, Place, ZoneError, Zones};
+use crate::barrier::{open_bytes, seal_bytes};
+use crate::hsm::{HsmError, KeyId, KeyKind, Mechanism, NewKey, WrappedKey, base64_bytes};
+use crate::secret::SecretBytes;
+
+/// Software material as it is stored by its owner (Transit).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrappedMaterial {
+    /// The data key, wrapped by the master key that it names.
+    pub data_key: WrappedKey,
+    /// Nonce, ciphertext and tag of the material under the data key.
+    #[serde(with = "base64_bytes")]
+    pub blob: Vec<u8>,
+}
+
+impl Zones {
+    /// Wraps software material under a master key. `aad` binds it to its place (mount, key, version, purpose): the same
+    /// bytes are needed to open it.
+    pub async fn wrap(&self, master: &MasterKeyRef, aad: &[u8], material: &SecretBytes) -> Result<WrappedMaterial, ZoneError> {
+        let data_key = SecretBytes::random(32);
+        let wrapped = self.wrap_data_key(master, &data_key).await?;
+        let blob = seal_bytes(&data_key, &binding(aad), material.expose()).ok_or(ZoneError::Material)?;
+        self.keys.insert(wrapped.id, Arc::new(data_key));
+        Ok(WrappedMaterial { data_key: wrapped, blob })
+    }
+
+    /// Opens software material. One HSM call the first time, none while the data key is cached.
+    pub async fn unwrap(&self, zone: &str, material: &WrappedMaterial, aad: &[u8]) -> Result<SecretBytes, ZoneError> {
+        let id = material.data_key.id;
+        let data_key = match self.keys.get(&id) {
+            Some(key) => key,
+            None => {
+                let key = Arc::new(self.unwrap_data_key(zone, &material.data_key).await?);
+                self.keys.insert(id, key.clone());
+                key
+            }
+        };
+        open_bytes(&data_key, &binding(aad), &material.blob).ok_or(ZoneError::Material)
+    }
+
+    /// The same material with its data key under another master key (the current one, after a rotation).
+    pub async fn rewrap_material(&self, master: &MasterKeyRef, material: &WrappedMaterial) -> Result<WrappedMaterial, ZoneError> {
+        let old = self.by_id(&master.zone, material.data_key.wrapped_by)?;
+        let data_key = match (old.place, master.place) {
+            (Place::Hsm, Place::Hsm) => self.rewrap_key(master, &material.data_key).await?,
+            _ => {
+                let key = self.unwrap_data_key(&master.zone, &material.data_key).await?;
+                self.wrap_data_key(master, &key).await?
+            }
+        };
+        Ok(WrappedMaterial { data_key, blob: material.blob.clone() })
+    }
+
+    /// Makes a key of protection level `hsm`: generated in the HSM, wrapped by the master key.
+    pub async fn generate_wrapped(&self, master: &MasterKeyRef, kind: KeyKind) -> Result<NewKey, ZoneError> {
+        self.verify(master).await?;
+        Ok(self.hsm_for(master)?.generate_wrapped(master.id, kind).await?)
+    }
+
+    /// Wraps given key material (import, restore) as a key of protection level `hsm`.
+    pub async fn wrap_key(&self, master: &MasterKeyRef, kind: KeyKind, material: &SecretBytes) -> Result<WrappedKey, ZoneError> {
+        self.verify(master).await?;
+        Ok(self.hsm_for(master)?.wrap_material(master.id, kind, material).await?)
+    }
+
+    /// A key of protection level `hsm` under another master key; the material stays in the HSM.
+    pub async fn rewrap_key(&self, master: &MasterKeyRef, key: &WrappedKey) -> Result<WrappedKey, ZoneError> {
+        self.verify(master).await?;
+        Ok(self.hsm_for(master)?.rewrap(key, master.id).await?)
+    }
+
+    async fn wrap_data_key(&self, master: &MasterKeyRef, data_key: &SecretBytes) -> Result<WrappedKey, ZoneError> {
+        match master.place {
+            Place::Hsm => self.wrap_key(master, KeyKind::Aes256, data_key).await,
+            Place::Software => {
+                let id = KeyId::random();
+                let key = self.software_master(master.id)?;
+                let blob = seal_bytes(&key, &data_key_binding(id), data_key.expose()).ok_or(ZoneError::Material)?;
+                let mechanism = Mechanism::AesGcm;
+                Ok(WrappedKey { id, kind: KeyKind::Aes256, mechanism, wrapped_by: master.id, blob })
+            }
+        }
+    }
+
+    async fn unwrap_data_key(&self, zone: &str, wrapped: &WrappedKey) -> Result<SecretBytes, ZoneError> {
+        let master = self.by_id(zone, wrapped.wrapped_by)?;
+        match master.place {
+            Place::Hsm => {
+                self.verify(&master).await?;
+                Ok(self.hsm_for(&master)?.unwrap_material(wrapped).await?)
+            }
+            Place::Software => {
+                let key = self.software_master(master.id)?;
+                open_bytes(&key, &data_key_binding(wrapped.id), &wrapped.blob).ok_or(ZoneError::Material)
+            }
+        }
+    }
+
+    fn hsm_for(&self, master: &MasterKeyRef) -> Result<&Arc<dyn crate::hsm::Hsm>, ZoneError> {
+        match master.place {
+            Place::Hsm => self.hsm(),
+            Place::Software => Err(ZoneError::SoftwareZone(master.zone.clone())),
+        }
+    }
+
+    fn software_master(&self, id: KeyId) -> Result<Arc<SecretBytes>, ZoneError> {
+        if let Some(key) = self.keys.get(&id) {
+            return Ok(key);
+        }
+        let path = key_path(id);
+        let entry = self.barrier.get(&path)?.ok_or_else(|| super::damaged(path, "the software master key is missing"))?;
+        let key = Arc::new(entry.value);
+        self.keys.insert(id, key.clone());
+        Ok(key)
+    }
+
+    /// Compares the check value of a master key on the token with the stored one, once after each unseal.
+    async fn verify(&self, master: &MasterKeyRef) -> Result<(), ZoneError> {
+        if master.place == Place::Software || self.verified.lock().contains(&master.id) {
+            return Ok(());
+        }
+        let (record, _) = self.stored(&master.zone)?;
+        let wrong = |found| ZoneError::WrongKey { zone: master.zone.clone(), version: master.version, found };
+        let stored = record.versions.iter().find(|version| version.id == master.id).ok_or(ZoneError::Material)?;
+        let found = match self.hsm()?.master_key_check_value(master.id).await {
+            Ok(found) => found,
+            Err(HsmError::KeyMissing(_)) => return Err(wrong("the object is missing")),
+            Err(error) => return Err(error.into()),
+        };
+        if hex::encode(found) != stored.check_value {
+            return Err(wrong("another key has its CKA_ID"));
+        }
+        self.verified.lock().insert(master.id);
+        Ok(())
+    }
+}
+
+fn binding(aad: &[u8]) -> Vec<u8> {
+    [b"sos/material/v1/".as_slice(), aad].concat()
+}
+
+fn data_key_binding(id: KeyId) -> Vec<u8> {
+    [b"sos/data-key/v1/".as_slice(), &id.0].concat()
+}

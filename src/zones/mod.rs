@@ -1,0 +1,406 @@
+//! Zones and their master keys, the second level of Transit's hierarchy.
+//!
+//! A zone has a versioned AES-256 master key. With an HSM it is a token object that only wraps and unwraps, made with a
+//! copy wrapped to the escrow key; without one it is 32 bytes behind the barrier. New material is wrapped by the
+//! current version; old versions are kept for ever, because old backups need them.
+//!
+//! Making a master key touches the token and the store, so a durable intent comes first; [`Zones::settle`] undoes
+//! what a crash left half done. A key is recognised by CKA_ID and check value, never by its label.
+
+mod material;
+mod record;
+mod rewrap;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use thiserror::Error;
+use time::{Duration, OffsetDateTime};
+
+use crate::barrier::{Barrier, BarrierError, Entry, Txn};
+use crate::hsm::{Hsm, HsmError, KeyId, Status};
+use crate::seal::ClusterFacts;
+use crate::secret::SecretBytes;
+use crate::storage::StorageError;
+
+pub use material::WrappedMaterial;
+pub use record::{EscrowCopy, MasterVersion, Place, ZoneRecord};
+pub use rewrap::{Rewrap, RewrapProgress, RewrapStep};
+
+pub(crate) use record::{FirstZone, master_key_label};
+
+use record::{Intent, intent_path, key_path, progress_path, zone_path};
+
+/// The zone that exists from init on.
+pub const DEFAULT_ZONE: &str = "default";
+
+/// How many unwrapped data keys are kept in memory.
+const CACHED_DATA_KEYS: usize = 4096;
+/// How many zones one listing reads at a time.
+const PAGE: usize = 1000;
+/// The longest zone name.
+const MAX_NAME_LEN: usize = 64;
+
+/// Why a zone did not do what was asked.
+#[derive(Debug, Error)]
+pub enum ZoneError {
+    /// There is no zone of this name.
+    #[error("unknown zone {0:?}")]
+    Unknown(String),
+    /// There is a zone of this name already.
+    #[error("the zone {0:?} exists already")]
+    Exists(String),
+    /// Not a name for a zone.
+    #[error("{0:?} is not a zone name: 1 to 64 letters, digits, '-', '_' or '.', beginning with a letter or digit")]
+    Name(String),
+    /// The master key is in the HSM, which cannot be used now; other requests go on.
+    #[error("the HSM that holds the keys of this zone is not available ({reason})")]
+    HsmUnavailable {
+        /// One of the fixed words of `sys/seal-status`.
+        reason: &'static str,
+    },
+    /// The zone's master key is not in an HSM, so there are no HSM keys under it.
+    #[error("the zone {0:?} has its master key in software: keys of protection level hsm need an HSM")]
+    SoftwareZone(String),
+    /// The token holds another key under the CKA_ID, or lost it.
+    #[error("the HSM does not hold master key version {version} of zone {zone:?}: {found}")]
+    WrongKey {
+        /// The zone.
+        zone: String,
+        /// The version of its master key.
+        version: u32,
+        /// What is there instead.
+        found: &'static str,
+    },
+    /// Wrapped material does not open: damaged, or bound to another place.
+    #[error("the wrapped key material does not open")]
+    Material,
+    /// A stored zone record cannot be read.
+    #[error("the record {path:?} is corrupt: {reason}")]
+    Record {
+        /// The damaged record.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Re-wrapping stopped.
+    #[error("re-wrapping stopped: {0}")]
+    Rewrap(String),
+    /// The HSM refused.
+    #[error(transparent)]
+    Hsm(#[from] HsmError),
+    /// The barrier or the store refused.
+    #[error(transparent)]
+    Barrier(#[from] BarrierError),
+}
+
+/// A master key version that wraps and unwraps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MasterKeyRef {
+    /// The zone.
+    pub zone: String,
+    /// The version, counted from 1.
+    pub version: u32,
+    /// CKA_ID, or the identity of a software key.
+    pub id: KeyId,
+    /// Where it lives.
+    pub place: Place,
+}
+
+/// A zone as `sys/sos/zones/<name>` shows it.
+#[derive(Clone, Debug)]
+pub struct ZoneInfo {
+    /// The stored zone.
+    pub zone: ZoneRecord,
+    /// How far re-wrapping under the current version is; absent when it never ran.
+    pub rewrap: Option<RewrapProgress>,
+}
+
+/// All zones of a cluster.
+pub struct Zones {
+    barrier: Arc<Barrier>,
+    hsm: Option<Arc<dyn Hsm>>,
+    key_label: String,
+    /// Unwrapped data keys and software master keys by identity.
+    keys: Cache<KeyId, Arc<SecretBytes>>,
+    /// Master keys whose check value has been compared since the unseal.
+    verified: Mutex<HashSet<KeyId>>,
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Zones {
+    /// Zones behind `barrier`; `key_label` names this cluster's objects on the token.
+    pub fn new(barrier: Arc<Barrier>, hsm: Option<Arc<dyn Hsm>>, key_label: &str) -> Self {
+        Self {
+            barrier,
+            hsm,
+            key_label: key_label.to_owned(),
+            keys: Cache::new(CACHED_DATA_KEYS),
+            verified: Mutex::default(),
+            changing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// To be called after every unseal: undoes half-done work and makes the zones that the configuration names, with
+    /// their rotation period. What needs an absent HSM waits for a later [`Zones::tick`].
+    pub async fn unsealed(&self, configured: &[(String, Duration)], now: OffsetDateTime) -> Result<(), ZoneError> {
+        self.forget();
+        if !ClusterFacts::load(&self.barrier)?.hsm {
+            tracing::warn!("no HSM protects this cluster: zone master keys are software keys behind the barrier");
+        }
+        self.settle().await?;
+        for (name, period) in configured {
+            match self.ensure(name, *period, now).await {
+                Err(ZoneError::HsmUnavailable { reason }) => {
+                    tracing::warn!(zone = %name, reason, "a configured zone waits for the HSM");
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets every key in memory; to be called when the server is sealed.
+    pub fn forget(&self) {
+        self.keys.clear();
+        self.verified.lock().clear();
+    }
+
+    /// The version that wraps new material.
+    pub fn current(&self, zone: &str) -> Result<MasterKeyRef, ZoneError> {
+        let (record, _) = self.stored(zone)?;
+        let path = zone_path(zone);
+        record.current().map(|version| version.reference(zone)).ok_or_else(|| damaged(path, "it has no version"))
+    }
+
+    /// One version by the identity that a wrapped key names.
+    pub fn by_id(&self, zone: &str, id: KeyId) -> Result<MasterKeyRef, ZoneError> {
+        let (record, _) = self.stored(zone)?;
+        let found = record.versions.iter().find(|version| version.id == id);
+        found.map(|version| version.reference(zone)).ok_or(ZoneError::Material)
+    }
+
+    /// Whether the zone exists.
+    pub fn exists(&self, zone: &str) -> Result<bool, ZoneError> {
+        check_name(zone)?;
+        Ok(self.barrier.get(&zone_path(zone))?.is_some())
+    }
+
+    /// Names of all zones, sorted.
+    pub fn list(&self) -> Result<Vec<String>, ZoneError> {
+        let mut names: Vec<String> = Vec::new();
+        loop {
+            let page = self.barrier.list(record::ZONES, names.last().map(String::as_str), PAGE)?;
+            let last = page.len() < PAGE;
+            names.extend(page);
+            if last {
+                return Ok(names);
+            }
+        }
+    }
+
+    /// One zone, with its progress.
+    pub fn read(&self, zone: &str) -> Result<ZoneInfo, ZoneError> {
+        let (record, _) = self.stored(zone)?;
+        Ok(ZoneInfo { zone: record, rewrap: self.progress(zone)? })
+    }
+
+    /// Makes a zone with the first version of its master key. A `rotation_period` of zero means never by itself.
+    pub async fn create(&self, zone: &str, rotation_period: Duration, now: OffsetDateTime) -> Result<(), ZoneError> {
+        let _changing = self.changing.lock().await;
+        if self.exists(zone)? {
+            return Err(ZoneError::Exists(zone.to_owned()));
+        }
+        self.add_version(ZoneRecord::new(zone, rotation_period), None, now).await.map(|_| ())
+    }
+
+    /// Makes a new version of the zone's master key, which becomes current; answers its number. Material stays
+    /// readable, and is re-wrapped by [`Zones::rewrap`].
+    pub async fn rotate(&self, zone: &str, now: OffsetDateTime) -> Result<u32, ZoneError> {
+        let _changing = self.changing.lock().await;
+        let (record, entry) = self.stored(zone)?;
+        self.add_version(record, Some(entry), now).await
+    }
+
+    /// Changes after which time the zone's master key is rotated by itself.
+    pub async fn set_rotation_period(&self, zone: &str, period: Duration) -> Result<(), ZoneError> {
+        let _changing = self.changing.lock().await;
+        let (mut record, entry) = self.stored(zone)?;
+        record.set_rotation_period(period);
+        let path = zone_path(zone);
+        let txn = Txn::new().check(&path, Entry::unchanged(Some(&entry))).put(&path, record.encode()?);
+        self.barrier.commit(txn).await?;
+        Ok(())
+    }
+
+    /// Finishes what waited for the HSM and rotates the zones that are due; to be called from time to time. Answers
+    /// the zones that were rotated. A failure with one zone is logged and does not stop the others.
+    pub async fn tick(&self, now: OffsetDateTime) -> Result<Vec<String>, ZoneError> {
+        self.settle().await?;
+        let mut rotated = Vec::new();
+        for name in self.list()? {
+            let due = match self.stored(&name) {
+                Ok((record, _)) => record.rotation_due(now),
+                Err(error) => {
+                    tracing::error!(zone = %name, %error, "the zone cannot be read");
+                    false
+                }
+            };
+            if !due {
+                continue;
+            }
+            match self.rotate(&name, now).await {
+                Ok(version) => {
+                    tracing::info!(zone = %name, version, "the zone's master key was rotated by age");
+                    rotated.push(name);
+                }
+                Err(error) => tracing::warn!(zone = %name, %error, "the zone's master key is due but was not rotated"),
+            }
+        }
+        Ok(rotated)
+    }
+
+    /// The HSM, when it can be used now.
+    pub fn hsm(&self) -> Result<&Arc<dyn Hsm>, ZoneError> {
+        let hsm = self.hsm.as_ref().ok_or(ZoneError::HsmUnavailable { reason: "hsm-not-configured" })?;
+        match hsm.status() {
+            Status::Ready(_) => Ok(hsm),
+            Status::Starting => Err(ZoneError::HsmUnavailable { reason: "hsm-starting" }),
+            Status::Down { reason, .. } => Err(ZoneError::HsmUnavailable { reason: reason.word() }),
+        }
+    }
+
+    /// Undoes master keys that were begun and not committed. Intents that need an absent HSM stay for later.
+    pub async fn settle(&self) -> Result<(), ZoneError> {
+        let _changing = self.changing.lock().await;
+        for (path, entry) in self.barrier.scan(record::INTENTS, None, PAGE)? {
+            let intent = Intent::decode(&path, entry.value.expose())?;
+            match self.undo(&path, &entry, &intent).await {
+                Err(ZoneError::HsmUnavailable { reason }) => {
+                    tracing::warn!(zone = %intent.zone, reason, "half-done work on a zone waits for the HSM");
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn undo(&self, path: &str, entry: &Entry, intent: &Intent) -> Result<(), ZoneError> {
+        let committed = match self.stored(&intent.zone) {
+            Ok((record, _)) => record.versions.iter().any(|version| version.id == intent.id),
+            Err(ZoneError::Unknown(_)) => false,
+            Err(error) => return Err(error),
+        };
+        if !committed {
+            self.hsm()?.destroy(intent.id).await?;
+            tracing::warn!(zone = %intent.zone, key = %intent.id, "a half-made master key was removed from the HSM");
+        }
+        self.barrier.commit(Txn::new().check(path, Entry::unchanged(Some(entry))).delete(path)).await?;
+        Ok(())
+    }
+
+    async fn ensure(&self, zone: &str, period: Duration, now: OffsetDateTime) -> Result<(), ZoneError> {
+        if !self.exists(zone)? {
+            return self.create(zone, period, now).await;
+        }
+        if self.stored(zone)?.0.rotation_period() != period {
+            self.set_rotation_period(zone, period).await?;
+        }
+        Ok(())
+    }
+
+    async fn add_version(&self, mut record: ZoneRecord, read: Option<Entry>, now: OffsetDateTime) -> Result<u32, ZoneError> {
+        let facts = ClusterFacts::load(&self.barrier)?;
+        let version = record.next_version();
+        let id = KeyId::random();
+        let path = zone_path(&record.name);
+        let check = Entry::unchanged(read.as_ref());
+        if !facts.hsm {
+            record.versions.push(MasterVersion::software(version, id, now));
+            let txn = Txn::new().check(&path, check).put(&path, record.encode()?);
+            self.barrier.commit(txn.put_secret(key_path(id), SecretBytes::random(32))).await?;
+            return Ok(version);
+        }
+        let intent_path = self.begin(&record.name, version, id).await?;
+        let label = master_key_label(&self.key_label, &record.name, version);
+        let made = self.hsm()?.create_master_key(&label, id, &facts.recipients()).await;
+        let made = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.give_up(&intent_path).await;
+                return Err(error.into());
+            }
+        };
+        record.versions.push(MasterVersion::in_hsm(version, id, now, label, made));
+        let txn = Txn::new().check(&path, check).put(&path, record.encode()?).delete(&intent_path);
+        if let Err(error) = self.barrier.commit(txn).await {
+            // Only a conflict says for certain that nothing was written; otherwise a later `settle` looks again.
+            if matches!(error, BarrierError::Storage(StorageError::Conflict { .. })) {
+                self.give_up(&intent_path).await;
+            }
+            return Err(error.into());
+        }
+        self.verified.lock().insert(id);
+        Ok(version)
+    }
+
+    /// Writes the intent to make a master key, after undoing an older one of the same zone.
+    async fn begin(&self, zone: &str, version: u32, id: KeyId) -> Result<String, ZoneError> {
+        self.hsm()?;
+        let path = intent_path(zone);
+        if let Some(entry) = self.barrier.get(&path)? {
+            let old = Intent::decode(&path, entry.value.expose())?;
+            self.undo(&path, &entry, &old).await?;
+        }
+        let intent = Intent { format: 1, zone: zone.to_owned(), version, id };
+        let txn = Txn::new().check(&path, crate::storage::Expect::Absent).put(&path, intent.encode()?);
+        self.barrier.commit(txn).await?;
+        Ok(path)
+    }
+
+    /// Tries to undo at once what failed; what cannot be undone now is left to a later `settle`.
+    async fn give_up(&self, path: &str) {
+        let undone = async {
+            let Some(entry) = self.barrier.get(path)? else { return Ok(()) };
+            let intent = Intent::decode(path, entry.value.expose())?;
+            self.undo(path, &entry, &intent).await
+        };
+        if let Err(error) = undone.await {
+            tracing::warn!(%error, "a half-made master key is left on the HSM for now and removed later");
+        }
+    }
+
+    fn stored(&self, zone: &str) -> Result<(ZoneRecord, Entry), ZoneError> {
+        check_name(zone)?;
+        let path = zone_path(zone);
+        let entry = self.barrier.get(&path)?.ok_or_else(|| ZoneError::Unknown(zone.to_owned()))?;
+        Ok((ZoneRecord::decode(&path, entry.value.expose())?, entry))
+    }
+
+    fn progress(&self, zone: &str) -> Result<Option<RewrapProgress>, ZoneError> {
+        let path = progress_path(zone);
+        self.barrier.get(&path)?.map(|entry| record::from_json(&path, entry.value.expose())).transpose()
+    }
+}
+
+impl std::fmt::Debug for Zones {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Zones").field("key_label", &self.key_label).finish_non_exhaustive()
+    }
+}
+
+/// Whether `name` can name a zone.
+pub fn check_name(name: &str) -> Result<(), ZoneError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let good = name.len() <= MAX_NAME_LEN && name.chars().all(allowed) && name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if good { Ok(()) } else { Err(ZoneError::Name(name.to_owned())) }
+}
+
+fn damaged(path: String, reason: &str) -> ZoneError {
+    ZoneError::Record { path, reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests;
