@@ -1,6 +1,9 @@
 //! The `sys/` mount: one file per family of endpoints, each with its own slice of the route table.
 
+pub mod capabilities;
 pub mod health;
+pub mod policies;
+pub mod ui_mounts;
 
 use std::sync::{Arc, LazyLock, Weak};
 
@@ -34,7 +37,7 @@ impl System {
     }
 }
 
-static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[]));
+static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[policies::ROUTES, capabilities::ROUTES, ui_mounts::ROUTES]));
 
 /// Endpoints that answer while sealed, without token and envelope.
 static DIRECT: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[health::DIRECT]));
@@ -55,3 +58,6 @@ pub fn mount_entry() -> &'static MountEntry {
     static ENTRY: LazyLock<MountEntry> = LazyLock::new(|| mount_table::new_entry(Table::Secret, "sys/", "system"));
     &ENTRY
 }
+
+#[cfg(test)]
+mod policy_tests;
