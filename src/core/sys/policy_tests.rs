@@ -33,7 +33,7 @@ impl Server {
         let clock = Clock::system();
         let root = SecretBytes::new(vec![1; 32]);
         barrier.initialize(&root, storage::Txn::new(), Txn::new(), clock.now()).await.unwrap();
-        let core = Core::new(barrier, clock, Settings::default(), Arc::new(Services::for_tests()));
+        let core = Core::new(barrier, clock, Settings::default(), Arc::new(Services {}));
         core.activate().await.unwrap();
         Self { system: System::new(&core), core }
     }
