@@ -37,7 +37,8 @@ impl System {
     }
 }
 
-static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[policies::ROUTES, capabilities::ROUTES, ui_mounts::ROUTES]));
+static ROUTES: LazyLock<RouteTable<System>> =
+    LazyLock::new(|| RouteTable::joined(&[policies::ROUTES, capabilities::ROUTES, ui_mounts::ROUTES]));
 
 /// Endpoints that answer while sealed, without token and envelope.
 static DIRECT: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[health::DIRECT]));

@@ -55,10 +55,7 @@ pub const ROUTES: &[Route<System>] = &[
         access: Access::Token,
         help: "Lists the policies (older path).",
         exists: None,
-        operations: &[
-            op!(Read, "List policies", list_legacy, NoParams),
-            op!(List, "List policies", list_legacy, NoParams),
-        ],
+        operations: &[op!(Read, "List policies", list_legacy, NoParams), op!(List, "List policies", list_legacy, NoParams)],
     },
     Route {
         patterns: &["policy/{name:rest}"],

@@ -113,14 +113,8 @@ async fn policies_are_written_read_listed_and_deleted() {
 async fn older_paths_and_names_in_capitals_warn() {
     let server = Server::start().await;
     let write = async |path: &str, body| server.ask(&root(), Operation::Update, path, body).await.unwrap().warnings;
-    assert_eq!(
-        write("policy/p", json!({"rules": READ_A})).await,
-        ["'rules' is deprecated, please use 'policy' instead"]
-    );
-    assert_eq!(
-        server.data(Operation::Read, "policy/p", Value::Null).await,
-        json!({"name": "p", "rules": READ_A})
-    );
+    assert_eq!(write("policy/p", json!({"rules": READ_A})).await, ["'rules' is deprecated, please use 'policy' instead"]);
+    assert_eq!(server.data(Operation::Read, "policy/p", Value::Null).await, json!({"name": "p", "rules": READ_A}));
     assert!(write("policy/p", json!({"policy": READ_A})).await.is_empty());
     assert_eq!(
         write("policies/acl/MiXed", json!({"policy": "cGF0aCAiYSIgeyBwb2xpY3kgPSAicmVhZCIgfQ=="})).await,

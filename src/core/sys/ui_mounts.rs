@@ -165,9 +165,7 @@ async fn list(system: &System, call: &Call<'_>, _: NoParams) -> Result<Reply, Fa
         }
         let shown = match acl {
             Some(_) => Shown::Full(Box::new(Full::of(entry, None))),
-            None => {
-                Shown::Brief(Brief { kind: &entry.kind, description: &entry.description, options: options(entry) })
-            }
+            None => Shown::Brief(Brief { kind: &entry.kind, description: &entry.description, options: options(entry) }),
         };
         let table = match entry.table {
             Table::Secret => &mut tables.secret,
