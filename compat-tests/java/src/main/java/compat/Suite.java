@@ -1,14 +1,25 @@
 package compat;
 
+import java.io.IOException;
+import java.io.InputStream;
 import java.net.URI;
+import java.net.http.HttpClient;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.security.GeneralSecurityException;
+import java.security.KeyStore;
+import java.security.cert.CertificateFactory;
 import java.util.ArrayDeque;
 import java.util.Deque;
 import java.util.Map;
 import java.util.Objects;
 import java.util.UUID;
 
-import org.springframework.core.io.FileSystemResource;
+import javax.net.ssl.SSLContext;
+import javax.net.ssl.TrustManagerFactory;
+
 import org.springframework.http.client.ClientHttpRequestFactory;
+import org.springframework.http.client.JdkClientHttpRequestFactory;
 import org.springframework.vault.authentication.SimpleSessionManager;
 import org.springframework.vault.authentication.TokenAuthentication;
 import org.springframework.vault.client.VaultEndpoint;
@@ -16,7 +27,6 @@ import org.springframework.vault.client.ClientHttpRequestFactoryFactory;
 import org.springframework.vault.core.VaultTemplate;
 import org.springframework.vault.support.ClientOptions;
 import org.springframework.vault.support.SslConfiguration;
-import org.springframework.vault.support.SslConfiguration.KeyStoreConfiguration;
 import org.springframework.vault.support.VaultMount;
 
 /** One group's run: a template with the token it was given, and names of its own. */
@@ -29,7 +39,7 @@ final class Suite implements AutoCloseable {
 	final String group;
 	final String uid = UUID.randomUUID().toString().substring(0, 8);
 	final VaultEndpoint endpoint = VaultEndpoint.from(URI.create(System.getenv("VAULT_ADDR")));
-	final ClientHttpRequestFactory http = ClientHttpRequestFactoryFactory.create(new ClientOptions(), trust());
+	final ClientHttpRequestFactory http = client();
 	final VaultTemplate vault = as(System.getenv("VAULT_TOKEN"));
 	private final Deque<Body> undo = new ArrayDeque<>();
 	int passed;
@@ -39,11 +49,24 @@ final class Suite implements AutoCloseable {
 		this.group = group;
 	}
 
-	/** VAULT_CACERT names a PEM file, as for the other clients. */
-	private static SslConfiguration trust() {
+	/** Spring's own choice of a client; with VAULT_CACERT (a PEM file) the JDK's newer one, the only one that needs no other library for that. */
+	private static ClientHttpRequestFactory client() {
 		String file = System.getenv("VAULT_CACERT");
-		return file == null || file.isEmpty() ? SslConfiguration.unconfigured()
-				: SslConfiguration.forTrustStore(KeyStoreConfiguration.of(new FileSystemResource(file)).withStoreType("PEM"));
+		if (file == null || file.isEmpty()) {
+			return ClientHttpRequestFactoryFactory.create(new ClientOptions(), SslConfiguration.unconfigured());
+		}
+		try (InputStream pem = Files.newInputStream(Path.of(file))) {
+			KeyStore store = KeyStore.getInstance(KeyStore.getDefaultType());
+			store.load(null, null);
+			store.setCertificateEntry("ca", CertificateFactory.getInstance("X.509").generateCertificate(pem));
+			TrustManagerFactory trust = TrustManagerFactory.getInstance(TrustManagerFactory.getDefaultAlgorithm());
+			trust.init(store);
+			SSLContext tls = SSLContext.getInstance("TLS");
+			tls.init(null, trust.getTrustManagers(), null);
+			return new JdkClientHttpRequestFactory(HttpClient.newBuilder().sslContext(tls).build());
+		} catch (GeneralSecurityException | IOException problem) {
+			throw new IllegalStateException("VAULT_CACERT: " + file, problem);
+		}
 	}
 
 	VaultTemplate as(String token) {
