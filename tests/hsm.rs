@@ -8,3 +8,9 @@ mod support;
 
 #[path = "hsm/basic.rs"]
 mod basic;
+
+#[path = "hsm/faults.rs"]
+mod faults;
+
+#[path = "hsm/vendors.rs"]
+mod vendors;

@@ -24,6 +24,12 @@ pub fn softhsm() -> Option<PathBuf> {
     None
 }
 
+/// A module that softhsm/build-modules makes, or the one that the variable names.
+pub fn module_path(variable: &str, name: &str) -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/target/debug").join(name);
+    std::env::var_os(variable).map_or(built, PathBuf::from)
+}
+
 /// Says that a test did not run, past the test harness's capture.
 pub fn left_out(why: &str) {
     use std::io::Write;
@@ -69,7 +75,6 @@ pub fn memory() -> Arc<dyn PinMemory> {
     Arc::new(VolatilePinMemory::default())
 }
 
-#[allow(dead_code)] // used by the fault tests
 /// Waits for a status, ten seconds at most.
 pub async fn status(client: &Client, wanted: impl Fn(&Status) -> bool) -> Status {
     let mut changes = client.subscribe();

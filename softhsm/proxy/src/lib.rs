@@ -1,0 +1,222 @@
+//! A PKCS#11 module for tests. It copies the function list of the real module (`SOS_PROXY_MODULE`) and replaces a few
+//! entries by ones that first look into a folder (`SOS_PROXY_FAULTS`) for the fault to inject:
+//!
+//! - `latency_ms`: every encrypt, decrypt and sign sleeps so many milliseconds;
+//! - `device_error_every`: every n-th of these calls answers CKR_DEVICE_ERROR;
+//! - `max_sessions`: C_OpenSession answers CKR_SESSION_COUNT from the n-th open session on;
+//! - `hang_once`: the next of these calls never returns (the file is removed first);
+//! - `crash_once`: the next of these calls aborts the process (the file is removed first);
+//! - `removed`: whatever needs the token answers CKR_DEVICE_REMOVED while the file exists.
+//!
+//! Every C_Login is noted as a line in `logins`.
+
+#![allow(non_snake_case)] // the entries carry the standard's names
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use cryptoki_sys::*;
+
+/// The real module's entries, and the changed copy that callers get.
+struct Lists {
+    real: CK_FUNCTION_LIST,
+    ours: CK_FUNCTION_LIST,
+}
+
+static LISTS: OnceLock<Option<Lists>> = OnceLock::new();
+static CALLS: AtomicU64 = AtomicU64::new(0);
+static SESSIONS: AtomicI64 = AtomicI64::new(0);
+
+/// The one symbol that callers look up.
+///
+/// # Safety
+/// As the standard says: `list` must be null or a valid place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> CK_RV {
+    let Some(lists) = LISTS.get_or_init(load) else { return CKR_GENERAL_ERROR };
+    if list.is_null() {
+        return CKR_ARGUMENTS_BAD;
+    }
+    // SAFETY: checked above; callers only read the table.
+    unsafe { *list = std::ptr::from_ref(&lists.ours).cast_mut() };
+    CKR_OK
+}
+
+fn load() -> Option<Lists> {
+    let path = std::env::var_os("SOS_PROXY_MODULE")?;
+    // SAFETY: the test names a PKCS#11 module.
+    let library = unsafe { Pkcs11::new(path) }.ok()?;
+    let mut list: *mut CK_FUNCTION_LIST = std::ptr::null_mut();
+    // SAFETY: `list` is a valid place for a pointer, and on success it points to the module's table.
+    let real = unsafe {
+        if library.C_GetFunctionList(&mut list) != CKR_OK || list.is_null() {
+            return None;
+        }
+        *list
+    };
+    // The module stays loaded for the life of the process.
+    std::mem::forget(library);
+    let ours = CK_FUNCTION_LIST {
+        C_GetFunctionList: Some(C_GetFunctionList),
+        C_GetTokenInfo: Some(token_info),
+        C_OpenSession: Some(open_session),
+        C_CloseSession: Some(close_session),
+        C_CloseAllSessions: Some(close_all),
+        C_Login: Some(login),
+        C_FindObjectsInit: Some(find_init),
+        C_GenerateKey: Some(generate_key),
+        C_EncryptInit: Some(encrypt_init),
+        C_DecryptInit: Some(decrypt_init),
+        C_Encrypt: Some(encrypt),
+        C_Decrypt: Some(decrypt),
+        C_Sign: Some(sign),
+        ..real
+    };
+    Some(Lists { real, ours })
+}
+
+fn file(name: &str) -> Option<PathBuf> {
+    std::env::var_os("SOS_PROXY_FAULTS").map(|folder| PathBuf::from(folder).join(name))
+}
+
+fn number(name: &str) -> Option<u64> {
+    fs::read_to_string(file(name)?).ok()?.trim().parse().ok()
+}
+
+fn once(name: &str) -> bool {
+    file(name).is_some_and(|path| fs::remove_file(path).is_ok())
+}
+
+fn removed() -> bool {
+    file("removed").is_some_and(|path| path.exists())
+}
+
+/// The faults of calls that use a key.
+fn disturb() -> Option<CK_RV> {
+    if once("crash_once") {
+        std::process::abort();
+    }
+    if once("hang_once") {
+        loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+    }
+    if let Some(latency) = number("latency_ms") {
+        std::thread::sleep(Duration::from_millis(latency));
+    }
+    let call = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
+    match number("device_error_every") {
+        Some(every) if every > 0 && call.is_multiple_of(every) => Some(CKR_DEVICE_ERROR),
+        _ => None,
+    }
+}
+
+/// Passes a call on to the real module.
+macro_rules! real {
+    ($name:ident, $($argument:expr),*) => {
+        match LISTS.get().and_then(Option::as_ref).and_then(|lists| lists.real.$name) {
+            // SAFETY: the caller's arguments are passed on as they are.
+            Some(function) => unsafe { function($($argument),*) },
+            None => CKR_FUNCTION_NOT_SUPPORTED,
+        }
+    };
+}
+
+unsafe extern "C" fn token_info(slot: CK_SLOT_ID, info: CK_TOKEN_INFO_PTR) -> CK_RV {
+    if removed() { CKR_DEVICE_REMOVED } else { real!(C_GetTokenInfo, slot, info) }
+}
+
+unsafe extern "C" fn open_session(
+    slot: CK_SLOT_ID,
+    flags: CK_FLAGS,
+    application: *mut std::ffi::c_void,
+    notify: CK_NOTIFY,
+    session: CK_SESSION_HANDLE_PTR,
+) -> CK_RV {
+    if removed() {
+        return CKR_DEVICE_REMOVED;
+    }
+    if number("max_sessions").is_some_and(|max| SESSIONS.load(Ordering::Relaxed) >= max as i64) {
+        return CKR_SESSION_COUNT;
+    }
+    let rv = real!(C_OpenSession, slot, flags, application, notify, session);
+    if rv == CKR_OK {
+        SESSIONS.fetch_add(1, Ordering::Relaxed);
+    }
+    rv
+}
+
+unsafe extern "C" fn close_session(session: CK_SESSION_HANDLE) -> CK_RV {
+    let rv = real!(C_CloseSession, session);
+    if rv == CKR_OK {
+        SESSIONS.fetch_sub(1, Ordering::Relaxed);
+    }
+    rv
+}
+
+unsafe extern "C" fn close_all(slot: CK_SLOT_ID) -> CK_RV {
+    SESSIONS.store(0, Ordering::Relaxed);
+    real!(C_CloseAllSessions, slot)
+}
+
+unsafe extern "C" fn login(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: CK_UTF8CHAR_PTR, len: CK_ULONG) -> CK_RV {
+    if let Some(path) = file("logins")
+        && let Ok(mut log) = fs::OpenOptions::new().create(true).append(true).open(path)
+    {
+        let _ = writeln!(log, "C_Login");
+    }
+    real!(C_Login, session, user, pin, len)
+}
+
+unsafe extern "C" fn find_init(session: CK_SESSION_HANDLE, template: CK_ATTRIBUTE_PTR, count: CK_ULONG) -> CK_RV {
+    if removed() { CKR_DEVICE_REMOVED } else { real!(C_FindObjectsInit, session, template, count) }
+}
+
+unsafe extern "C" fn generate_key(
+    session: CK_SESSION_HANDLE,
+    mechanism: CK_MECHANISM_PTR,
+    template: CK_ATTRIBUTE_PTR,
+    count: CK_ULONG,
+    key: CK_OBJECT_HANDLE_PTR,
+) -> CK_RV {
+    if removed() { CKR_DEVICE_REMOVED } else { real!(C_GenerateKey, session, mechanism, template, count, key) }
+}
+
+unsafe extern "C" fn encrypt_init(session: CK_SESSION_HANDLE, mechanism: CK_MECHANISM_PTR, key: CK_OBJECT_HANDLE) -> CK_RV {
+    if removed() { CKR_DEVICE_REMOVED } else { real!(C_EncryptInit, session, mechanism, key) }
+}
+
+unsafe extern "C" fn decrypt_init(session: CK_SESSION_HANDLE, mechanism: CK_MECHANISM_PTR, key: CK_OBJECT_HANDLE) -> CK_RV {
+    if removed() { CKR_DEVICE_REMOVED } else { real!(C_DecryptInit, session, mechanism, key) }
+}
+
+/// An entry that works on data; after an injected error the operation is ended, as the standard demands.
+macro_rules! data_call {
+    ($ours:ident, $name:ident) => {
+        unsafe extern "C" fn $ours(
+            session: CK_SESSION_HANDLE,
+            input: CK_BYTE_PTR,
+            input_len: CK_ULONG,
+            output: CK_BYTE_PTR,
+            output_len: CK_ULONG_PTR,
+        ) -> CK_RV {
+            match disturb() {
+                None => real!($name, session, input, input_len, output, output_len),
+                Some(rv) => {
+                    let mut len: CK_ULONG = input_len + 1024;
+                    let mut scratch = vec![0; input_len as usize + 1024];
+                    let _ = real!($name, session, input, input_len, scratch.as_mut_ptr(), &mut len);
+                    rv
+                }
+            }
+        }
+    };
+}
+
+data_call!(encrypt, C_Encrypt);
+data_call!(decrypt, C_Decrypt);
+data_call!(sign, C_Sign);
