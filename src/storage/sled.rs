@@ -110,33 +110,29 @@ impl Engine {
     /// Up to `limit` records at and after `from` as of the last durable batch, and where to go on.
     fn chunk(&self, from: &[u8], limit: usize) -> Result<Chunk, Fault> {
         self.read(|db, view| {
-            let mut records = BTreeMap::new();
-            let mut last = Bound::Unbounded;
-            for item in db.range::<&[u8], _>((Bound::Included(from), Bound::Unbounded)).take(limit) {
-                let (key, value) = item?;
-                if records.len() + 1 == limit {
-                    last = Bound::Included(key.to_vec());
+            let range = db.range::<&[u8], _>((Bound::Included(from), Bound::Unbounded));
+            let mut records = range.take(limit).collect::<Result<Vec<_>, _>>()?;
+            let last = if records.len() < limit { None } else { records.last().map(|(key, _)| key.clone()) };
+            let within = (Bound::Included(from), last.as_deref().map_or(Bound::Unbounded, Bound::Included));
+            let mut before = view.before.range::<[u8], _>(within).peekable();
+            if before.peek().is_some() {
+                let mut merged: BTreeMap<_, _> = records.into_iter().collect();
+                for (key, value) in before {
+                    match value {
+                        Some(value) => merged.insert(key.as_slice().into(), value.as_slice().into()),
+                        None => merged.remove(key.as_slice()),
+                    };
                 }
-                records.insert(key.to_vec(), value.to_vec());
+                records = merged.into_iter().collect();
             }
-            let within = (Bound::Included(from), last.as_ref().map(Vec::as_slice));
-            for (key, value) in view.before.range::<[u8], _>(within) {
-                match value {
-                    Some(value) => records.insert(key.clone(), value.clone()),
-                    None => records.remove(key),
-                };
-            }
-            let next = match last {
-                Bound::Included(key) => Some([key.as_slice(), b"\0"].concat()),
-                _ => None,
-            };
+            let next = last.map(|last| [&last, b"\0".as_slice()].concat());
             Ok(Chunk { records, next })
         })
     }
 }
 
 struct Chunk {
-    records: BTreeMap<Vec<u8>, Vec<u8>>,
+    records: Vec<(::sled::IVec, ::sled::IVec)>,
     /// Where the following records start; `None` at the end of the store.
     next: Option<Vec<u8>>,
 }
@@ -157,7 +153,7 @@ impl Backend for Engine {
             limit = MAX_CHUNK.min(limit * 2);
             for (key, value) in &chunk.records {
                 // A skip inside the chunk needs no new seek.
-                if key < &from {
+                if key.as_ref() < from.as_slice() {
                     continue;
                 }
                 match visitor(key, value) {
