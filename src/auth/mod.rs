@@ -9,6 +9,11 @@ use crate::{
     engines::MountContext,
 };
 
+/// Whether an auth method of this name can be enabled by clients.
+pub fn is_mountable(_kind: &str) -> bool {
+    false
+}
+
 /// Makes the auth method for a mount.
 pub fn build(context: MountContext) -> Result<Arc<dyn Engine>, Failure> {
     let kind = context.entry.kind.as_str();

@@ -82,6 +82,8 @@ pub struct Core {
     pub settings: Settings,
     /// Shared by all engines.
     pub services: Arc<Services>,
+    /// Moves of mounts.
+    pub migrations: sys::remount::Migrations,
 }
 
 /// Everything that exists only while the server is unsealed.
@@ -106,7 +108,7 @@ impl Active {
 impl Core {
     /// A sealed core.
     pub fn new(barrier: Arc<Barrier>, clock: Clock, settings: Settings, services: Arc<Services>) -> Arc<Self> {
-        Arc::new(Self { barrier, active: ArcSwapOption::empty(), audit: Broker::default(), clock, settings, services })
+        Arc::new(Self { barrier, active: ArcSwapOption::empty(), audit: Broker::default(), clock, settings, services, migrations: sys::remount::Migrations::default() })
     }
 
     /// What is there while unsealed, or the 503 of a sealed server.

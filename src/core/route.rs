@@ -279,13 +279,18 @@ fn compile(pattern: &'static str) -> Vec<Token> {
 fn matches<'p>(tokens: &[Token], path: &'p str) -> Option<Vec<(&'static str, &'p str)>> {
     let mut rest = path;
     let mut captures = Vec::new();
-    for token in tokens {
+    for (at, token) in tokens.iter().enumerate() {
         match token {
             Token::Text(text) => rest = rest.strip_prefix(text)?,
             Token::OptionalSlash => rest = rest.strip_prefix('/').unwrap_or(rest),
             Token::Capture(name, Class::Rest) => {
-                captures.push((*name, rest));
-                rest = "";
+                // Text behind the rest is its end: `{path:rest}/tune` takes the path of any depth.
+                let ending = match tokens.get(at + 1) {
+                    Some(Token::Text(text)) => *text,
+                    _ => "",
+                };
+                captures.push((*name, rest.strip_suffix(ending)?));
+                rest = ending;
             }
             Token::Capture(name, class) => {
                 let end = rest.find('/').unwrap_or(rest.len());
@@ -342,6 +347,8 @@ mod tests {
         assert_eq!(captures("data/{path:rest}", "data/"), Some(vec![("path", "")]));
         assert_eq!(captures("data/{path:rest}", "data/a/b/"), Some(vec![("path", "a/b/")]));
         assert_eq!(captures("data/{path:rest}", "data"), None);
+        assert_eq!(captures("mounts/{path:rest}/tune", "mounts/a/b/tune"), Some(vec![("path", "a/b")]));
+        assert_eq!(captures("mounts/{path:rest}/tune", "mounts/a/b"), None);
     }
 
     #[test]

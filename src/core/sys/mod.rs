@@ -2,7 +2,9 @@
 
 pub mod capabilities;
 pub mod health;
+pub mod mounts;
 pub mod policies;
+pub mod remount;
 pub mod ui_mounts;
 
 use std::sync::{Arc, LazyLock, Weak};
@@ -37,8 +39,15 @@ impl System {
     }
 }
 
-static ROUTES: LazyLock<RouteTable<System>> =
-    LazyLock::new(|| RouteTable::joined(&[policies::ROUTES, capabilities::ROUTES, ui_mounts::ROUTES]));
+static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| {
+    RouteTable::joined(&[
+        capabilities::ROUTES,
+        mounts::ROUTES,
+        policies::ROUTES,
+        remount::ROUTES,
+        ui_mounts::ROUTES,
+    ])
+});
 
 /// Endpoints that answer while sealed, without token and envelope.
 static DIRECT: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[health::DIRECT]));
