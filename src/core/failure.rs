@@ -10,6 +10,7 @@ use crate::{
     hsm::HsmError,
     storage::StorageError,
     wire::{field::FieldError, json::JsonError},
+    zones::ZoneError,
 };
 
 /// What kind of failure it is; `http::errors` gives each a status.
@@ -232,6 +233,22 @@ impl From<HsmError> for Failure {
             HsmError::Unsupported(text) => Self::invalid(text),
             HsmError::Unavailable { .. } | HsmError::Timeout => Self::unavailable(error.to_string()),
             HsmError::KeyMissing(_) | HsmError::KeyExists(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<ZoneError> for Failure {
+    fn from(error: ZoneError) -> Self {
+        match error {
+            ZoneError::Unknown(_) | ZoneError::Exists(_) | ZoneError::Name(_) | ZoneError::SoftwareZone(_) => {
+                Self::invalid(error.to_string())
+            }
+            ZoneError::HsmUnavailable { .. } => Self::unavailable(error.to_string()),
+            ZoneError::Hsm(error) => error.into(),
+            ZoneError::Barrier(error) => error.into(),
+            ZoneError::WrongKey { .. } | ZoneError::Material | ZoneError::Record { .. } | ZoneError::Rewrap(_) => {
+                Self::internal(error)
+            }
         }
     }
 }

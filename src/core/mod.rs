@@ -13,17 +13,22 @@ pub mod reply;
 pub mod request;
 pub mod route;
 pub mod sys;
+#[cfg(test)]
+pub mod testing;
 pub mod tokens;
 pub mod wrapping;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
 
 use crate::{
     audit::Broker,
     barrier::{Barrier, View},
     engines::Services,
+    seal::{Host, Seal},
+    secret::SecretString,
 };
 use clock::Clock;
 use failure::Failure;
@@ -49,6 +54,8 @@ pub struct Settings {
     pub audit_paths: Vec<String>,
     /// Whether `sys/raw` may be used.
     pub raw_storage_endpoint: bool,
+    /// Zones of the configuration with their rotation periods.
+    pub zones: Vec<(String, time::Duration)>,
     /// The configuration as `sys/config/state/sanitized` shows it.
     pub sanitized: serde_json::Value,
 }
@@ -63,6 +70,7 @@ impl Default for Settings {
             api_addr: String::new(),
             audit_paths: Vec::new(),
             raw_storage_endpoint: false,
+            zones: Vec::new(),
             sanitized: serde_json::Value::Null,
         }
     }
@@ -72,6 +80,8 @@ impl Default for Settings {
 pub struct Core {
     /// The encrypting layer over the store.
     pub barrier: Arc<Barrier>,
+    /// Who opens and closes the barrier.
+    pub seal: Arc<Seal>,
     /// What is there while unsealed.
     active: ArcSwapOption<Active>,
     /// Audit devices.
@@ -106,9 +116,20 @@ impl Active {
 }
 
 impl Core {
-    /// A sealed core.
-    pub fn new(barrier: Arc<Barrier>, clock: Clock, settings: Settings, services: Arc<Services>) -> Arc<Self> {
-        Arc::new(Self { barrier, active: ArcSwapOption::empty(), audit: Broker::default(), clock, settings, services, migrations: sys::remount::Migrations::default() })
+    /// A sealed core behind a seal, which it attaches itself to.
+    pub fn new(seal: Arc<Seal>, clock: Clock, settings: Settings, services: Arc<Services>) -> Arc<Self> {
+        let core = Arc::new(Self {
+            barrier: Arc::clone(seal.barrier()),
+            seal: Arc::clone(&seal),
+            active: ArcSwapOption::empty(),
+            audit: Broker::default(),
+            clock,
+            settings,
+            services,
+            migrations: sys::remount::Migrations::default(),
+        });
+        seal.attach(Arc::new(SealHost(Arc::downgrade(&core))));
+        core
     }
 
     /// What is there while unsealed, or the 503 of a sealed server.
@@ -127,20 +148,22 @@ impl Core {
         let router = Arc::new(Router::default());
         let mounts = MountTable::new(view("core/")?, Arc::clone(&self.barrier), Arc::clone(&router));
         let active = Arc::new(Active { router, mounts, tokens, policies });
+        self.services.zones.unsealed(&self.settings.zones, self.clock.now()).await?;
         active.mounts.load(self, &active, &cubbyhole).await?;
-        self.active.store(Some(Arc::clone(&active)));
         for mounted in active.router.all() {
             if let Err(failure) = mounted.engine.start().await {
                 tracing::error!(mount = %mounted.entry.full_path(), error = ?failure, "the engine did not start; its requests may fail");
             }
         }
         tracing::info!(mounts = active.router.all().len(), "unsealed and serving");
+        self.active.store(Some(active));
         Ok(())
     }
 
-    /// Stops answering; the caller locks the barrier.
-    pub fn deactivate(&self) {
+    /// Stops answering; the seal locks the barrier.
+    fn deactivate(&self) {
         self.active.store(None);
+        self.services.zones.forget();
     }
 
     /// Periodic work: expirations, rotations, resumed clean-ups. Errors are logged and tried again next time.
@@ -155,10 +178,47 @@ impl Core {
         if let Err(failure) = active.mounts.finish_removals().await {
             tracing::error!(error = ?failure, "records of removed mounts could not be deleted");
         }
+        if let Err(error) = self.services.zones.tick(self.clock.now()).await {
+            tracing::error!(%error, "zone master keys could not be looked after");
+        }
         for mounted in active.router.all() {
             if let Err(failure) = mounted.engine.tick().await {
                 tracing::error!(mount = %mounted.entry.full_path(), error = ?failure, "periodic work failed");
             }
+        }
+    }
+}
+
+/// What the seal sees of the core.
+struct SealHost(Weak<Core>);
+
+impl SealHost {
+    fn core(&self) -> Result<Arc<Core>, String> {
+        self.0.upgrade().ok_or_else(|| "the server is shutting down".to_owned())
+    }
+}
+
+#[async_trait]
+impl Host for SealHost {
+    async fn unsealed(&self) -> Result<(), String> {
+        self.core()?.activate().await.map_err(|failure| format!("{failure:?}"))
+    }
+
+    async fn sealing(&self) {
+        if let Ok(core) = self.core() {
+            core.deactivate();
+        }
+    }
+
+    async fn make_root_token(&self) -> Result<SecretString, String> {
+        let active = self.core()?.active().map_err(|failure| failure.to_string())?;
+        active.tokens.create_root(None).await.map_err(|failure| format!("{failure:?}"))
+    }
+
+    async fn revoke_root_token(&self, token: &SecretString) {
+        let Ok(active) = self.core().and_then(|core| core.active().map_err(|failure| failure.to_string())) else { return };
+        if let Err(failure) = active.tokens.revoke_tree(&active.tokens.hash(token)).await {
+            tracing::error!(error = ?failure, "a root token that could not be handed over could not be revoked");
         }
     }
 }

@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use crate::{
     barrier::View,
+    config::Protection,
     core::{clock::Clock, engine::Engine, failure::Failure, mounts::MountEntry},
+    hsm::Hsm,
+    zones::Zones,
 };
 
 /// What an engine is given when it is mounted: its own storage, the time, and nothing of the core.
@@ -46,7 +49,14 @@ impl MountContext {
 }
 
 /// What all engines of the server share.
-pub struct Services {}
+pub struct Services {
+    /// The HSM, where one is configured.
+    pub hsm: Option<Arc<dyn Hsm>>,
+    /// Zones and their master keys.
+    pub zones: Arc<Zones>,
+    /// Protection level of new Transit keys where neither request nor mount names one.
+    pub default_protection: Option<Protection>,
+}
 
 /// Whether a secrets engine of this name can be mounted by clients.
 pub fn is_mountable(kind: &str) -> bool {

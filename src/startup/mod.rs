@@ -1,5 +1,7 @@
 //! Builds every part from the configuration and joins them; the only module that knows all concrete types.
 
+mod dev;
+pub mod hsm;
 pub mod listen;
 pub mod logging;
 pub mod process;
@@ -12,20 +14,28 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    barrier::{Barrier, BarrierError, Txn},
+    barrier::{Barrier, BarrierError},
     cli::ServerArgs,
     config::{self, Config, ConfigError, LogLevel, Storage},
     core::{Core, Settings, clock::Clock, failure::Failure},
     engines::Services,
-    secret::SecretBytes,
+    hsm::Hsm,
+    seal::{Seal, SealSettings},
     storage::{self, Kind, StorageConfig, StorageError},
+    zones::Zones,
 };
+use self::hsm::ThrowAwayToken;
 use listen::{Bound, ListenError};
 use logging::Log;
 use process::PidFile;
 
 /// Address of the development server unless another is given.
 const DEV_ADDRESS: &str = "127.0.0.1:8200";
+/// Shown as `build_date`; releases set it at build time.
+const BUILD_DATE: &str = match option_env!("SOS_BUILD_DATE") {
+    Some(date) => date,
+    None => "1970-01-01T00:00:00Z",
+};
 /// How often periodic work is done.
 const TICK: Duration = Duration::from_secs(2);
 
@@ -114,16 +124,20 @@ fn level(args: &ServerArgs, config: &Config) -> Result<LogLevel, StartError> {
 }
 
 async fn serve(args: ServerArgs, config: Config, log: Log) -> Result<(), StartError> {
-    let storage = storage::open(&storage_config(&config)?)?;
-    let barrier = Arc::new(Barrier::new(storage));
-    let core = Core::new(barrier, Clock::system(), settings(&config), Arc::new(Services {}));
+    let token = if args.dev { dev_token(&config) } else { None };
+    let hsm = start_hsm(&config, token.as_ref())?;
+    if let (Some(hsm), true) = (&hsm, args.dev) {
+        dev::wait_for(hsm).await.map_err(|reason| StartError::Settings(format!("the HSM cannot be used: {reason}")))?;
+    }
+    let core = build(&config, hsm)?;
     let bound = Bound::bind(&config.listeners)?;
     let urls = bound.urls();
     let certificates = bound.certificates();
     let servers = bound.serve(&core).map_err(system("the listeners cannot be served"))?;
     if args.dev {
-        dev(&core, &args).await?;
+        dev::initialise(&core, &args, &urls).await?;
     }
+    tokio::spawn(Arc::clone(&core.seal).keep_unsealed());
     for url in &urls {
         tracing::info!(%url, "listening");
     }
@@ -159,10 +173,73 @@ async fn serve(args: ServerArgs, config: Config, log: Log) -> Result<(), StartEr
         }
     }
     ticking.abort();
-    core.deactivate();
-    core.barrier.lock().await;
+    core.seal.shut_down().await;
+    drop(token);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The token of the development server, unless a seal stanza names one.
+fn dev_token(config: &Config) -> Option<ThrowAwayToken> {
+    if !config.seals.is_empty() {
+        return None;
+    }
+    match ThrowAwayToken::make() {
+        Ok(token) => Some(token),
+        Err(reason) => {
+            tracing::warn!("ALL KEYS ARE SOFTWARE ONLY: {reason}");
+            None
+        }
+    }
+}
+
+fn start_hsm(config: &Config, token: Option<&ThrowAwayToken>) -> Result<Option<Arc<dyn Hsm>>, StartError> {
+    let folder = match &config.storage {
+        Some(Storage::Sled { path } | Storage::Redb { path }) => Some(path.as_path()),
+        _ => None,
+    };
+    let mut stanzas = config.seals.iter().filter(|seal| !seal.disabled);
+    let wanted = match (token, stanzas.next()) {
+        (Some(token), _) => Some(token.config()),
+        (None, Some(stanza)) => Some(hsm::config(stanza)),
+        (None, None) => None,
+    };
+    if let Some(other) = stanzas.next() {
+        return Err(StartError::Settings(format!(
+            "only one seal \"pkcs11\" stanza is supported now; remove or disable {:?}",
+            other.name
+        )));
+    }
+    let started = wanted.map(|wanted| hsm::start(wanted, folder)).transpose();
+    started.map_err(system("the memory of refused PINs cannot be opened"))
+}
+
+/// Joins store, barrier, zones, seal and core; everything is sealed yet.
+fn build(config: &Config, hsm: Option<Arc<dyn Hsm>>) -> Result<Arc<Core>, StartError> {
+    let storage = storage::open(&storage_config(config)?)?;
+    let barrier = Arc::new(Barrier::new(storage));
+    let stanza = config.seals.iter().find(|seal| !seal.disabled);
+    let key_label = stanza.map_or("sos", |stanza| stanza.key_label.as_str()).to_owned();
+    let services = Arc::new(Services {
+        hsm: hsm.clone(),
+        zones: Arc::new(Zones::new(Arc::clone(&barrier), hsm.clone(), &key_label)),
+        default_protection: config.default_protection,
+    });
+    let settings = settings(config);
+    let seal = Seal::new(
+        barrier,
+        hsm,
+        SealSettings {
+            key_label,
+            cluster_name: config.cluster_name.clone().unwrap_or_default(),
+            escrow: stanza.is_none_or(|stanza| stanza.escrow),
+            storage_type: settings.storage_type.clone(),
+            version: settings.vault_version.clone(),
+            build_date: BUILD_DATE.to_owned(),
+            sos_version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+    );
+    Ok(Core::new(Arc::new(seal), Clock::system(), settings, services))
 }
 
 fn reload(args: &ServerArgs, log: &Log, certificates: &[Arc<tls::Certificate>]) {
@@ -201,14 +278,12 @@ fn settings(config: &Config) -> Settings {
         api_addr: config.api_addr.clone().unwrap_or_default(),
         audit_paths: config.audit_paths.clone(),
         raw_storage_endpoint: config.raw_storage_endpoint,
+        zones: config.zones.iter().map(|zone| (zone.name.clone(), period(zone))).collect(),
         sanitized: serde_json::Value::Null,
     }
 }
 
-/// The development server: initialised, unsealed, with `secret/` as KV v2.
-async fn dev(core: &Arc<Core>, _args: &ServerArgs) -> Result<(), StartError> {
-    let root = SecretBytes::random(crate::barrier::ROOT_KEY_LEN);
-    core.barrier.initialize(&root, storage::Txn::new(), Txn::new(), core.clock.now()).await?;
-    core.activate().await?;
-    Ok(())
+/// A zone's rotation period, zero for never. The configuration's durations are far below what the conversion takes.
+fn period(zone: &config::Zone) -> time::Duration {
+    zone.rotation_period.and_then(|period| time::Duration::try_from(period).ok()).unwrap_or_default()
 }

@@ -39,16 +39,16 @@ crate::params! {
     struct HealthParams {
         /// Status when unsealed and active.
         activecode: Option<i64>,
-        /// Status when standby.
-        standbycode: Option<i64>,
+        /// Status when standby; accepted, as this server never is.
+        _standbycode as "standbycode": Option<i64>,
         /// Status when sealed.
         sealedcode: Option<i64>,
         /// Status when not initialised.
         uninitcode: Option<i64>,
-        /// A standby answers as if active.
-        standbyok: Option<bool>,
-        /// A performance standby answers as if active.
-        perfstandbyok: Option<bool>,
+        /// A standby answers as if active; accepted, as this server never is one.
+        _standbyok as "standbyok": Option<bool>,
+        /// A performance standby answers as if active; accepted, as this server never is one.
+        _perfstandbyok as "perfstandbyok": Option<bool>,
     }
 }
 

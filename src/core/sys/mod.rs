@@ -5,6 +5,7 @@ pub mod health;
 pub mod mounts;
 pub mod policies;
 pub mod remount;
+pub mod seal;
 pub mod ui_mounts;
 
 use std::sync::{Arc, LazyLock, Weak};
@@ -45,12 +46,13 @@ static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| {
         mounts::ROUTES,
         policies::ROUTES,
         remount::ROUTES,
+        seal::ROUTES,
         ui_mounts::ROUTES,
     ])
 });
 
 /// Endpoints that answer while sealed, without token and envelope.
-static DIRECT: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[health::DIRECT]));
+static DIRECT: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[health::DIRECT, seal::DIRECT]));
 
 impl Routed for System {
     fn table() -> &'static RouteTable<Self> {

@@ -118,9 +118,9 @@ crate::params! {
         /// Shown only.
         external_entropy_access: bool,
         /// Accepted; engines are built in.
-        plugin_name: String,
+        _plugin_name as "plugin_name": String,
         /// Accepted; engines are built in.
-        plugin_version: String,
+        _plugin_version as "plugin_version": String,
     }
 }
 
@@ -150,9 +150,9 @@ crate::params! {
         /// Options of the engine.
         options: Option<Pairs>,
         /// Accepted; engines are built in.
-        plugin_version: Option<String>,
+        _plugin_version as "plugin_version": Option<String>,
         /// Accepted: users are not locked out yet.
-        user_lockout_config: Option<Object>,
+        _user_lockout_config as "user_lockout_config": Option<Object>,
     }
 }
 

@@ -6,19 +6,13 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    barrier::{Barrier, Txn},
     core::{
-        Settings,
-        clock::Clock,
         engine::{Call, Caller, Engine},
         mounts::MountConfig,
         policy::{Acl, Policy, parse},
         reply::{Body, Reply},
         request::{Operation, Request},
     },
-    engines::Services,
-    secret::SecretBytes,
-    storage::{self, InMem},
     wire::json::RawObject,
 };
 
@@ -29,12 +23,7 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        let barrier = Arc::new(Barrier::new(Arc::new(InMem::open().unwrap())));
-        let clock = Clock::system();
-        let root = SecretBytes::new(vec![1; 32]);
-        barrier.initialize(&root, storage::Txn::new(), Txn::new(), clock.now()).await.unwrap();
-        let core = Core::new(barrier, clock, Settings::default(), Arc::new(Services {}));
-        core.activate().await.unwrap();
+        let core = crate::core::testing::unsealed_core().await;
         Self { system: System::new(&core), core }
     }
 

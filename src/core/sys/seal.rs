@@ -2,7 +2,7 @@
 //!
 //! <https://developer.hashicorp.com/vault/api-docs/system/seal> and its neighbours. What they do is in [`crate::seal`].
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 
 use super::System;
 use crate::{
@@ -174,8 +174,7 @@ fn body<T: DeserializeOwned + Default>(call: &Call<'_>) -> Result<T, Failure> {
     if call.body.is_empty() {
         return Ok(T::default());
     }
-    let parsed = T::deserialize(&mut serde_json::Deserializer::from_slice(&call.request.body));
-    parsed.map_err(|error| Failure::invalid(format!("failed to parse JSON input: {error}")))
+    serde_json::from_slice(&call.request.body).map_err(|error| Failure::invalid(format!("failed to parse JSON input: {error}")))
 }
 
 /// Which shares a path is about.
@@ -281,7 +280,7 @@ async fn set_rotate_config(system: &System, _: &Call<'_>, params: RotateParams) 
         config.max_operations = u64::try_from(operations).map_err(|error| negative().caused_by(error))?;
     }
     if let Some(interval) = params.interval {
-        config.interval = u64::try_from(interval.0).map_err(|error| negative().caused_by(error))?;
+        config.interval = interval.0;
     }
     config.check().map_err(|error| Failure::invalid(error.to_string()))?;
     core.barrier.set_rotate_config(config).await?;
