@@ -40,7 +40,8 @@ pub async fn initialise(core: &Arc<Core>, args: &ServerArgs, urls: &[String]) ->
     } else {
         (request.secret_shares, request.secret_threshold) = (1, 1);
     }
-    let failed = |error: crate::seal::SealError| StartError::Settings(format!("the development server cannot be initialised: {error}"));
+    let failed =
+        |error: crate::seal::SealError| StartError::Settings(format!("the development server cannot be initialised: {error}"));
     let made = core.seal.init(request, core.clock.now()).await.map_err(failed)?;
     let active = core.active()?;
     let root = match &args.dev_root_token_id {

@@ -9,9 +9,7 @@ use std::{
 
 use crate::{
     config::{OaepHash, Pkcs11Seal, SealMechanism},
-    hsm::{
-        Client, FilePinMemory, Hsm, HsmConfig, Mechanism, PinMemory, PinSource, VolatilePinMemory,
-    },
+    hsm::{Client, FilePinMemory, Hsm, HsmConfig, Mechanism, PinMemory, PinSource, VolatilePinMemory},
     secret::SecretString,
 };
 

@@ -13,6 +13,7 @@ use futures_util::future::join_all;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::hsm::ThrowAwayToken;
 use crate::{
     barrier::{Barrier, BarrierError},
     cli::ServerArgs,
@@ -24,7 +25,6 @@ use crate::{
     storage::{self, Kind, StorageConfig, StorageError},
     zones::Zones,
 };
-use self::hsm::ThrowAwayToken;
 use listen::{Bound, ListenError};
 use logging::Log;
 use process::PidFile;

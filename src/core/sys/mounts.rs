@@ -273,7 +273,9 @@ fn read(system: &System, table: Table, path: &str) -> Result<Reply, Failure> {
         Table::Secret => "secret",
         Table::Auth => "auth",
     };
-    let absent = || Failure::invalid(format!("No {what} engine at {}", folder(path)).replace("secret engine at", "secret engine mount at"));
+    let absent = || {
+        Failure::invalid(format!("No {what} engine at {}", folder(path)).replace("secret engine at", "secret engine mount at"))
+    };
     let mounted = system.active()?.router.at(&full_path(table, path)).ok_or_else(absent)?;
     Reply::mirrored(&Shown::new(&mounted.entry))
 }
@@ -479,13 +481,11 @@ async fn write_tune(system: &System, table: Table, params: TuneParams) -> Result
     let settings = &core.settings;
     let change = |entry: &mut MountEntry| -> Result<(), Failure> {
         let config = &mut entry.config;
-        for (given, target) in [
-            (&params.default_lease_ttl, &mut config.default_lease_ttl),
-            (&params.max_lease_ttl, &mut config.max_lease_ttl),
-        ] {
+        for (given, target) in
+            [(&params.default_lease_ttl, &mut config.default_lease_ttl), (&params.max_lease_ttl, &mut config.max_lease_ttl)]
+        {
             if let Some(text) = given {
-                *target = seconds(text)
-                    .map_err(|error| Failure::invalid(format!("unable to parse TTL of {text}: {error}")))?;
+                *target = seconds(text).map_err(|error| Failure::invalid(format!("unable to parse TTL of {text}: {error}")))?;
             }
         }
         if config.max_lease_ttl != 0 && config.default_lease_ttl > config.max_lease_ttl {
