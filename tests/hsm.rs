@@ -14,3 +14,5 @@ mod faults;
 
 #[path = "hsm/vendors.rs"]
 mod vendors;
+#[path = "hsm/seal.rs"]
+mod seal;

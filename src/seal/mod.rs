@@ -9,6 +9,7 @@
 
 mod escrow;
 mod init;
+mod pin_memory;
 mod progress;
 mod record;
 mod rekey;
@@ -25,10 +26,11 @@ use thiserror::Error;
 
 use crate::barrier::{Barrier, BarrierError, KEYRING_PATH};
 use crate::hsm::{DownReason, Hsm, HsmError, Status};
-use crate::secret::SecretString;
+use crate::secret::{SecretBytes, SecretString};
 use crate::zones::ZoneError;
 
 pub use escrow::{EscrowKeyPair, recover_master_key};
+pub use pin_memory::StoredPinMemory;
 pub use record::{CLUSTER_PATH, ClusterFacts, INTENT_PATH, SEAL_PATH, SealRecord, SealType, Wrapper};
 pub use rekey::RekeyKind;
 pub use root::OTP_LENGTH;
@@ -299,6 +301,11 @@ impl Seal {
         }
     }
 
+    /// The stored seal record, as restore and diagnosis need it; nothing in it is secret.
+    pub fn seal_record(&self) -> Result<Option<SealRecord>, SealError> {
+        Ok(self.record()?.map(|(record, _)| record))
+    }
+
     async fn close(&self) {
         if let Some(host) = self.host.get() {
             host.sealing().await;
@@ -349,6 +356,12 @@ impl std::fmt::Debug for Seal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Seal").field("sealed", &self.is_sealed()).finish_non_exhaustive()
     }
+}
+
+/// Combines escrow shares (hexadecimal or base64, any order) to the secret that [`recover_master_key`] takes.
+pub fn combine_shares(shares: &[SecretString]) -> Result<SecretBytes, SealError> {
+    let shares = shares.iter().map(shamir::decode).collect::<Result<Vec<_>, _>>()?;
+    shamir::combine(&shares).map_err(SealError::invalid)
 }
 
 /// What binds a root key that the HSM encrypts to its purpose and cluster.

@@ -46,8 +46,8 @@ impl Seal {
             return Err(SealError::invalid("PGP keys are not supported"));
         }
         let made = request.otp.is_empty().then(random_otp);
-        let otp = made.as_ref().map_or(request.otp.as_str(), SecretString::expose);
-        if otp.len() != OTP_LENGTH {
+        let otp = made.as_ref().unwrap_or(&request.otp);
+        if otp.expose().len() != OTP_LENGTH {
             return Err(SealError::invalid("OTP string has incorrect length"));
         }
         {
@@ -55,8 +55,7 @@ impl Seal {
             if state.root.is_some() {
                 return Err(SealError::invalid("root generation already in progress"));
             }
-            let otp = SecretString::new(otp.to_owned());
-            state.root = Some(RootGeneration { otp, entered: Collected::new() });
+            state.root = Some(RootGeneration { otp: otp.duplicate(), entered: Collected::new() });
         }
         let mut status = self.generate_root_status()?;
         if let Some(otp) = made {

@@ -8,7 +8,7 @@ use rand_core::{TryCryptoRng, TryRng};
 use vsss_rs::{Gf256, IdentifierGf256};
 
 use super::SealError;
-use crate::secret::{SecretBytes, fill_random, random_array};
+use crate::secret::{SecretBytes, SecretString, fill_random, random_array};
 
 /// Shortest key or share that a request may carry, in bytes.
 const MIN_SHARE_LEN: usize = 16;
@@ -66,7 +66,8 @@ pub(super) fn combine(shares: &[SecretBytes]) -> Result<SecretBytes, &'static st
 }
 
 /// Reads a share from a request: hexadecimal if it looks like that, base64 otherwise.
-pub(super) fn decode(text: &str) -> Result<SecretBytes, SealError> {
+pub(super) fn decode(text: &SecretString) -> Result<SecretBytes, SealError> {
+    let text = text.expose();
     if text.is_empty() {
         return Err(SealError::invalid("'key' must be specified in request body as JSON"));
     }
@@ -132,6 +133,10 @@ impl TryCryptoRng for OsRandom {}
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    fn decode(text: &str) -> Result<SecretBytes, SealError> {
+        super::decode(&SecretString::new(text.into()))
+    }
 
     #[test]
     fn every_pair_of_shares_of_a_real_vault_gives_the_same_key() {

@@ -79,11 +79,11 @@ fn hsm_init(n: i64, t: i64) -> InitRequest {
 }
 
 fn share(key: &str) -> UnsealRequest {
-    UnsealRequest { key: key.to_owned(), ..UnsealRequest::default() }
+    UnsealRequest { key: SecretString::new(key.to_owned()), ..UnsealRequest::default() }
 }
 
 fn part(nonce: &str, key: &str) -> ShareRequest {
-    ShareRequest { nonce: nonce.to_owned(), key: key.to_owned() }
+    ShareRequest { nonce: nonce.to_owned(), key: SecretString::new(key.to_owned()) }
 }
 
 async fn unseal(seal: &Seal, keys: &[String]) -> Result<SealStatusResponse, SealError> {
@@ -297,7 +297,8 @@ async fn the_escrow_opens_the_zone_master_key() {
     let zone = zones.read("default").unwrap().zone;
     let version = zone.current().unwrap();
     let copy = version.escrow.as_ref().unwrap();
-    let shares: Vec<_> = made.recovery_keys[..2].iter().map(|key| shamir::decode(key).unwrap()).collect();
+    let shares: Vec<_> =
+        made.recovery_keys[..2].iter().map(|key| shamir::decode(&SecretString::new(key.clone())).unwrap()).collect();
     let secret = shamir::combine(&shares).unwrap();
     let pair = record.escrow.as_ref().unwrap();
     let master = recover_master_key(&secret, &record.cluster_id, pair, copy.mechanism, &copy.blob).unwrap();
@@ -324,9 +325,9 @@ async fn rekey_replaces_the_shares() {
         let world = World { escrow: false, ..World::new(hsm) };
         let seal = world.start();
         let old = if hsm {
-            seal.init(hsm_init(3, 2), NOW).await.unwrap().recovery_keys
+            seal.init(hsm_init(3, 2), NOW).await.unwrap().recovery_keys.clone()
         } else {
-            let keys = seal.init(shamir_init(3, 2), NOW).await.unwrap().keys;
+            let keys = seal.init(shamir_init(3, 2), NOW).await.unwrap().keys.clone();
             unseal(&seal, &keys[..2]).await.unwrap();
             keys
         };
@@ -334,7 +335,7 @@ async fn rekey_replaces_the_shares() {
         let started = seal.rekey_init(kind, &request).unwrap();
         assert_eq!((started.started, started.t, started.n, started.required), (true, 3, 5, 2));
         assert_eq!(text(seal.rekey_init(kind, &request)), "rekey already in progress");
-        let nonce = started.nonce;
+        let nonce = started.nonce.clone();
         assert!(
             text(seal.rekey_update(kind, part("x", &old[0])).await).starts_with("incorrect nonce supplied; nonce for this rekey")
         );
@@ -342,7 +343,7 @@ async fn rekey_replaces_the_shares() {
         assert_eq!(progress.progress, 1);
         assert!(text(seal.rekey_update(kind, part(&nonce, &old[0])).await).starts_with("given key has already been provided"));
         let RekeyUpdate::Complete(done) = seal.rekey_update(kind, part(&nonce, &old[2])).await.unwrap() else { panic!() };
-        assert_eq!((done.keys.len(), done.complete, done.nonce), (5, true, nonce));
+        assert_eq!((done.keys.len(), done.complete, done.nonce.clone()), (5, true, nonce.clone()));
         assert!(!seal.rekey_status(kind).unwrap().started);
 
         let seal = World { store: world.store.clone(), hsm: None, escrow: false }.start();
@@ -359,7 +360,7 @@ async fn rekey_replaces_the_shares() {
 async fn rekey_with_verification_counts_only_after_it() {
     let world = World::new(false);
     let seal = world.start();
-    let old = seal.init(shamir_init(1, 1), NOW).await.unwrap().keys;
+    let old = seal.init(shamir_init(1, 1), NOW).await.unwrap().keys.clone();
     unseal(&seal, &old).await.unwrap();
     let kind = RekeyKind::Barrier;
     assert_eq!(text(seal.rekey_status(RekeyKind::Recovery)), "recovery rekeying not supported");
@@ -374,7 +375,7 @@ async fn rekey_with_verification_counts_only_after_it() {
     assert_eq!(seal.status().unwrap().n, 1, "the old key still counts");
 
     let wrong = hex::encode([7; 33]);
-    let first = done.verification_nonce;
+    let first = done.verification_nonce.clone();
     seal.rekey_verify(kind, part(&first, &done.keys[0])).await.unwrap();
     assert_eq!(
         text(seal.rekey_verify(kind, part(&first, &wrong)).await),
@@ -398,7 +399,7 @@ async fn rekey_with_verification_counts_only_after_it() {
 async fn rekey_refuses_what_vault_refuses() {
     let world = World::new(false);
     let seal = world.start();
-    let keys = seal.init(shamir_init(1, 1), NOW).await.unwrap().keys;
+    let keys = seal.init(shamir_init(1, 1), NOW).await.unwrap().keys.clone();
     assert!(matches!(seal.rekey_status(RekeyKind::Barrier), Err(SealError::Sealed)));
     unseal(&seal, &keys).await.unwrap();
     let kind = RekeyKind::Barrier;
@@ -423,7 +424,7 @@ async fn rekey_refuses_what_vault_refuses() {
 async fn rekey_without_the_hsm_keeps_the_root_key_and_the_hsm_still_opens() {
     let world = World::new(true);
     let seal = world.start();
-    let old = seal.init(hsm_init(1, 1), NOW).await.unwrap().recovery_keys;
+    let old = seal.init(hsm_init(1, 1), NOW).await.unwrap().recovery_keys.clone();
     world.hsm.as_ref().unwrap().go_down(DownReason::DeviceError);
     let request = RekeyRequest { secret_shares: 1, secret_threshold: 1, ..RekeyRequest::default() };
     let nonce = seal.rekey_init(RekeyKind::Recovery, &request).unwrap().nonce;
@@ -440,19 +441,19 @@ async fn rekey_without_the_hsm_keeps_the_root_key_and_the_hsm_still_opens() {
 async fn generate_root_hides_the_token_under_the_pad() {
     let world = World::new(false);
     let seal = world.start();
-    let keys = seal.init(shamir_init(3, 2), NOW).await.unwrap().keys;
+    let keys = seal.init(shamir_init(3, 2), NOW).await.unwrap().keys.clone();
     assert!(matches!(seal.generate_root_status(), Err(SealError::Sealed)));
     unseal(&seal, &keys[..2]).await.unwrap();
     let status = seal.generate_root_status().unwrap();
     assert_eq!((status.started, status.required, status.otp_length, status.nonce.as_str()), (false, 2, 28, ""));
     assert_eq!(text(seal.generate_root_update(part("", &keys[0])).await), "no root generation in progress");
-    let short = GenerateRootRequest { otp: "short".into(), ..GenerateRootRequest::default() };
+    let short = GenerateRootRequest { otp: SecretString::new("short".into()), ..GenerateRootRequest::default() };
     assert_eq!(text(seal.generate_root_start(&short)), "OTP string has incorrect length");
 
     let started = seal.generate_root_start(&GenerateRootRequest::default()).unwrap();
     assert!(started.started && started.otp.len() == OTP_LENGTH);
     assert_eq!(text(seal.generate_root_start(&GenerateRootRequest::default())), "root generation already in progress");
-    let nonce = started.nonce;
+    let nonce = started.nonce.clone();
     let one = seal.generate_root_update(part(&nonce, &keys[0])).await.unwrap();
     assert_eq!((one.progress, one.complete, one.encoded_token.as_str()), (1, false, ""));
     let two = seal.generate_root_update(part(&nonce, &keys[1])).await.unwrap();
@@ -463,7 +464,7 @@ async fn generate_root_hides_the_token_under_the_pad() {
     assert_eq!(two.encoded_root_token, two.encoded_token);
     assert!(!seal.generate_root_status().unwrap().started);
 
-    let given = GenerateRootRequest { otp: "x".repeat(OTP_LENGTH), ..GenerateRootRequest::default() };
+    let given = GenerateRootRequest { otp: SecretString::new("x".repeat(OTP_LENGTH)), ..GenerateRootRequest::default() };
     let started = seal.generate_root_start(&given).unwrap();
     assert_eq!(started.otp, "", "a pad that the caller knows is not repeated");
     seal.generate_root_update(part(&started.nonce, &hex::encode([3; 33]))).await.unwrap();

@@ -1,10 +1,18 @@
 //! Request and response bodies of the seal's paths, with Vault's field names in Vault's order.
 
 use serde::{Deserialize, Deserializer, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::secret::SecretString;
 
 /// A field whose `null` means its default, as in Vault.
 fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// A share or pad, which must not stay in memory.
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
+    nullable(deserializer).map(SecretString::new)
 }
 
 /// `GET sys/init`.
@@ -42,7 +50,7 @@ pub struct InitRequest {
 }
 
 /// The answer to `PUT sys/init`: shown once, kept nowhere.
-#[derive(Serialize)]
+#[derive(Serialize, Zeroize, ZeroizeOnDrop)]
 pub struct InitResponse {
     /// Unseal keys in hexadecimal; empty with an HSM.
     pub keys: Vec<String>,
@@ -107,8 +115,8 @@ pub struct SealStatusResponse {
 #[serde(default)]
 pub struct UnsealRequest {
     /// A share, hexadecimal or base64.
-    #[serde(deserialize_with = "nullable")]
-    pub key: String,
+    #[serde(deserialize_with = "secret")]
+    pub key: SecretString,
     /// Forget the shares entered so far.
     #[serde(deserialize_with = "nullable")]
     pub reset: bool,
@@ -172,12 +180,12 @@ pub struct ShareRequest {
     #[serde(deserialize_with = "nullable")]
     pub nonce: String,
     /// A share, hexadecimal or base64.
-    #[serde(deserialize_with = "nullable")]
-    pub key: String,
+    #[serde(deserialize_with = "secret")]
+    pub key: SecretString,
 }
 
 /// The answer to the last `PUT sys/rekey/update`.
-#[derive(Serialize)]
+#[derive(Serialize, Zeroize, ZeroizeOnDrop)]
 pub struct RekeyUpdateResponse {
     /// Identity of the operation.
     pub nonce: String,
@@ -247,15 +255,15 @@ pub enum VerifyUpdate {
 #[serde(default)]
 pub struct GenerateRootRequest {
     /// A one-time pad as long as the token; made by the server when absent.
-    #[serde(deserialize_with = "nullable")]
-    pub otp: String,
+    #[serde(deserialize_with = "secret")]
+    pub otp: SecretString,
     /// Not supported.
     #[serde(deserialize_with = "nullable")]
     pub pgp_key: String,
 }
 
 /// `sys/generate-root/attempt` and `…/update`.
-#[derive(Serialize)]
+#[derive(Serialize, Zeroize, ZeroizeOnDrop)]
 pub struct GenerateRootResponse {
     /// Identity of the operation; empty when there is none.
     pub nonce: String,

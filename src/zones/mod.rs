@@ -10,6 +10,7 @@
 mod material;
 mod record;
 mod rewrap;
+pub mod wire;
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -25,7 +25,8 @@ async fn world(with_hsm: bool) -> World {
     };
     let (seal, zones) = parts(&store, &hsm);
     let made = seal.init(request, NOW).await.unwrap();
-    if let Some(key) = made.keys.into_iter().next() {
+    if let Some(key) = made.keys.first() {
+        let key = crate::secret::SecretString::new(key.clone());
         seal.unseal(crate::seal::wire::UnsealRequest { key, ..Default::default() }).await.unwrap();
     }
     zones.unsealed(&[], NOW).await.unwrap();
