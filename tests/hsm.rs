@@ -12,7 +12,7 @@ mod basic;
 #[path = "hsm/faults.rs"]
 mod faults;
 
-#[path = "hsm/vendors.rs"]
-mod vendors;
 #[path = "hsm/seal.rs"]
 mod seal;
+#[path = "hsm/vendors.rs"]
+mod vendors;
