@@ -51,7 +51,9 @@ pub async fn initialise(core: &Arc<Core>, args: &ServerArgs, urls: &[String]) ->
     let mut entry = new_entry(Table::Secret, "secret/", "kv");
     entry.description = "key/value secret storage".into();
     entry.options.insert("version".into(), "2".into());
-    active.mounts.mount(core, entry).await?;
+    if let Err(failure) = active.mounts.mount(core, entry).await {
+        tracing::error!(error = ?failure, "secret/ could not be mounted");
+    }
 
     let address = urls.first().map_or("", String::as_str);
     let share = made.keys_base64.first().or(made.recovery_keys_base64.first()).map_or("", String::as_str);
