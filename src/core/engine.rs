@@ -12,7 +12,7 @@ use super::{
     reply::Reply,
     request::{Operation, Request},
     route::{Access, Match, RouteInfo, Routed, Verb},
-    tokens::TokenEntry,
+    tokens::{TokenEntry, ttl::TtlTerms},
 };
 use crate::wire::{field::Input, json::RawObject};
 
@@ -107,6 +107,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Runs the call's operation; `None` is a path that no route matches.
     async fn run(&self, route: Option<usize>, call: &Call<'_>) -> Result<Reply, Failure>;
 
+    /// See [`Routed::renewal`].
+    async fn renewal(&self, entry: &TokenEntry) -> Result<Option<TtlTerms>, Failure>;
+
     /// See [`Routed::start`].
     async fn start(&self) -> Result<(), Failure>;
 
@@ -147,6 +150,10 @@ impl<E: Routed> Engine for E {
             return Err(Failure::unsupported_operation());
         };
         (spec.run)(self, call).await
+    }
+
+    async fn renewal(&self, entry: &TokenEntry) -> Result<Option<TtlTerms>, Failure> {
+        Routed::renewal(self, entry).await
     }
 
     async fn start(&self) -> Result<(), Failure> {

@@ -10,7 +10,13 @@ use std::{future::Future, pin::Pin};
 
 use async_trait::async_trait;
 
-use super::{engine::Call, failure::Failure, reply::Reply, request::Operation};
+use super::{
+    engine::Call,
+    failure::Failure,
+    reply::Reply,
+    request::Operation,
+    tokens::{TokenEntry, ttl::TtlTerms},
+};
 use crate::wire::field::Field;
 
 /// A boxed future of an engine.
@@ -177,6 +183,12 @@ pub trait Routed: Send + Sync + Sized + 'static {
     /// Called once after the mount exists and whenever the server is unsealed, before the first request.
     async fn start(&self) -> Result<(), Failure> {
         Ok(())
+    }
+
+    /// What a token that this mount made may be given when it is renewed, asked of auth methods; `None` leaves the token as
+    /// it is. Methods whose roles can change look their role up here.
+    async fn renewal(&self, entry: &TokenEntry) -> Result<Option<TtlTerms>, Failure> {
+        Ok(Some(TtlTerms::of_token(entry)))
     }
 
     /// Called every few seconds while unsealed: rotations, expirations, clean-up. Short; long work goes on next time.

@@ -9,6 +9,7 @@
 //! accessor/<accessor>             the hash
 //! parent/<parent hash>/<hash>     children, for revocation of trees
 //! expiry/<Unix ns, 20 digits>/<hash>   what ends when, swept from the front
+//! role/<name>                     roles of the token method
 //! lease/<path>/<hash>             what sys/leases shows, by the request path that made the token
 //! dying/<hash>                    a revoked token whose children or cubbyhole still have to go
 //! ```

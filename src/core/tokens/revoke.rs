@@ -71,6 +71,20 @@ impl TokenStore {
         Ok(dying.len() + due.len())
     }
 
+    /// Sweeps until nothing is left to sweep; errors go to the log.
+    pub async fn tidy(&self) {
+        loop {
+            match self.sweep(BATCH * 4).await {
+                Ok(0) => return,
+                Ok(removed) => tracing::info!(removed, "tidied tokens"),
+                Err(error) => {
+                    tracing::error!(?error, "tokens could not be tidied");
+                    return;
+                }
+            }
+        }
+    }
+
     async fn expire(&self, end: i64, hash: &str, now: i64) -> Result<(), Failure> {
         match self.load(hash)? {
             Some(stored) if stored.entry.orphaning => {
@@ -81,8 +95,8 @@ impl TokenStore {
                 self.revoke_tree(hash).await?;
             }
             // Renewed in the meantime: its index entry moved in the same commit.
-            Some(_) => {}
-            None => {
+            Some(stored) if stored.entry.expires_at == Some(end) => {}
+            _ => {
                 self.view.commit(Txn::new().delete(expiry_key(end, hash))).await?;
             }
         }

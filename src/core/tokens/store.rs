@@ -264,6 +264,26 @@ impl TokenStore {
         Grant { lease_duration: ttl, ..grant_of(entry, token) }
     }
 
+    /// The time that the store goes by.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// What tokens keep for themselves, at `<hash>/…`.
+    pub(in crate::core) fn cubbyhole(&self) -> &View {
+        &self.cubbyhole
+    }
+
+    /// The stored entry, also of a token that is used up or expired but not yet removed.
+    pub fn stored(&self, hash: &str) -> Result<Option<Arc<TokenEntry>>, Failure> {
+        Ok(self.load(hash)?.map(|stored| stored.entry))
+    }
+
+    /// Where the token method keeps its roles.
+    pub fn roles(&self) -> Result<View, Failure> {
+        Ok(self.view.sub("role")?)
+    }
+
     pub(super) fn now(&self) -> i64 {
         i64::try_from(self.clock.now().unix_timestamp_nanos()).unwrap_or(i64::MAX)
     }

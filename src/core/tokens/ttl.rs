@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::TokenEntry;
 use crate::wire::duration::format_duration;
 
 const SECOND: i64 = 1_000_000_000;
@@ -47,6 +48,16 @@ pub struct Granted {
 }
 
 impl TtlTerms {
+    /// The terms that a token was made under, with the TTL it was given last.
+    pub fn of_token(entry: &TokenEntry) -> Self {
+        Self {
+            ttl: Duration::from_secs(entry.ttl),
+            period: Duration::from_secs(entry.period),
+            explicit_max_ttl: Duration::from_secs(entry.explicit_max_ttl),
+            ..Self::default()
+        }
+    }
+
     /// Applies every bound. `issued_at` and `now` are Unix nanoseconds; they are compared in whole seconds, so that what
     /// is renewed within the second it was made in is not cut down by fractions.
     pub fn grant(&self, limits: TtlLimits, issued_at: i64, now: i64) -> Result<Granted, PastMax> {
