@@ -73,7 +73,12 @@ impl MountTable {
             (Table::Secret, "system") => Arc::new(System::new(core)),
             (Table::Secret, "identity") => Arc::new(engines::identity::Identity),
             (Table::Secret, "cubbyhole") => Arc::new(engines::cubbyhole::Cubbyhole::new(cubbyhole.clone())),
-            (Table::Auth, "token") => Arc::new(auth::token::TokenAuth::new(Arc::clone(&active.tokens), core.settings.clone())),
+            (Table::Auth, "token") => Arc::new(auth::token::TokenAuth::new(
+                Arc::clone(&active.tokens),
+                Arc::clone(&active.policies),
+                &active.router,
+                core.settings.clone(),
+            )),
             (Table::Auth, kind) => return Err(Failure::invalid(format!("plugin not found in the catalog: {kind}"))),
             (Table::Secret, _) => engines::build(self.context(core, entry)?)?,
         })

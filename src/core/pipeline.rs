@@ -149,6 +149,9 @@ impl Core {
         target: &Target<'_>,
         operation: &mut Operation,
     ) -> Result<(Caller, Option<Duration>), (Option<Caller>, Failure)> {
+        if matches!(request.path.as_str(), "sys/wrapping/lookup" | "sys/wrapping/unwrap" | "sys/wrapping/rewrap") {
+            wrapping::validate(&active.tokens, request, body).map_err(|failure| (None, failure))?;
+        }
         if target.access() == Some(Access::Anyone) {
             return Ok((Caller::anyone(request.remote), request.wrap_ttl));
         }
@@ -240,7 +243,8 @@ impl Core {
         reply: Reply,
         ttl: Duration,
     ) -> Result<Reply, Failure> {
-        if reply.is_empty() || reply.wrap_info.is_some() || matches!(reply.body, Body::Bare { .. }) {
+        let unwraps = request.path == "sys/wrapping/unwrap";
+        if reply.is_empty() || reply.wrap_info.is_some() || (matches!(reply.body, Body::Bare { .. }) && !unwraps) {
             return Ok(reply);
         }
         if request.wrap_as_jwt {
@@ -248,7 +252,11 @@ impl Core {
         }
         let accessor = reply.auth.as_ref().map(|grant| grant.accessor.clone());
         let status = reply.status;
-        let inner = envelope::envelope(&reply, &request.id, &target.kind())?;
+        let inner = match reply.body {
+            // What was unwrapped is an envelope already.
+            Body::Bare { bytes, .. } => bytes,
+            _ => envelope::envelope(&reply, &request.id, &target.kind())?,
+        };
         let info = wrapping::wrap(&active.tokens, inner, status, ttl, &request.path, accessor).await?;
         Ok(Reply { wrap_info: Some(Box::new(info)), ..Reply::default() })
     }

@@ -96,13 +96,7 @@ async fn create_under_role(engine: &TokenAuth, call: &Call<'_>, params: CreatePa
 }
 
 impl TokenAuth {
-    async fn create(
-        &self,
-        call: &Call<'_>,
-        params: CreateParams,
-        orphan: bool,
-        role: Option<&Role>,
-    ) -> Result<Reply, Failure> {
+    async fn create(&self, call: &Call<'_>, params: CreateParams, orphan: bool, role: Option<&Role>) -> Result<Reply, Failure> {
         let parent = call.caller.token()?;
         if parent.kind == TokenKind::Batch {
             return Err(Failure::invalid("batch tokens cannot create more tokens"));
@@ -119,13 +113,8 @@ impl TokenAuth {
         if !params.id.is_empty() && !sudo {
             return Err(Failure::invalid("root or sudo privileges required to specify token id"));
         }
-        let wish = Wish {
-            policies: &params.policies,
-            no_default: params.no_default_policy,
-            parent: &parent.policies,
-            sudo,
-            role,
-        };
+        let wish =
+            Wish { policies: &params.policies, no_default: params.no_default_policy, parent: &parent.policies, sudo, role };
         let policies = wish.grant()?;
         let is_root = policies.iter().any(|name| name == "root");
         if is_root && !parent.is_root() {
@@ -184,8 +173,7 @@ impl TokenAuth {
             return Err(Failure::invalid("root or sudo privileges required to create periodic token"));
         }
         let ttl = if params.ttl.is_empty() { positive(&params.lease, "lease")? } else { positive(&params.ttl, "ttl")? };
-        let mut terms =
-            TtlTerms { ttl, period: spec.period, explicit_max_ttl: spec.explicit_max_ttl, ..TtlTerms::default() };
+        let mut terms = TtlTerms { ttl, period: spec.period, explicit_max_ttl: spec.explicit_max_ttl, ..TtlTerms::default() };
         if let Some(role) = role.filter(|_| spec.kind == TokenKind::Service) {
             terms = bound_by_role(terms, role, warnings);
         }

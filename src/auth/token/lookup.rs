@@ -43,10 +43,7 @@ pub(super) static ROUTES: &[Route<TokenAuth>] = &[
         access: Access::Token,
         help: "Shows a token.",
         exists: None,
-        operations: &[
-            op!(Read, "Look up a token", lookup, TokenParam),
-            op!(Write, "Look up a token", lookup, TokenParam),
-        ],
+        operations: &[op!(Read, "Look up a token", lookup, TokenParam), op!(Write, "Look up a token", lookup, TokenParam)],
     },
     Route {
         patterns: &["accessors/?"],

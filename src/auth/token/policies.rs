@@ -96,8 +96,7 @@ impl Wish<'_> {
 }
 
 fn has_rules(role: &Role) -> bool {
-    let lists =
-        [&role.allowed_policies, &role.allowed_policies_glob, &role.disallowed_policies, &role.disallowed_policies_glob];
+    let lists = [&role.allowed_policies, &role.allowed_policies_glob, &role.disallowed_policies, &role.disallowed_policies_glob];
     lists.iter().any(|list| !list.is_empty())
 }
 
@@ -151,7 +150,10 @@ mod tests {
         assert_eq!(wish(&["c"], &["a"], false, None).unwrap_err(), "child policies must be subset of parent");
         assert_eq!(wish(&["c"], &["a"], true, None).unwrap(), ["c", "default"]);
         assert_eq!(wish(&["c", "root"], &["root"], true, None).unwrap(), ["root"]);
-        assert_eq!(wish(&["response-wrapping"], &["root"], true, None).unwrap_err(), "cannot assign policy \"response-wrapping\"");
+        assert_eq!(
+            wish(&["response-wrapping"], &["root"], true, None).unwrap_err(),
+            "cannot assign policy \"response-wrapping\""
+        );
     }
 
     #[test]

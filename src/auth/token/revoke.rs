@@ -114,7 +114,7 @@ async fn revoke_orphan(engine: &TokenAuth, call: &Call<'_>, params: TokenParam) 
 async fn tidy(engine: &TokenAuth, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
     let tokens = Arc::clone(&engine.tokens);
     tokio::spawn(async move { tokens.tidy().await });
-    Ok(Reply::empty()
-        .with_status(202)
-        .with_warning("Tidy operation successfully started. Any information from the operation will be printed to the server logs."))
+    Ok(Reply::empty().with_status(202).with_warning(
+        "Tidy operation successfully started. Any information from the operation will be printed to the server logs.",
+    ))
 }

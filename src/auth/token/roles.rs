@@ -157,9 +157,7 @@ impl Role {
             self.token_num_uses = uses;
         }
         let mut both = |name: &str| {
-            warnings.push(format!(
-                "Both 'token_{name}' and deprecated '{name}' value supplied, ignoring the deprecated value"
-            ));
+            warnings.push(format!("Both 'token_{name}' and deprecated '{name}' value supplied, ignoring the deprecated value"));
         };
         renamed(&mut self.token_period, &mut self.period, params.token_period, params.period, || both("period"));
         let (new, old) = (params.token_explicit_max_ttl, params.explicit_max_ttl);

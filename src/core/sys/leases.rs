@@ -231,9 +231,9 @@ async fn revoke_force(system: &System, _: &Call<'_>, params: Prefix) -> Result<R
 async fn tidy(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
     let tokens = system.active()?.tokens.clone();
     tokio::spawn(async move { tokens.tidy().await });
-    Ok(Reply::empty()
-        .with_status(202)
-        .with_warning("Tidy operation successfully started. Any information from the operation will be printed to the server logs."))
+    Ok(Reply::empty().with_status(202).with_warning(
+        "Tidy operation successfully started. Any information from the operation will be printed to the server logs.",
+    ))
 }
 
 #[derive(Serialize)]

@@ -2,11 +2,13 @@
 
 pub mod capabilities;
 pub mod health;
+pub mod leases;
 pub mod mounts;
 pub mod policies;
 pub mod remount;
 pub mod seal;
 pub mod ui_mounts;
+pub mod wrapping;
 
 use std::sync::{Arc, LazyLock, Weak};
 
@@ -43,11 +45,13 @@ impl System {
 static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| {
     RouteTable::joined(&[
         capabilities::ROUTES,
+        leases::ROUTES,
         mounts::ROUTES,
         policies::ROUTES,
         remount::ROUTES,
         seal::ROUTES,
         ui_mounts::ROUTES,
+        wrapping::ROUTES,
     ])
 });
 
