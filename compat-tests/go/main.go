@@ -84,11 +84,16 @@ func newSuite(group string) *suite {
 	return &suite{client: client, uid: hex.EncodeToString(random), group: group}
 }
 
-// runGroup runs the checks and then, whatever happened, removes what they made.
+// runGroup runs the checks and then, whatever happened, removes what they made. A panic between checks fails the group.
 func (s *suite) runGroup(run func(*suite)) {
 	defer func() {
 		for i := len(s.undo) - 1; i >= 0; i-- {
 			s.undo[i]()
+		}
+	}()
+	defer func() {
+		if p := recover(); p != nil {
+			s.check("preparing", func() error { return fmt.Errorf("%v", p) })
 		}
 	}()
 	run(s)
