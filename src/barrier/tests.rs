@@ -153,3 +153,19 @@ async fn check_and_set_through_the_barrier() {
     let stale = Txn::new().check("a", Entry::unchanged(read.as_ref())).put("a", vec![3]);
     assert!(matches!(barrier.commit(stale).await, Err(BarrierError::Storage(StorageError::Conflict { .. }))));
 }
+
+#[tokio::test]
+async fn concurrent_writers_share_reservations_and_none_is_lost() {
+    let (store, barrier) = fresh().await;
+    let many = |writer: u32| (0..9_000).fold(Txn::new(), |txn, n| txn.put(format!("{writer}/{n}"), vec![]));
+    let commits = (0..20).map(|writer| barrier.commit(many(writer)));
+    for done in futures_util::future::join_all(commits).await {
+        done.unwrap();
+    }
+    let used = barrier.key_status().unwrap().encryptions;
+    assert!((180_000..180_000 + 9_000 * 3).contains(&used), "{used}");
+    let again = Barrier::new(store);
+    again.unlock(&root(1)).await.unwrap();
+    assert!(again.key_status().unwrap().encryptions >= used);
+    assert!(again.get("19/8999").unwrap().is_some());
+}

@@ -240,7 +240,7 @@ async fn init_can_be_killed_anywhere() {
     for effect in [false, true] {
         for (what, points) in [("commit", 4), ("hsm", 8)] {
             for nth in 0..points {
-                let world = World::new(true);
+                let world = World { escrow: false, ..World::new(true) };
                 let hsm = world.hsm.clone().unwrap();
                 match what {
                     "commit" => world.store.die_at(nth, effect),
@@ -490,4 +490,44 @@ fn bodies_have_the_names_and_order_of_vault() {
     let config = crate::barrier::RotateConfig { enabled: true, max_operations: 5_000_000, interval: 864_000 };
     let json = serde_json::to_string(&RotateConfigResponse::from(config)).unwrap();
     assert_eq!(json, r#"{"enabled":true,"max_operations":5000000,"interval":"240h0m0s"}"#);
+}
+
+/// The token is lost; recovery onto a new one is killed at every call and every commit, and repeated.
+#[tokio::test]
+async fn a_lost_token_is_replaced_from_escrow() {
+    let mut world = World::new(true);
+    let seal = world.start();
+    let made = seal.init(hsm_init(3, 2), NOW).await.unwrap();
+    let zones = Zones::new(seal.barrier().clone(), world.hsm.clone().map(|hsm| hsm as Arc<dyn Hsm>), "test");
+    let material = SecretBytes::random(32);
+    let wrapped = zones.wrap(&zones.current("default").unwrap(), b"", &material).await.unwrap();
+    zones.rotate("default", NOW).await.unwrap();
+    let shares: Vec<_> = made.recovery_keys[1..].iter().map(|key| SecretString::new(key.clone())).collect();
+    world.hsm = Some(FakeHsm::new());
+    for effect in [false, true] {
+        for nth in 0..9 {
+            world.hsm.as_ref().unwrap().wipe();
+            recover(&world, &made.recovery_keys[1..], &shares, |world| world.hsm.as_ref().unwrap().die_at(nth, effect)).await;
+            let last = recover(&world, &made.recovery_keys[1..], &shares, |_| {}).await.unwrap();
+            assert!(last.lost.is_empty());
+            let seal = world.start();
+            assert_eq!(seal.auto_unseal().await, AutoUnseal::Unsealed, "{nth} {effect}");
+            let zones = Zones::new(seal.barrier().clone(), world.hsm.clone().map(|hsm| hsm as Arc<dyn Hsm>), "test");
+            assert!(zones.unwrap("default", &wrapped, b"").await.unwrap().same_as(material.expose()));
+            assert_eq!(world.labels().len(), 3);
+        }
+    }
+    let wrong = [SecretString::new(hex::encode([1; 33])), SecretString::new(hex::encode([2; 33]))];
+    assert!(recover(&world, &made.recovery_keys[1..], &wrong, |_| {}).await.is_none());
+}
+
+async fn recover(world: &World, unseal_by: &[String], shares: &[SecretString], before: impl Fn(&World)) -> Option<Recovered> {
+    let seal = world.start();
+    unseal(&seal, unseal_by).await.unwrap();
+    let hsm = world.hsm.clone().unwrap();
+    let zones = Zones::new(seal.barrier().clone(), Some(hsm.clone()), "test");
+    before(world);
+    let outcome = seal.recover_hsm(&zones, shares).await.ok();
+    hsm.come_back();
+    outcome
 }

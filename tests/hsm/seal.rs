@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sos::barrier::Barrier;
 use sos::hsm::{AeadItem, Hsm, KeyKind, KeySource};
 use sos::seal::wire::{InitRequest, UnsealRequest};
-use sos::seal::{AutoUnseal, Seal, SealError, SealSettings, combine_shares, recover_master_key};
+use sos::seal::{AutoUnseal, Recovered, Seal, SealError, SealSettings};
 use sos::secret::{SecretBytes, SecretString};
 use sos::storage::Storage;
 use sos::zones::{Place, Zones};
@@ -69,16 +69,16 @@ async fn a_cluster_lives_on_a_token_and_comes_back_from_escrow_on_another() {
         let key = SecretString::new(share.clone());
         seal.unseal(UnsealRequest { key, ..UnsealRequest::default() }).await.unwrap();
     }
-    let secret = combine_shares(&[SecretString::new(shares[2].clone()), SecretString::new(shares[0].clone())]).unwrap();
-    let record = seal.seal_record().unwrap().unwrap();
-    let pair = record.escrow.as_ref().unwrap();
-    for version in zones.read("tk1a").unwrap().zone.versions {
-        let copy = version.escrow.as_ref().unwrap();
-        let master = recover_master_key(&secret, &record.cluster_id, pair, copy.mechanism, &copy.blob).unwrap();
-        let check = spare.import_master_key(&version.label, version.id, &master).await.unwrap();
-        assert_eq!(hex::encode(check), version.check_value);
-    }
+    let given: Vec<_> = [&shares[2], &shares[0]].map(|share| SecretString::new(share.clone())).into();
+    let recovered = seal.recover_hsm(&zones, &given).await.unwrap();
+    assert_eq!((recovered.seal_key, recovered.lost.len()), (true, 0));
+    assert_eq!(recovered.master_keys, ["default/v1", "tk1a/v1", "tk1a/v2"]);
+    assert_eq!(seal.recover_hsm(&zones, &given).await.unwrap(), Recovered::default(), "a second run changes nothing");
     assert!(zones.unwrap("tk1a", &wrapped, b"place").await.unwrap().same_as(material.expose()));
     let opened = spare.decrypt(KeySource::Wrapped(&key), vec![back(&sealed, iv, b"aad")]).await.unwrap().remove(0).unwrap();
     assert_eq!(opened.expose(), b"plain");
+
+    let (seal, zones) = start(&store, Some(spare.clone()));
+    assert_eq!(seal.auto_unseal().await, AutoUnseal::Unsealed);
+    assert!(zones.unwrap("tk1a", &moved, b"place").await.unwrap().same_as(material.expose()));
 }
