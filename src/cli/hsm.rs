@@ -1,11 +1,13 @@
 //! `sos hsm doctor`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 
 use super::Failure;
 use super::terminal::Terminal;
+use crate::hsm::{HsmConfig, VolatilePinMemory, doctor};
 
 /// What the command line says about the HSM to be checked.
 #[derive(Args, Debug, Default, Clone)]
@@ -25,5 +27,13 @@ pub(super) fn doctor(args: DoctorArgs, terminal: &mut Terminal<'_>) -> Result<u8
     if config.seals.is_empty() {
         return Err(Failure::usage("the configuration names no HSM: write seal \"pkcs11\" { ... }"));
     }
-    Err(Failure::usage("the HSM check is not part of this build"))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut usable = true;
+    for seal in &config.seals {
+        terminal.print(format!("seal \"pkcs11\" {} ({})", seal.name, seal.lib.display()))?;
+        let report = runtime.block_on(doctor::run(HsmConfig::from_stanza(seal), Arc::new(VolatilePinMemory::default())));
+        terminal.print(&report)?;
+        usable &= report.usable();
+    }
+    Ok(if usable { 0 } else { 2 })
 }

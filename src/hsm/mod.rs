@@ -10,6 +10,7 @@ mod ck_error;
 pub mod client;
 mod config;
 mod der;
+pub mod doctor;
 #[cfg(test)]
 pub mod fake;
 mod pin;

@@ -162,6 +162,8 @@ pub enum Op<'a> {
     },
     /// Is the token still there?
     Probe,
+    /// What `sos hsm doctor` shows.
+    Inspect,
     Find {
         label_prefix: &'a str,
     },
@@ -276,6 +278,7 @@ impl Op<'_> {
 pub enum Reply<'a> {
     Done,
     Running(bool),
+    Inspection(Inspection),
     Objects(Vec<(Option<Id>, String)>),
     Blob {
         mechanism: Mechanism,
@@ -297,6 +300,31 @@ pub enum Reply<'a> {
     Many(#[serde(borrow)] Vec<Bytes<'a>>),
     Each(#[serde(borrow)] Vec<Result<Bytes<'a>, Failure>>),
     Failed(Failure),
+}
+
+/// What the worker finds out for `sos hsm doctor`, besides the self-test.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Inspection {
+    /// Slot number.
+    pub slot: u64,
+    /// Token manufacturer and model.
+    pub model: String,
+    /// Name under which the module's peculiarities are known.
+    pub vendor: String,
+    /// Most read-write sessions that the token says it gives; `None` when unlimited or not said.
+    pub session_limit: Option<u64>,
+    /// Sessions that this worker uses.
+    pub sessions: usize,
+    /// CKF_USER_PIN_COUNT_LOW: a PIN was wrong lately.
+    pub pin_count_low: bool,
+    /// CKF_USER_PIN_TO_BE_CHANGED.
+    pub pin_to_be_changed: bool,
+    /// Mechanism numbers.
+    pub mechanisms: Vec<u64>,
+    /// AES-GCM encryptions of 32 bytes per second, in one session.
+    pub small_per_second: Option<u64>,
+    /// AES-GCM throughput on 64 KiB texts in bytes per second, in one session.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// [`HsmError`] on the wire.

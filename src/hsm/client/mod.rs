@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use self::link::{Link, Pending};
-use super::proto::{self, Bytes, Frame, Header, Item, Key, Op, Reply, Wrapped};
+use super::proto::{self, Bytes, Frame, Header, Inspection, Item, Key, Op, Reply, Wrapped};
 use super::{
     AeadItem, DownReason, Hsm, HsmConfig, HsmError, KeyId, KeyKind, KeySource, NewKey, NewMasterKey, ObjectInfo, PinMemory,
     SealedBlob, SignScheme, Status, WrappedKey,
@@ -81,6 +81,15 @@ impl Client {
                 return Err(ended());
             }
         }
+    }
+
+    /// What `sos hsm doctor` shows besides the self-test.
+    pub(super) async fn inspect(&self) -> Result<Inspection, HsmError> {
+        self.ask(Op::Inspect, |reply| match reply {
+            Reply::Inspection(inspection) => Some(inspection),
+            _ => None,
+        })
+        .await
     }
 
     async fn call(&self, op: &Op<'_>) -> Result<Frame, HsmError> {

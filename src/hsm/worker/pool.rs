@@ -207,7 +207,14 @@ impl Shared {
             // The old session went with the old login; its number may be in use again, so it is not closed.
             *owned = Owned { session: self.device.module.open_session(self.device.slot)?, generation: current.generation };
         }
-        let call = Call { device: &self.device, current, session: owned.session, seal_mechanism: self.seal_mechanism, id };
+        let call = Call {
+            device: &self.device,
+            current,
+            session: owned.session,
+            sessions: self.running.len(),
+            seal_mechanism: self.seal_mechanism,
+            id,
+        };
         ops::run(&call, op)
     }
 

@@ -2,6 +2,7 @@
 
 mod cipher;
 mod export;
+mod inspect;
 pub mod keys;
 mod master;
 pub mod seal;
@@ -26,6 +27,8 @@ pub struct Call<'a> {
     pub current: &'a Current,
     /// The calling thread's session.
     pub session: Session,
+    /// Sessions of the pool.
+    pub sessions: usize,
     /// Mechanism of new seal keys.
     pub seal_mechanism: crate::hsm::Mechanism,
     /// The call's number, for the reply.
@@ -58,6 +61,7 @@ pub fn run(call: &Call<'_>, op: &Op<'_>) -> Result<Frame, Trouble> {
                 Err(Trouble::Lost)
             }
         }
+        Op::Inspect => inspect::inspect(call),
         Op::Find { label_prefix } => find(call, label_prefix),
         Op::Destroy { id } => destroy(call, (*id).into()),
         Op::CreateSealKey { label, id } => seal::create(call, label, (*id).into()),
