@@ -72,7 +72,12 @@ pub enum Event {
         serial: String,
     },
     /// Logged in and tested.
-    Ready(TokenFacts),
+    Ready {
+        /// What was found out.
+        facts: TokenFacts,
+        /// Into how many calls a batch is best split.
+        ways: usize,
+    },
     /// The worker cannot go on and ends.
     Down {
         /// Why.
@@ -156,7 +161,7 @@ pub struct Item<'a> {
 #[derive(Serialize, Deserialize)]
 #[allow(missing_docs)] // the fields are the parameters of the trait's functions
 pub enum Op<'a> {
-    /// Is the call with this id being executed right now? Tells a stuck module from a long queue.
+    /// For how long has the call with this id been executing? Tells a stuck module from a long queue.
     Running {
         call: u64,
     },
@@ -277,7 +282,9 @@ impl Op<'_> {
 #[allow(missing_docs)] // the fields are the results of the trait's functions
 pub enum Reply<'a> {
     Done,
-    Running(bool),
+    Running {
+        millis: Option<u64>,
+    },
     Inspection(Inspection),
     Objects(Vec<(Option<Id>, String)>),
     Blob {

@@ -151,3 +151,73 @@ async fn a_master_key_opens_what_its_escrowed_copy_was_made_for() {
     let opened = elsewhere.decrypt(KeySource::Wrapped(&key), vec![back(&sealed[0], iv, b"")]).await.unwrap();
     assert!(opened[0].as_ref().unwrap().same_as(b"data key"));
 }
+
+#[tokio::test]
+async fn wrapped_signature_keys_sign_and_verify() {
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, UnparsedPublicKey};
+    let Some(token) = Token::softhsm() else { return };
+    let hsm = token.client().await;
+    let master = KeyId::random();
+    hsm.create_master_key("sos/test/zone/default/v1", master, &[]).await.unwrap();
+    let made = hsm.generate_wrapped(master, KeyKind::EcP256).await.unwrap();
+    let (key, spki) = (made.wrapped.unwrap(), made.public_key.unwrap());
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"message");
+    let verify = |signature: &[u8]| {
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &spki[spki.len() - 65..]).verify(b"message", signature)
+    };
+    let signature = hsm.sign(KeySource::Wrapped(&key), SignScheme::Ecdsa, digest.as_ref()).await.unwrap();
+    verify(&signature).unwrap();
+    let material = hsm.unwrap_material(&key).await.unwrap();
+    // Modules write PKCS#8 without the public key, which some software wants; the length says that it is PKCS#8.
+    if let Err(error) = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, material.expose()) {
+        eprintln!("the module's PKCS#8 is not to everyone's taste: {error}");
+        assert!(material.len() > 32);
+    }
+    let again = hsm.wrap_material(master, KeyKind::EcP256, &material).await.unwrap();
+    verify(&hsm.sign(KeySource::Wrapped(&again), SignScheme::Ecdsa, digest.as_ref()).await.unwrap()).unwrap();
+}
+
+#[tokio::test]
+async fn a_small_key_cache_evicts_and_loads_again() {
+    let Some(token) = Token::softhsm() else { return };
+    let mut config = token.config();
+    config.key_cache = 4;
+    let hsm = crate::support::ready(config).await;
+    let master = KeyId::random();
+    hsm.create_master_key("sos/test/zone/default/v1", master, &[]).await.unwrap();
+    let mut keys = Vec::new();
+    for _ in 0..16 {
+        keys.push(hsm.generate_wrapped(master, KeyKind::Aes256).await.unwrap().wrapped.unwrap());
+    }
+    let tasks: Vec<_> = (0..200)
+        .map(|index| {
+            let (hsm, key) = (hsm.clone(), keys[index % keys.len()].clone());
+            tokio::spawn(async move {
+                let one = item(b"text", b"");
+                let iv = one.iv;
+                let sealed = hsm.encrypt(KeySource::Wrapped(&key), vec![one]).await.unwrap();
+                let opened = hsm.decrypt(KeySource::Wrapped(&key), vec![back(&sealed[0], iv, b"")]).await.unwrap();
+                assert!(opened[0].as_ref().unwrap().same_as(b"text"));
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_doctor_reports_a_healthy_token_and_a_missing_one() {
+    let Some(token) = Token::softhsm() else { return };
+    let report = sos::hsm::doctor::run(token.config(), crate::support::memory()).await;
+    assert!(report.usable(), "{report}");
+    let text = report.to_string();
+    for word in ["sos-test", "CKM_AES_GCM", "AesGcm", "Aes256", "/s for 32 bytes"] {
+        assert!(text.contains(word), "{word} is not in {text}");
+    }
+    let mut config = token.config();
+    config.token_label = Some("another".into());
+    let report = sos::hsm::doctor::run(config, crate::support::memory()).await;
+    assert!(!report.usable());
+    assert!(report.to_string().contains("set token_label"), "{report}");
+}

@@ -8,10 +8,11 @@ mod process;
 mod supervisor;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
@@ -22,6 +23,9 @@ use super::{
     SealedBlob, SignScheme, Status, WrappedKey,
 };
 use crate::secret::SecretBytes;
+
+/// The answer to each item of a batch.
+type Opened = Vec<Result<SecretBytes, HsmError>>;
 
 /// The HSM through its worker process. Dropping it ends the worker.
 pub struct Client {
@@ -36,6 +40,8 @@ struct Shared {
     status: watch::Sender<Status>,
     link: Mutex<Link>,
     last_call: AtomicU64,
+    /// Into how many calls a batch is best split.
+    ways: AtomicUsize,
 }
 
 impl Shared {
@@ -54,6 +60,7 @@ impl Client {
             status: watch::Sender::new(Status::Starting),
             link: Mutex::default(),
             last_call: AtomicU64::new(0),
+            ways: AtomicUsize::new(1),
         });
         let (stop, stopped) = oneshot::channel::<()>();
         let supervised = shared.clone();
@@ -87,6 +94,34 @@ impl Client {
     pub(super) async fn inspect(&self) -> Result<Inspection, HsmError> {
         self.ask(Op::Inspect, |reply| match reply {
             Reply::Inspection(inspection) => Some(inspection),
+            _ => None,
+        })
+        .await
+    }
+
+    /// A batch is one call, except where several sessions finish it sooner.
+    fn parts<'a>(&self, batch: &'a [AeadItem]) -> std::slice::Chunks<'a, AeadItem> {
+        let ways = self.shared.ways.load(Ordering::Relaxed);
+        batch.chunks(batch.len().div_ceil(ways.max(1)).max(1))
+    }
+
+    async fn encrypt_part(&self, source: &KeySource<'_>, batch: &[AeadItem]) -> Result<Vec<Vec<u8>>, HsmError> {
+        let op = Op::Encrypt { key: key(source), items: items(batch) };
+        self.ask(op, |reply| match reply {
+            Reply::Many(outputs) if outputs.len() == batch.len() => {
+                Some(outputs.into_iter().map(|output| output.0.to_vec()).collect())
+            }
+            _ => None,
+        })
+        .await
+    }
+
+    async fn decrypt_part(&self, source: &KeySource<'_>, batch: &[AeadItem]) -> Result<Opened, HsmError> {
+        let op = Op::Decrypt { key: key(source), items: items(batch) };
+        self.ask(op, |reply| match reply {
+            Reply::Each(outputs) if outputs.len() == batch.len() => {
+                Some(outputs.into_iter().map(|output| output.map(secret).map_err(HsmError::from)).collect())
+            }
             _ => None,
         })
         .await
@@ -281,25 +316,13 @@ impl Hsm for Client {
     }
 
     async fn encrypt(&self, source: KeySource<'_>, batch: Vec<AeadItem>) -> Result<Vec<Vec<u8>>, HsmError> {
-        let op = Op::Encrypt { key: key(&source), items: items(&batch) };
-        self.ask(op, |reply| match reply {
-            Reply::Many(outputs) if outputs.len() == batch.len() => {
-                Some(outputs.into_iter().map(|output| output.0.to_vec()).collect())
-            }
-            _ => None,
-        })
-        .await
+        let parts = self.parts(&batch).map(|part| self.encrypt_part(&source, part));
+        Ok(try_join_all(parts).await?.into_iter().flatten().collect())
     }
 
     async fn decrypt(&self, source: KeySource<'_>, batch: Vec<AeadItem>) -> Result<Vec<Result<SecretBytes, HsmError>>, HsmError> {
-        let op = Op::Decrypt { key: key(&source), items: items(&batch) };
-        self.ask(op, |reply| match reply {
-            Reply::Each(outputs) if outputs.len() == batch.len() => {
-                Some(outputs.into_iter().map(|output| output.map(secret).map_err(HsmError::from)).collect())
-            }
-            _ => None,
-        })
-        .await
+        let parts = self.parts(&batch).map(|part| self.decrypt_part(&source, part));
+        Ok(try_join_all(parts).await?.into_iter().flatten().collect())
     }
 
     async fn sign(&self, source: KeySource<'_>, scheme: SignScheme, input: &[u8]) -> Result<Vec<u8>, HsmError> {

@@ -1,6 +1,7 @@
 //! Keeps a worker running: starts it, hands it the PIN, watches it, kills it when it hangs, and starts the next one.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
@@ -102,13 +103,14 @@ async fn run(shared: &Shared, pin: &SecretString) -> End {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::with_capacity(1 << 18, reader);
     let handshake = timeout(shared.config.start_deadline, handshake(shared, pin, &mut reader, &mut writer));
-    let facts = match handshake.await {
+    let (facts, ways) = match handshake.await {
         Ok(Ok(facts)) => facts,
         Ok(Err(end)) => return end,
         Err(_) => return End::new(DownReason::DeviceError, "the module did not get ready in time"),
     };
     tracing::info!(token = %facts.label, serial = %facts.serial, module = %facts.module, "the HSM is ready");
     let (out, outgoing) = mpsc::unbounded_channel();
+    shared.ways.store(ways.max(1), Ordering::Relaxed);
     shared.link.lock().connect(out);
     shared.status.send_replace(Status::Ready(Arc::new(facts)));
     let ready = Instant::now();
@@ -126,12 +128,12 @@ async fn handshake(
     pin: &SecretString,
     reader: &mut BufReader<OwnedReadHalf>,
     writer: &mut OwnedWriteHalf,
-) -> Result<crate::hsm::TokenFacts, End> {
+) -> Result<(crate::hsm::TokenFacts, usize), End> {
     write_message(writer, &hello(shared)).await?;
     let serial = match read_event(reader).await? {
         Event::Token { serial } => serial,
         Event::Down { reason, detail } => return Err(End::new(reason, detail)),
-        Event::Ready(_) => return Err(End::crashed("the worker is ready without a PIN")),
+        Event::Ready { .. } => return Err(End::crashed("the worker is ready without a PIN")),
     };
     let mark = fingerprint(shared.memory.as_ref(), pin, &serial);
     if shared.memory.is_refused(&mark) {
@@ -140,7 +142,7 @@ async fn handshake(
     }
     write_message(writer, &Pin { pin: pin.expose() }).await?;
     match read_event(reader).await? {
-        Event::Ready(facts) => Ok(facts),
+        Event::Ready { facts, ways } => Ok((facts, ways)),
         Event::Down { reason, detail } => {
             if reason == DownReason::PinRefused {
                 shared.memory.remember(&mark);
@@ -248,10 +250,11 @@ async fn gone() -> End {
 async fn watch_time(shared: &Shared) -> End {
     let tick = (shared.config.deadline / 10).clamp(Duration::from_millis(10), Duration::from_millis(250));
     let mut last_health = Instant::now();
+    let mut suspects = Vec::new();
     loop {
         tokio::time::sleep(tick).await;
-        let overdue = shared.link.lock().expire(Instant::now());
-        if !overdue.is_empty() && is_stuck(shared, &overdue).await {
+        suspects.extend(shared.link.lock().expire(Instant::now()));
+        if is_stuck(shared, &mut suspects).await {
             return End::crashed("the module did not answer in time; the worker was killed");
         }
         if last_health.elapsed() >= shared.config.health_interval {
@@ -262,19 +265,24 @@ async fn watch_time(shared: &Shared) -> End {
     }
 }
 
-/// Whether one of the calls is being executed right now; they may as well just have waited too long in the queue.
-async fn is_stuck(shared: &Shared, calls: &[u64]) -> bool {
-    let mut answers = Vec::new();
-    for call in calls.iter().take(SUSPECTS) {
-        // The control answers must come in time whatever the deadline of calls is.
-        answers.extend(send(shared, &Op::Running { call: *call }, CONTROL_PATIENCE * 2));
-    }
+/// Whether one of the overdue calls sticks in the module. Most of them have just waited too long in the queue, and one
+/// that was begun late gets its time: it stays among the suspects, the others are struck off.
+async fn is_stuck(shared: &Shared, suspects: &mut Vec<u64>) -> bool {
+    let asked: Vec<_> = suspects
+        .drain(..)
+        .take(SUSPECTS)
+        // The answer must come in time whatever the deadline of calls is.
+        .filter_map(|call| Some((call, send(shared, &Op::Running { call }, CONTROL_PATIENCE * 2)?)))
+        .collect();
+    let limit = u64::try_from((shared.config.deadline * 3 / 4).as_millis()).unwrap_or(u64::MAX);
     let all = async {
-        for answer in answers {
+        for (call, answer) in asked {
             let Ok(Ok(frame)) = answer.await else { return true };
             let reply = proto::split_message(&frame).and_then(|(_, body)| proto::decode::<Reply<'_>>(body).ok());
-            if matches!(reply, Some(Reply::Running(true))) {
-                return true;
+            match reply {
+                Some(Reply::Running { millis: Some(millis) }) if millis >= limit => return true,
+                Some(Reply::Running { millis: Some(_) }) => suspects.push(call),
+                _ => {}
             }
         }
         false

@@ -107,7 +107,7 @@ fn serve(reader: &mut BufReader<UnixStream>, output: &Arc<Output>) -> Result<(),
     let device = Arc::new(Device::open(module, slot, info, &hello, pin)?);
     let facts = selftest::run(&device, hello.seal_mechanism)?;
     let pool = Pool::start(device, &hello, facts.seal_mechanism, output.clone())?;
-    output.message(0, &Event::Ready(facts));
+    output.message(0, &Event::Ready { facts, ways: pool.ways() });
     dispatch(reader, &pool, output)
 }
 
@@ -129,7 +129,7 @@ fn dispatch(reader: &mut BufReader<UnixStream>, pool: &Pool, output: &Output) ->
         let Some((header, body)) = proto::split_request(&frame) else { return Err(broken()) };
         if header.lane == Lane::Control {
             match proto::decode::<Op<'_>>(body) {
-                Ok(Op::Running { call }) => output.message(header.call, &Reply::Running(pool.is_running(call))),
+                Ok(Op::Running { call }) => output.message(header.call, &Reply::Running { millis: pool.running_millis(call) }),
                 _ => output.message(header.call, &Reply::Failed(Failure::Unsupported("not a control call".into()))),
             }
             continue;

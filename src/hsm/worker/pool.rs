@@ -38,8 +38,8 @@ struct Shared {
     slow: Condvar,
     limit: usize,
     slow_helps: bool,
-    /// The call that each thread is executing, 0 for none.
-    running: Vec<AtomicU64>,
+    running: Vec<Running>,
+    started: Instant,
 }
 
 #[derive(Default)]
@@ -47,6 +47,15 @@ struct Queues {
     fast: VecDeque<Job>,
     slow: VecDeque<Job>,
     fast_idle: usize,
+}
+
+/// What a thread is executing.
+#[derive(Default)]
+struct Running {
+    /// Call id, 0 for none.
+    call: AtomicU64,
+    /// Since when, in milliseconds after the pool's start.
+    since: AtomicU64,
 }
 
 struct Job {
@@ -86,7 +95,8 @@ impl Pool {
             fast: Condvar::new(),
             slow: Condvar::new(),
             limit: hello.queue.max(1),
-            running: sessions.iter().map(|_| AtomicU64::new(0)).collect(),
+            running: sessions.iter().map(|_| Running::default()).collect(),
+            started: Instant::now(),
         });
         for (index, owned) in sessions.into_iter().enumerate() {
             let shared = shared.clone();
@@ -123,9 +133,15 @@ impl Pool {
         true
     }
 
-    /// Whether a thread is executing this call.
-    pub fn is_running(&self, call: u64) -> bool {
-        self.shared.running.iter().any(|running| running.load(Ordering::Acquire) == call)
+    /// For how long a thread has been executing this call; `None` when none is.
+    pub fn running_millis(&self, call: u64) -> Option<u64> {
+        let running = self.shared.running.iter().find(|running| running.call.load(Ordering::Acquire) == call)?;
+        Some(self.shared.millis().saturating_sub(running.since.load(Ordering::Acquire)))
+    }
+
+    /// Into how many calls a batch is best split: one where sessions only get in each other's way.
+    pub fn ways(&self) -> usize {
+        if self.shared.device.quirks.parallel { self.shared.running.len() } else { 1 }
     }
 }
 
@@ -138,17 +154,22 @@ impl Shared {
                 continue;
             }
             if let Some(running) = self.running.get(index) {
-                running.store(job.call, Ordering::Release);
+                running.since.store(self.millis(), Ordering::Release);
+                running.call.store(job.call, Ordering::Release);
             }
             let answer = self.execute(&mut owned, &job);
             if let Some(running) = self.running.get(index) {
-                running.store(0, Ordering::Release);
+                running.call.store(0, Ordering::Release);
             }
             match answer {
                 Ok(frame) => self.output.send(frame),
                 Err(failure) => self.output.message(job.call, &Reply::Failed(failure)),
             }
         }
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn take(&self, index: usize) -> Job {

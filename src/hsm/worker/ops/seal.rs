@@ -58,14 +58,15 @@ pub fn create(call: &Call<'_>, label: &str, id: KeyId) -> Result<Frame, Trouble>
 
 /// Encrypts under a seal key, by the mechanism that the key on the token is for.
 pub fn seal(call: &Call<'_>, id: KeyId, plaintext: &[u8], aad: &[u8]) -> Result<Frame, Trouble> {
-    let bytes = match call.seal_mechanism {
+    let mechanism = mechanism_of(call, id)?;
+    let bytes = match mechanism {
         BlobMechanism::AesGcm => {
             let key = call.device.token_key(call.current, id, CKO_SECRET_KEY, CKK_AES)?;
             seal_gcm(call, key, plaintext, aad)?
         }
         BlobMechanism::RsaOaepSha1 | BlobMechanism::RsaOaepSha256 => {
             let key = call.device.token_key(call.current, id, CKO_PUBLIC_KEY, CKK_RSA)?;
-            seal_oaep(call, key, plaintext, aad)?
+            seal_oaep(call, key, mechanism, plaintext, aad)?
         }
         BlobMechanism::AesCbcHmac => {
             let key = call.device.token_key(call.current, id, CKO_SECRET_KEY, CKK_AES)?;
@@ -74,7 +75,26 @@ pub fn seal(call: &Call<'_>, id: KeyId, plaintext: &[u8], aad: &[u8]) -> Result<
         }
         BlobMechanism::AesKw | BlobMechanism::AesKwp => return Err(no_seal()),
     };
-    call.reply(&Reply::Blob { mechanism: call.seal_mechanism, bytes: Bytes(&bytes) })
+    call.reply(&Reply::Blob { mechanism, bytes: Bytes(&bytes) })
+}
+
+/// The mechanism that a seal key was made for: the configured one is only for new keys. Sealing is rare, so looking
+/// costs little.
+fn mechanism_of(call: &Call<'_>, id: KeyId) -> Result<BlobMechanism, Trouble> {
+    let exists = |class, key_type| match call.device.token_key(call.current, id, class, key_type) {
+        Ok(_) => Ok(true),
+        Err(Trouble::Missing(_)) => Ok(false),
+        Err(trouble) => Err(trouble),
+    };
+    if exists(CKO_SECRET_KEY, CKK_AES)? {
+        let mac = exists(CKO_SECRET_KEY, CKK_GENERIC_SECRET)?;
+        return Ok(if mac { BlobMechanism::AesCbcHmac } else { BlobMechanism::AesGcm });
+    }
+    if exists(CKO_PUBLIC_KEY, CKK_RSA)? {
+        let sha256 = call.seal_mechanism == BlobMechanism::RsaOaepSha256;
+        return Ok(if sha256 { BlobMechanism::RsaOaepSha256 } else { BlobMechanism::RsaOaepSha1 });
+    }
+    Err(Trouble::Missing(id))
 }
 
 /// Opens a blob by the mechanism that it names, whatever new seal keys use.
@@ -98,27 +118,27 @@ pub fn unseal(call: &Call<'_>, id: KeyId, mechanism: BlobMechanism, blob: &[u8],
     call.reply(&Reply::Bytes(Bytes(&plaintext)))
 }
 
-pub fn seal_gcm(call: &Call<'_>, key: Object, plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, Trouble> {
+fn seal_gcm(call: &Call<'_>, key: Object, plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, Trouble> {
     let iv = random_array::<12>();
     let output = call.device.module.encrypt(call.session, Mechanism::Gcm { iv: &iv, aad }, key, plaintext, 16)?;
     Ok([&iv[..], &output].concat())
 }
 
-pub fn unseal_gcm(call: &Call<'_>, key: Object, blob: &[u8], aad: &[u8]) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+fn unseal_gcm(call: &Call<'_>, key: Object, blob: &[u8], aad: &[u8]) -> Result<Zeroizing<Vec<u8>>, Trouble> {
     let (iv, ciphertext) = blob.split_first_chunk::<12>().filter(|(_, rest)| rest.len() >= 16).ok_or_else(cut)?;
     judged(call, call.device.module.decrypt(call.session, Mechanism::Gcm { iv, aad }, key, ciphertext))
 }
 
-pub fn seal_oaep(call: &Call<'_>, key: Object, plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, Trouble> {
+fn seal_oaep(call: &Call<'_>, key: Object, mechanism: BlobMechanism, plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, Trouble> {
     let data_key = SecretBytes::random(32);
-    let wrapped = call.device.module.encrypt(call.session, oaep(call.seal_mechanism), key, data_key.expose(), MAX_RSA)?;
+    let wrapped = call.device.module.encrypt(call.session, oaep(mechanism), key, data_key.expose(), MAX_RSA)?;
     let iv = random_array::<12>();
     let cipher = Aes256Gcm::new_from_slice(data_key.expose()).map_err(|_| no_seal())?;
     let sealed = cipher.encrypt(&Nonce::from(iv), Payload { msg: plaintext, aad }).map_err(|_| no_seal())?;
     Ok([&(wrapped.len() as u16).to_be_bytes()[..], &wrapped, &iv, &sealed].concat())
 }
 
-pub fn unseal_oaep(
+fn unseal_oaep(
     call: &Call<'_>,
     key: Object,
     mechanism: BlobMechanism,
@@ -134,7 +154,7 @@ pub fn unseal_oaep(
     opened.map(Zeroizing::new).map_err(|_| bad("the sealed blob does not authenticate"))
 }
 
-pub fn seal_cbc(call: &Call<'_>, key: Object, mac: Object, plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, Trouble> {
+fn seal_cbc(call: &Call<'_>, key: Object, mac: Object, plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, Trouble> {
     let pad = 16 - plaintext.len() % 16;
     let mut padded = Zeroizing::new(Vec::with_capacity(plaintext.len() + pad));
     padded.extend_from_slice(plaintext);
@@ -146,7 +166,7 @@ pub fn seal_cbc(call: &Call<'_>, key: Object, mac: Object, plaintext: &[u8], aad
     Ok([body, tag].concat())
 }
 
-pub fn unseal_cbc(call: &Call<'_>, key: Object, mac: Object, blob: &[u8], aad: &[u8]) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+fn unseal_cbc(call: &Call<'_>, key: Object, mac: Object, blob: &[u8], aad: &[u8]) -> Result<Zeroizing<Vec<u8>>, Trouble> {
     let split = blob.len().checked_sub(HMAC_LEN).ok_or_else(cut)?;
     let (body, tag) = blob.split_at(split);
     let (iv, ciphertext) = body.split_first_chunk::<16>().ok_or_else(cut)?;
