@@ -2,6 +2,9 @@
 
 pub mod cubbyhole;
 pub mod identity;
+pub mod kv;
+pub mod kv1;
+pub mod kv2;
 
 use std::sync::Arc;
 
@@ -65,6 +68,8 @@ pub fn is_mountable(kind: &str) -> bool {
 
 /// Makes the engine for a mount. Refuses options that it does not take.
 pub fn build(context: MountContext) -> Result<Arc<dyn Engine>, Failure> {
-    let kind = context.entry.kind.as_str();
-    Err(Failure::invalid(format!("plugin not found in the catalog: {kind}")))
+    match context.entry.kind.as_str() {
+        "kv" => kv::build(context),
+        kind => Err(Failure::invalid(format!("plugin not found in the catalog: {kind}"))),
+    }
 }

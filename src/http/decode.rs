@@ -23,6 +23,8 @@ pub fn head(http: &HttpRequest) -> Result<Request, Failure> {
     let path = path(http.uri().path())?;
     let query = query(http.query_string());
     let (operation, path) = operation(http, path, &query)?;
+    // These choose the operation; no endpoint is to see them as parameters.
+    let query = query.into_iter().filter(|(name, _)| !matches!(name.as_str(), "list" | "scan" | "help")).collect();
     check_namespace(http)?;
     let peer = http.peer_addr();
     Ok(Request {

@@ -1,6 +1,6 @@
 //! A JSON object whose members stay raw bytes until someone asks for them.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::HashMap, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -42,10 +42,41 @@ impl<'a> RawObject<'a> {
         self.members.iter().map(|(name, _)| name.as_ref())
     }
 
+    /// All members in the order given, repeated ones more than once.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.members.iter().map(|(name, value)| (name.as_ref(), *value))
+    }
+
+    /// The object written anew with the last of each repeated member, or `None` when no name is repeated.
+    pub fn without_repetition(&self) -> Option<Vec<u8>> {
+        let last: HashMap<&str, usize> = self.names().enumerate().map(|(index, name)| (name, index)).collect();
+        if last.len() == self.members.len() {
+            return None;
+        }
+        let kept = self.iter().enumerate().filter(|(index, (name, _))| last.get(name) == Some(index));
+        let mut json = vec![b'{'];
+        for (_, (name, value)) in kept {
+            if json.len() > 1 {
+                json.push(b',');
+            }
+            push_name(&mut json, name);
+            json.extend_from_slice(value.get().as_bytes());
+        }
+        json.push(b'}');
+        Some(json)
+    }
+
     /// Whether there is no member.
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
+}
+
+/// Appends a member's name and the colon.
+pub fn push_name(json: &mut Vec<u8>, name: &str) {
+    // A string always serialises, and a vector always takes it.
+    let _ = serde_json::to_writer(&mut *json, name);
+    json.push(b':');
 }
 
 /// serde_json's words name Rust types; clients get position and kind only.
@@ -100,6 +131,8 @@ mod tests {
     fn the_last_of_repeated_members_counts() {
         let object = RawObject::parse(br#"{"a": 1, "a": [2, 3]}"#).unwrap();
         assert_eq!(object.member("a").unwrap().get(), "[2, 3]");
+        assert_eq!(object.without_repetition().unwrap(), br#"{"a":[2, 3]}"#);
+        assert!(RawObject::parse(br#"{"a": 1, "A": 2}"#).unwrap().without_repetition().is_none());
     }
 
     #[test]
