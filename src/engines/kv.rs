@@ -18,8 +18,7 @@ pub(super) const V1_FOLDER: &str = "v1/";
 pub(super) const VERSIONED_MARKER: &str = "versioned";
 
 /// What a version 1 engine answers once its mount is being upgraded.
-pub(super) const UPGRADING: &str =
-    "Upgrading from non-versioned to versioned data. This backend will be unavailable for a brief period and will resume service shortly.";
+pub(super) const UPGRADING: &str = "Upgrading from non-versioned to versioned data. This backend will be unavailable for a brief period and will resume service shortly.";
 
 /// The version that a mount of kind `kv` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -61,9 +61,7 @@ static ROUTES: &[Route<Kv1>] = &[Route {
     patterns: &["{path:rest}"],
     access: Access::Token,
     help: "Reads and writes secrets as they are; a write replaces the whole secret.",
-    exists: Some(|engine, call| {
-        Box::pin(async move { Ok(engine.view.get(&record_path(call.capture("path")))?.is_some()) })
-    }),
+    exists: Some(|engine, call| Box::pin(async move { Ok(engine.view.get(&record_path(call.capture("path")))?.is_some()) })),
     operations: &[
         op!(Read, "Read a secret.", read),
         op!(Write, "Write a secret: any fields; `ttl` sets the lease that reads show.", write),

@@ -124,7 +124,10 @@ mod tests {
         );
         let many: String = (0..65).map(|n| format!("\"k{n}\": \"v\"")).collect::<Vec<_>>().join(",");
         let text = parsed(&format!("{{{many}}}"), false).unwrap_err().text().to_owned();
-        assert_eq!(text, "1 error occurred:\n\t* custom_metadata validation failed: payload must contain at most 64 keys, provided 65\n\n");
+        assert_eq!(
+            text,
+            "1 error occurred:\n\t* custom_metadata validation failed: payload must contain at most 64 keys, provided 65\n\n"
+        );
     }
 
     #[test]

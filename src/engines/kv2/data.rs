@@ -55,9 +55,7 @@ fn cas(options: Option<&RawMap>) -> Result<Cas, Failure> {
     match options.object().member("cas") {
         None => Ok(Cas::None),
         Some(raw) if raw.get() == "null" => Ok(Cas::Version(0)),
-        Some(raw) => {
-            i64::from_json(raw).map(Cas::Version).map_err(|_| Failure::invalid("error parsing check-and-set parameter"))
-        }
+        Some(raw) => i64::from_json(raw).map(Cas::Version).map_err(|_| Failure::invalid("error parsing check-and-set parameter")),
     }
 }
 
@@ -115,6 +113,9 @@ mod tests {
     #[test]
     fn deep_secrets_do_not_overflow_the_stack() {
         let deep = format!("{}1{}", "{\"a\":".repeat(20_000), "}".repeat(20_000));
-        assert!(names(deep.as_bytes(), MAX_DEPTH).ends_with(b"null}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}"));
+        assert!(
+            names(deep.as_bytes(), MAX_DEPTH)
+                .ends_with(b"null}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}")
+        );
     }
 }

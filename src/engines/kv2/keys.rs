@@ -148,7 +148,9 @@ impl Keys {
         if idle {
             tokio::spawn(Arc::clone(self).work(key.to_owned()));
         }
-        answered.await.unwrap_or_else(|_| Err(Failure::unavailable("the change was interrupted; it may or may not have been made")))
+        answered
+            .await
+            .unwrap_or_else(|_| Err(Failure::unavailable("the change was interrupted; it may or may not have been made")))
     }
 
     async fn work(self: Arc<Self>, key: String) {

@@ -39,7 +39,8 @@ pub struct MetadataChange {
 
 impl MetadataChange {
     fn of(params: &Metadata, is_patch: bool) -> Result<Option<Self>, Failure> {
-        let custom_metadata = params.custom_metadata.as_ref().map(|custom| custom::parse(&custom.object(), is_patch)).transpose()?;
+        let custom_metadata =
+            params.custom_metadata.as_ref().map(|custom| custom::parse(&custom.object(), is_patch)).transpose()?;
         let change = Self {
             max_versions: params.max_versions.map(count),
             cas_required: params.cas_required,

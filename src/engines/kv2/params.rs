@@ -87,6 +87,7 @@ params! {
 
 params! {
     /// A new version.
+    #[allow(dead_code, reason = "what only other operations of the route read is known and checked all the same")]
     pub struct WriteData {
         /// The secret's data.
         pub data: Option<RawMap>,
@@ -117,6 +118,7 @@ params! {
 
 params! {
     /// A key's settings.
+    #[allow(dead_code, reason = "what only other operations of the route read is known and checked all the same")]
     pub struct Metadata {
         /// Versions to keep; 0 leaves it to the mount.
         pub max_versions: Option<i64>,
