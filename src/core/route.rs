@@ -4,7 +4,7 @@
 //!
 //! Patterns are literal text with captures: `{name}` a key or role name (`\w` at both ends, `\w`, `-` and `.` between),
 //! `{name@}` the same with `@`, `{name:segment}` anything without `/`, `{name:rest}` everything that is left, also
-//! nothing. A pattern that ends in `/?` takes an optional trailing slash.
+//! nothing, `{name:path}` the same but something. A pattern that ends in `/?` takes an optional trailing slash.
 
 use std::{future::Future, pin::Pin};
 
@@ -242,6 +242,7 @@ enum Class {
     NameAt,
     Segment,
     Rest,
+    Path,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -264,6 +265,7 @@ fn compile(pattern: &'static str) -> Vec<Token> {
                 let inner = rest.get(1..end).unwrap_or("");
                 tokens.push(match inner.split_once(':') {
                     Some((name, "rest")) => Token::Capture(name, Class::Rest),
+                    Some((name, "path")) => Token::Capture(name, Class::Path),
                     Some((name, _)) => Token::Capture(name, Class::Segment),
                     None => match inner.strip_suffix('@') {
                         Some(name) => Token::Capture(name, Class::NameAt),
@@ -295,13 +297,17 @@ fn matches<'p>(tokens: &[Token], path: &'p str) -> Option<Vec<(&'static str, &'p
         match token {
             Token::Text(text) => rest = rest.strip_prefix(text)?,
             Token::OptionalSlash => rest = rest.strip_prefix('/').unwrap_or(rest),
-            Token::Capture(name, Class::Rest) => {
-                // Text behind the rest is its end: `{path:rest}/tune` takes the path of any depth.
+            Token::Capture(name, class @ (Class::Rest | Class::Path)) => {
+                // Text behind the rest is its end: `{path:path}/tune` takes the path of any depth.
                 let ending = match tokens.get(at + 1) {
                     Some(Token::Text(text)) => *text,
                     _ => "",
                 };
-                captures.push((*name, rest.strip_suffix(ending)?));
+                let part = rest.strip_suffix(ending)?;
+                if part.is_empty() && *class == Class::Path {
+                    return None;
+                }
+                captures.push((*name, part));
                 rest = ending;
             }
             Token::Capture(name, class) => {
@@ -310,7 +316,7 @@ fn matches<'p>(tokens: &[Token], path: &'p str) -> Option<Vec<(&'static str, &'p
                 let fits = match class {
                     Class::Name => is_name(part, false),
                     Class::NameAt => is_name(part, true),
-                    Class::Segment | Class::Rest => !part.is_empty(),
+                    Class::Segment | Class::Rest | Class::Path => !part.is_empty(),
                 };
                 if !fits {
                     return None;
@@ -359,8 +365,9 @@ mod tests {
         assert_eq!(captures("data/{path:rest}", "data/"), Some(vec![("path", "")]));
         assert_eq!(captures("data/{path:rest}", "data/a/b/"), Some(vec![("path", "a/b/")]));
         assert_eq!(captures("data/{path:rest}", "data"), None);
-        assert_eq!(captures("mounts/{path:rest}/tune", "mounts/a/b/tune"), Some(vec![("path", "a/b")]));
-        assert_eq!(captures("mounts/{path:rest}/tune", "mounts/a/b"), None);
+        assert_eq!(captures("mounts/{path:path}/tune", "mounts/a/b/tune"), Some(vec![("path", "a/b")]));
+        assert_eq!(captures("mounts/{path:path}/tune", "mounts/a/b"), None);
+        assert_eq!(captures("mounts/{path:path}", "mounts/"), None);
     }
 
     #[test]

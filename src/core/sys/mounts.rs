@@ -42,7 +42,7 @@ pub const ROUTES: &[Route<System>] = &[
         operations: &[op!(Read, "All auth methods", list_auth, NoParams)],
     },
     Route {
-        patterns: &["mounts/auth/{path:rest}/tune"],
+        patterns: &["mounts/auth/{path:path}/tune"],
         access: Access::Sudo,
         help: "Shows or changes the tunable part of an auth method.",
         exists: None,
@@ -52,7 +52,7 @@ pub const ROUTES: &[Route<System>] = &[
         ],
     },
     Route {
-        patterns: &["mounts/{path:rest}/tune"],
+        patterns: &["mounts/{path:path}/tune"],
         access: Access::Token,
         help: "Shows or changes the tunable part of a secrets engine.",
         exists: None,
@@ -62,7 +62,7 @@ pub const ROUTES: &[Route<System>] = &[
         ],
     },
     Route {
-        patterns: &["auth/{path:rest}/tune"],
+        patterns: &["auth/{path:path}/tune"],
         access: Access::Sudo,
         help: "Shows or changes the tunable part of an auth method.",
         exists: None,
@@ -72,7 +72,7 @@ pub const ROUTES: &[Route<System>] = &[
         ],
     },
     Route {
-        patterns: &["mounts/{path:rest}"],
+        patterns: &["mounts/{path:path}"],
         access: Access::Token,
         help: "Mounts, shows and unmounts a secrets engine.",
         exists: None,
@@ -83,7 +83,7 @@ pub const ROUTES: &[Route<System>] = &[
         ],
     },
     Route {
-        patterns: &["auth/{path:rest}"],
+        patterns: &["auth/{path:path}"],
         access: Access::Sudo,
         help: "Enables, shows and disables an auth method.",
         exists: None,
@@ -421,7 +421,11 @@ async fn unmount_auth(system: &System, _: &Call<'_>, params: MountParams) -> Res
     if folder(&params.path) == "token/" {
         return Err(Failure::invalid("token credential backend cannot be disabled"));
     }
-    system.active()?.mounts.unmount(&full_path(Table::Auth, &params.path)).await?;
+    let full = full_path(Table::Auth, &params.path);
+    let active = system.active()?;
+    // The mount goes first: nobody can log in any more while the tokens are revoked.
+    active.mounts.unmount(&full).await?;
+    active.tokens.revoke_prefix(&full).await?;
     Ok(Reply::empty())
 }
 
