@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::Failure;
 use super::terminal::Terminal;
-use crate::hsm::{HsmConfig, VolatilePinMemory, doctor};
+use crate::hsm::{VolatilePinMemory, doctor};
+use crate::startup;
 
 /// What the command line says about the HSM to be checked.
 #[derive(Args, Debug, Default, Clone)]
@@ -31,7 +32,7 @@ pub(super) fn doctor(args: DoctorArgs, terminal: &mut Terminal<'_>) -> Result<u8
     let mut usable = true;
     for seal in &config.seals {
         terminal.print(format!("seal \"pkcs11\" {} ({})", seal.name, seal.lib.display()))?;
-        let report = runtime.block_on(doctor::run(HsmConfig::from_stanza(seal), Arc::new(VolatilePinMemory::default())));
+        let report = runtime.block_on(doctor::run(startup::hsm::config(seal), Arc::new(VolatilePinMemory::default())));
         terminal.print(&report)?;
         usable &= report.usable();
     }

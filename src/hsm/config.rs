@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Mechanism, pin::PinSource};
-use crate::config::{OaepHash, Pkcs11Seal, SealMechanism};
 
 /// How to reach one token. Built from the `seal "pkcs11"` stanza.
 #[derive(Debug)]
@@ -63,29 +62,6 @@ impl HsmConfig {
             queue: 4096,
             worker: None,
             environment: Vec::new(),
-        }
-    }
-
-    /// What a `seal "pkcs11"` stanza says.
-    pub fn from_stanza(seal: &Pkcs11Seal) -> Self {
-        let pin = match (&seal.pin, &seal.pin_file) {
-            (Some(pin), _) => PinSource::Value(pin.duplicate()),
-            (None, Some(path)) => PinSource::File(path.clone()),
-            (None, None) => PinSource::Missing,
-        };
-        let seal_mechanism = seal.mechanism.map(|mechanism| match (mechanism, seal.rsa_oaep_hash) {
-            (SealMechanism::AesGcm, _) => Mechanism::AesGcm,
-            (SealMechanism::AesCbcHmac, _) => Mechanism::AesCbcHmac,
-            (SealMechanism::RsaOaep, Some(OaepHash::Sha256)) => Mechanism::RsaOaepSha256,
-            // SHA-1 is what every module can do; OAEP does not depend on collisions.
-            (SealMechanism::RsaOaep, _) => Mechanism::RsaOaepSha1,
-        });
-        Self {
-            slot: seal.slot,
-            token_label: seal.token_label.clone(),
-            max_sessions: seal.max_sessions,
-            seal_mechanism,
-            ..Self::new(&seal.lib, pin)
         }
     }
 }
