@@ -133,9 +133,9 @@ async fn remount(system: &System, _: &Call<'_>, params: RemountParams) -> Result
     active.mounts.remount(&core, &from_full, new_entry(to_table, &to, "")).await?;
     let id = uuid::Uuid::new_v4().to_string();
     core.migrations.remember(&id, Info { source_mount: from_full, target_mount: to_full, status: "success" });
-    Ok(Reply::mirrored(&Started { migration_id: &id })?.with_warning(format!(
-        "Mount move has been queued. Progress will be reported in Vault's server log, tagged with the returned migration_id {id}"
-    )))
+    Ok(Reply::mirrored(&Started { migration_id: &id })?.with_warning(
+        "Mount move has been queued. Progress will be reported in Vault's server log, tagged with the returned migration_id",
+    ))
 }
 
 async fn status(system: &System, _: &Call<'_>, params: StatusParams) -> Result<Reply, Failure> {
