@@ -247,9 +247,6 @@ impl Core {
         if reply.is_empty() || reply.wrap_info.is_some() || (matches!(reply.body, Body::Bare { .. }) && !unwraps) {
             return Ok(reply);
         }
-        if request.wrap_as_jwt {
-            return Err(Failure::not_implemented("X-Vault-Wrap-Format: jwt"));
-        }
         let accessor = reply.auth.as_ref().map(|grant| grant.accessor.clone());
         let status = reply.status;
         let inner = match reply.body {
@@ -257,7 +254,10 @@ impl Core {
             Body::Bare { bytes, .. } => bytes,
             _ => envelope::envelope(&reply, &request.id, &target.kind())?,
         };
-        let info = wrapping::wrap(&active.tokens, inner, status, ttl, &request.path, accessor).await?;
+        let mut info = wrapping::wrap(&active.tokens, inner, status, ttl, &request.path, accessor).await?;
+        if request.wrap_as_jwt {
+            info.token = active.tokens.wrapping_jwt(&info)?;
+        }
         Ok(Reply { wrap_info: Some(Box::new(info)), ..Reply::default() })
     }
 }

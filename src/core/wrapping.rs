@@ -145,3 +145,7 @@ pub async fn unwrap(tokens: &TokenStore, token: &SecretString) -> Result<Unwrapp
     tokens.finish_use(&entry).await?;
     unwrapped
 }
+
+#[cfg(test)]
+#[path = "wrapping_tests.rs"]
+mod tests;

@@ -118,7 +118,10 @@ async fn rewrap(system: &System, call: &Call<'_>, params: WrappingToken) -> Resu
     let Unwrapped { envelope, record } = take(&active.tokens, call, params).await?;
     let old = Duration::from_secs(record.creation_ttl.max(1));
     let ttl = call.request.wrap_ttl.filter(|ttl| !ttl.is_zero()).map_or(old, |wanted| wanted.min(old));
-    let info =
+    let mut info =
         wrapping::wrap(&active.tokens, envelope, record.status, ttl, &record.creation_path, record.wrapped_accessor).await?;
+    if call.request.wrap_as_jwt {
+        info.token = active.tokens.wrapping_jwt(&info)?;
+    }
     Ok(Reply { wrap_info: Some(Box::new(info)), ..Reply::default() })
 }

@@ -5,6 +5,7 @@
 //! ```text
 //! salt                            32 bytes, keys the hash of tokens
 //! batch-key                       32 bytes, encrypts batch tokens
+//! wrapping-key                    PKCS #8, signs wrapping tokens in the form of JWTs
 //! id/<hash>                       format byte 1, then the TokenEntry as JSON
 //! accessor/<accessor>             the hash
 //! parent/<parent hash>/<hash>     children, for revocation of trees
@@ -16,6 +17,7 @@
 
 mod batch;
 mod id;
+mod jwt;
 pub mod leases;
 mod revoke;
 mod store;

@@ -55,6 +55,11 @@ impl TokenStore {
             self.clean_up(hash).await?;
         }
         let now = self.now();
+        // Most of the time nothing is due: the first name says so, and nothing is decrypted.
+        let first = self.view.list("expiry/", None, 1)?;
+        if first.first().and_then(|name| name.trim_end_matches('/').parse::<i64>().ok()).is_none_or(|end| end > now) {
+            return Ok(dying.len());
+        }
         let due: Vec<(i64, String)> = self
             .view
             .scan("expiry/", None, limit)?

@@ -11,6 +11,7 @@ use super::{
     TokenEntry, TokenKind, TokenSpec,
     batch::BatchCipher,
     id::{self, Hasher, is_batch},
+    jwt::{self, JwtKey},
     ttl::{TtlLimits, TtlTerms},
     within_cidrs,
 };
@@ -19,7 +20,7 @@ use crate::{
     core::{
         clock::Clock,
         failure::{Failure, Kind},
-        reply::Grant,
+        reply::{Grant, WrapInfo},
     },
     secret::{SecretBytes, SecretString},
     storage::{Expect, StorageError, Version},
@@ -62,6 +63,7 @@ pub struct TokenStore {
     pub(super) clock: Clock,
     hasher: Hasher,
     batch: BatchCipher,
+    jwt: JwtKey,
     cache: Cache<String, Stored>,
 }
 
@@ -74,11 +76,12 @@ impl TokenStore {
     /// Opens the store below `view`; the first time it makes its salt and key. `cubbyhole` holds what tokens keep for
     /// themselves at `<hash>/…`, and loses it with the token.
     pub async fn open(view: View, cubbyhole: View, clock: Clock) -> Result<Arc<Self>, Failure> {
-        let salt = secret(&view, "salt").await?;
-        let key = secret(&view, "batch-key").await?;
+        let salt = secret(&view, "salt", random_key).await?;
+        let key = secret(&view, "batch-key", random_key).await?;
+        let jwt = JwtKey::new(&secret(&view, "wrapping-key", JwtKey::generate).await?)?;
         let hasher = Hasher::new(&salt).ok_or_else(|| Failure::internal("the salt of tokens is unusable"))?;
         let batch = BatchCipher::new(&key).ok_or_else(|| Failure::internal("the key of batch tokens is unusable"))?;
-        Ok(Arc::new(Self { view, cubbyhole, clock, hasher, batch, cache: Cache::new(CACHED) }))
+        Ok(Arc::new(Self { view, cubbyhole, clock, hasher, batch, jwt, cache: Cache::new(CACHED) }))
     }
 
     /// The token's entry, when the token may be used from this address now.
@@ -87,9 +90,14 @@ impl TokenStore {
         if within_cidrs(&entry.bound_cidrs, remote) { Ok(entry) } else { Err(Failure::denied()) }
     }
 
-    /// The entry of a live token.
+    /// The entry of a live token. A wrapping token may come as a JWT.
     pub fn lookup(&self, token: &SecretString) -> Result<Option<Arc<TokenEntry>>, Failure> {
         let token = token.expose();
+        if jwt::is_jwt(token) {
+            let Some(inner) = self.jwt.open(token) else { return Ok(None) };
+            let entry = self.lookup_hash(&self.hasher.hash(inner.expose()))?;
+            return Ok(entry.filter(|entry| entry.is_wrapping()));
+        }
         let hash = self.hasher.hash(token);
         if !is_batch(token) {
             return self.lookup_hash(&hash);
@@ -264,6 +272,11 @@ impl TokenStore {
         Grant { lease_duration: ttl, ..grant_of(entry, token) }
     }
 
+    /// A wrapping token in the form of a JWT.
+    pub fn wrapping_jwt(&self, info: &WrapInfo) -> Result<SecretString, Failure> {
+        self.jwt.sign(info, self.now().div_euclid(1_000_000_000))
+    }
+
     /// The time that the store goes by.
     pub fn clock(&self) -> &Clock {
         &self.clock
@@ -375,13 +388,17 @@ fn is_usable(entry: &TokenEntry, now: i64) -> bool {
     entry.num_uses >= 0 && !entry.orphaning && !entry.is_expired(now)
 }
 
+fn random_key() -> Result<SecretBytes, Failure> {
+    Ok(SecretBytes::random(KEY_LEN))
+}
+
 /// Reads a stored secret, or makes it.
-async fn secret(view: &View, name: &str) -> Result<SecretBytes, Failure> {
+async fn secret(view: &View, name: &str, make: fn() -> Result<SecretBytes, Failure>) -> Result<SecretBytes, Failure> {
     for _ in 0..2 {
         if let Some(record) = view.get(name)? {
             return Ok(record.value);
         }
-        let fresh = Txn::new().check(name, Expect::Absent).put_secret(name, SecretBytes::random(KEY_LEN));
+        let fresh = Txn::new().check(name, Expect::Absent).put_secret(name, make()?);
         match view.commit(fresh).await {
             Ok(_) => {}
             Err(error) if conflict(&error).is_some() => {}
