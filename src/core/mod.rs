@@ -181,6 +181,7 @@ impl Core {
         if let Err(error) = self.services.zones.tick(self.clock.now()).await {
             tracing::error!(%error, "zone master keys could not be looked after");
         }
+        self.services.transit.follow_rotations(&self.services.zones);
         for mounted in active.router.all() {
             if let Err(failure) = mounted.engine.tick().await {
                 tracing::error!(mount = %mounted.entry.full_path(), error = ?failure, "periodic work failed");

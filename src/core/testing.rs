@@ -25,5 +25,5 @@ pub async fn unsealed_core() -> Arc<Core> {
 /// Services without an HSM.
 pub fn services(barrier: &Arc<Barrier>) -> Arc<Services> {
     let zones = Arc::new(Zones::new(Arc::clone(barrier), None, "test"));
-    Arc::new(Services { hsm: None, zones, default_protection: None })
+    Arc::new(Services { hsm: None, zones, default_protection: None, transit: Arc::default() })
 }

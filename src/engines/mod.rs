@@ -5,6 +5,7 @@ pub mod identity;
 pub mod kv;
 pub mod kv1;
 pub mod kv2;
+pub mod transit;
 
 use std::sync::Arc;
 
@@ -59,6 +60,8 @@ pub struct Services {
     pub zones: Arc<Zones>,
     /// Protection level of new Transit keys where neither request nor mount names one.
     pub default_protection: Option<Protection>,
+    /// The Transit mounts' keys in memory.
+    pub transit: Arc<transit::Stores>,
 }
 
 /// Whether a secrets engine of this name can be mounted by clients.
@@ -70,6 +73,7 @@ pub fn is_mountable(kind: &str) -> bool {
 pub fn build(context: MountContext) -> Result<Arc<dyn Engine>, Failure> {
     match context.entry.kind.as_str() {
         "kv" => kv::build(context),
+        "transit" => Ok(Arc::new(transit::Transit::new(&context)?)),
         kind => Err(Failure::invalid(format!("plugin not found in the catalog: {kind}"))),
     }
 }

@@ -224,6 +224,7 @@ fn build(config: &Config, hsm: Option<Arc<dyn Hsm>>) -> Result<Arc<Core>, StartE
         hsm: hsm.clone(),
         zones: Arc::new(Zones::new(Arc::clone(&barrier), hsm.clone(), &key_label)),
         default_protection: config.default_protection,
+        transit: Arc::default(),
     });
     let settings = settings(config);
     let seal = Seal::new(

@@ -467,6 +467,7 @@ macro_rules! params {
     ) => {
         $(#[$meta])*
         #[derive(Debug)]
+        #[allow(dead_code)] // help and warnings read the declaration; not every handler reads each field
         $vis struct $name {
             $( $(#[doc = $doc])+ $fvis $field: $ty, )*
         }

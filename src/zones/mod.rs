@@ -144,6 +144,11 @@ impl Zones {
         }
     }
 
+    /// What names this cluster's objects on the token.
+    pub fn key_label(&self) -> &str {
+        &self.key_label
+    }
+
     /// To be called after every unseal: undoes half-done work and makes the zones that the configuration names, with
     /// their rotation period. What needs an absent HSM waits for a later [`Zones::tick`].
     pub async fn unsealed(&self, configured: &[(String, Duration)], now: OffsetDateTime) -> Result<(), ZoneError> {

@@ -1,0 +1,373 @@
+//! Making, rotating, configuring, trimming and deleting keys. Every change is one checked commit.
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use super::{
+    Transit,
+    alg::{KeyType, kdf::Kdf},
+    objects::Making,
+    protect::{Demands, Level, Material, Vault, VersionId},
+    record::{FORMAT, KeyRecord, KeyUid, StoredKey, VersionLine, VersionRecord, auto_path, encode, material_path, usage_path},
+    store::{Change, Decision, Key},
+    usage::Usage,
+};
+use crate::{
+    barrier::{Entry, Txn},
+    core::failure::{Failure, Kind},
+    hsm,
+    storage::Expect,
+};
+
+/// The text for every use of a key that is soft-deleted.
+pub const SOFT_DELETED: &str = "refusing to use soft-deleted key";
+
+/// What a new key shall be.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// Type.
+    pub kind: KeyType,
+    /// Whether contexts derive the keys in use.
+    pub derived: bool,
+    /// Whether encryption is deterministic.
+    pub convergent: bool,
+    /// Whether the material may be exported.
+    pub exportable: bool,
+    /// Whether plaintext backups may be taken.
+    pub allow_plaintext_backup: bool,
+    /// Seconds between rotations, 0 for none.
+    pub auto_rotate_period: i64,
+    /// Level that the request names.
+    pub level: Option<Level>,
+}
+
+impl NewKey {
+    /// A key of a type with nothing allowed.
+    pub fn plain(kind: KeyType) -> Self {
+        Self {
+            kind,
+            derived: false,
+            convergent: false,
+            exportable: false,
+            allow_plaintext_backup: false,
+            auto_rotate_period: 0,
+            level: None,
+        }
+    }
+}
+
+/// A version that was made but not yet committed.
+struct NewVersion {
+    record: VersionRecord,
+    level: Level,
+    /// The object on the HSM, for `hsm-only`.
+    making: Option<Making>,
+}
+
+/// Unix nanoseconds.
+pub fn nanos(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos()).unwrap_or(i64::MAX)
+}
+
+impl Transit {
+    /// The protection a key of this shape would get.
+    pub fn demands(record: &KeyRecord) -> Demands {
+        Demands {
+            kind: record.kind,
+            derived: record.derived(),
+            exportable: record.exportable,
+            backup: record.allow_plaintext_backup,
+        }
+    }
+
+    /// Makes a key; an existing one is left as it is. Tells whether it was made.
+    pub async fn create(&self, name: &str, new: &NewKey) -> Result<(Arc<Key>, bool), Failure> {
+        if let Some(key) = self.store.key(name)? {
+            return Ok((key, false));
+        }
+        let demands =
+            Demands { kind: new.kind, derived: new.derived, exportable: new.exportable, backup: new.allow_plaintext_backup };
+        let level = self.store.protection.choose(new.level, &self.mount, demands)?;
+        let (key, created) = self
+            .store
+            .change(name, move |existing| {
+                Box::pin(async move {
+                    match existing {
+                        Some(_) => Ok(Decision::Keep(None)),
+                        None => self.first_version(name, new, level).await,
+                    }
+                })
+            })
+            .await?;
+        let key = key.ok_or_else(|| Failure::unavailable("the key was deleted meanwhile"))?;
+        if let Some(making) = &created {
+            making.committed();
+            self.store.start_usage(key.record.uid, 1);
+            self.reschedule(&key);
+        }
+        Ok((key, created.is_some()))
+    }
+
+    async fn first_version(&self, name: &str, new: &NewKey, level: Level) -> Result<Decision<Option<Committing>>, Failure> {
+        let uid = KeyUid::random();
+        let record = KeyRecord {
+            format: FORMAT,
+            uid,
+            kind: new.kind,
+            kdf: new.derived.then_some(Kdf::HkdfSha256),
+            convergent: new.convergent,
+            convergent_version: if new.convergent { -1 } else { 0 },
+            exportable: new.exportable,
+            allow_plaintext_backup: new.allow_plaintext_backup,
+            deletion_allowed: false,
+            soft_deleted: false,
+            min_decryption_version: 1,
+            min_encryption_version: 0,
+            min_available_version: 0,
+            latest_version: 0,
+            auto_rotate_period: new.auto_rotate_period,
+            imported: false,
+            allow_imported_key_rotation: false,
+            level,
+            backup: None,
+            restore: None,
+            versions: Vec::new(),
+        };
+        let (record, txn, committing) = self.add_version(name, record).await?;
+        let txn = if new.auto_rotate_period > 0 { txn.put(auto_path(name), Vec::new()) } else { txn };
+        Ok(Decision::Write(Change { record: Some(record), txn, outcome: Some(committing) }))
+    }
+
+    /// Adds a version to a key.
+    pub async fn rotate(&self, name: &str) -> Result<Arc<Key>, Failure> {
+        self.rotate_if(name, |_| true).await?.ok_or_else(|| Failure::invalid("key not found"))
+    }
+
+    /// Adds a version to a key when `due` says so at the moment of the commit; `None` when there is no such key.
+    pub async fn rotate_if(
+        &self,
+        name: &str,
+        due: impl Fn(&KeyRecord) -> bool + Send + Sync,
+    ) -> Result<Option<Arc<Key>>, Failure> {
+        let due = &due;
+        let (key, committing) = self
+            .store
+            .change(name, move |key| {
+                Box::pin(async move {
+                    let Some(key) = key.filter(|key| due(&key.record)) else { return Ok(Decision::Keep(None)) };
+                    if key.record.soft_deleted {
+                        return Err(Failure::listed(Kind::Internal, SOFT_DELETED));
+                    }
+                    let mut record = key.record.clone();
+                    record.imported = false;
+                    let (record, txn, committing) = self.add_version(name, record).await?;
+                    Ok(Decision::Write(Change { record: Some(record), txn, outcome: Some(committing) }))
+                })
+            })
+            .await?;
+        if let (Some(key), Some(committing)) = (&key, &committing) {
+            committing.committed();
+            self.store.start_usage(key.record.uid, key.record.latest_version);
+            self.reschedule(key);
+        }
+        Ok(key)
+    }
+
+    async fn add_version(&self, name: &str, mut record: KeyRecord) -> Result<(KeyRecord, Txn, Committing), Failure> {
+        let version = record.latest_version + 1;
+        let made = self.make_version(name, &record, version).await?;
+        record.latest_version = version;
+        record.versions.push(VersionLine { version, created: made.record.created, level: made.level, revision: 0 });
+        let path = material_path(record.uid, version);
+        let txn = Txn::new().check(path.clone(), Expect::Absent).put_secret(path, encode(&made.record)?);
+        let txn = Usage::first_block(txn, record.uid, version)?;
+        let txn = match &made.making {
+            Some(making) => making.settle(txn),
+            None => txn,
+        };
+        Ok((record, txn, Committing(made.making)))
+    }
+
+    async fn make_version(&self, name: &str, key: &KeyRecord, version: u32) -> Result<NewVersion, Failure> {
+        let id = VersionId { uid: key.uid, version };
+        let created = nanos(self.clock.now());
+        let vault = self.vault();
+        let level = key.level;
+        let in_hsm = || key.kind.in_hsm().ok_or_else(|| Failure::internal("this key type cannot be in the HSM"));
+        let (stored, making) = match level {
+            Level::Software => (StoredKey::Software, None),
+            Level::Hsm => (StoredKey::Hsm(vault.generate(in_hsm()?).await?), None),
+            Level::HsmOnly => {
+                let kind = in_hsm()?;
+                let making = Making::announce(&self.store, name).await?;
+                self.generate_on_token(&making, name, version, kind).await?;
+                (StoredKey::Token(making.id()), Some(making))
+            }
+        };
+        let material = if level == Level::Software { Material::random(key.kind) } else { Material::hmac_only() };
+        let convergent_version = if key.convergent { 3 } else { 0 };
+        let record = vault.store(id, created, stored, material, convergent_version).await?;
+        Ok(NewVersion { record, level, making })
+    }
+
+    async fn generate_on_token(&self, making: &Making, name: &str, version: u32, kind: hsm::KeyKind) -> Result<(), Failure> {
+        let label = format!("sos/{}/transit/{name}/v{version}", self.store.protection.cluster);
+        self.store.protection.hsm()?.generate_on_token(&label, making.id(), kind).await?;
+        Ok(())
+    }
+
+    /// The part that wraps and opens material, for this mount's zone.
+    pub fn vault(&self) -> Vault<'_> {
+        Vault { protection: &self.store.protection, zone: &self.mount.zone }
+    }
+
+    /// Deletes a key for good; the error is the reason alone.
+    pub async fn delete(&self, name: &str) -> Result<Result<(), &'static str>, Failure> {
+        let (_, outcome) = self
+            .store
+            .change(name, move |key| {
+                Box::pin(async move {
+                    let Some(key) = key else { return Ok(Decision::Keep(Err("could not delete key; not found"))) };
+                    if !key.record.deletion_allowed {
+                        return Ok(Decision::Keep(Err("deletion is not allowed for this key")));
+                    }
+                    let mut txn = Txn::new().delete(auto_path(name));
+                    for line in &key.record.versions {
+                        txn = self.drop_version(name, &key.record, line.version, txn)?;
+                    }
+                    Ok(Decision::Write(Change { record: None, txn, outcome: Ok(key) }))
+                })
+            })
+            .await?;
+        let key = match outcome {
+            Ok(key) => key,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        self.store.forget(&key.record);
+        self.store.schedule.lock().remove(name);
+        self.destroy_doomed().await;
+        Ok(Ok(()))
+    }
+
+    /// Deletes all versions below `min_available`.
+    pub async fn trim(&self, name: &str, min_available: i64) -> Result<Option<Arc<Key>>, Failure> {
+        let (key, ()) = self
+            .store
+            .change(name, move |key| {
+                Box::pin(async move {
+                    let Some(key) = key else { return Ok(Decision::Keep(())) };
+                    let mut record = key.record.clone();
+                    let bound = checked_trim(&record, min_available)?;
+                    let mut txn = Txn::new();
+                    for line in record.versions.iter().filter(|line| line.version < bound) {
+                        txn = self.drop_version(name, &record, line.version, txn)?;
+                    }
+                    record.versions.retain(|line| line.version >= bound);
+                    record.min_available_version = bound;
+                    Ok(Decision::Write(Change { record: Some(record), txn, outcome: () }))
+                })
+            })
+            .await?;
+        self.destroy_doomed().await;
+        Ok(key)
+    }
+
+    /// Adds to `txn` what takes a version's material away; an object on the HSM is destroyed after the commit.
+    fn drop_version(&self, name: &str, key: &KeyRecord, version: u32, txn: Txn) -> Result<Txn, Failure> {
+        let (record, _) = self.store.version_record(key.uid, version)?;
+        let txn = txn.delete(material_path(key.uid, version)).delete(usage_path(key.uid, version));
+        match record.key {
+            StoredKey::Token(id) => self.store.doom(id, name, txn),
+            StoredKey::Software | StoredKey::Hsm(_) => Ok(txn),
+        }
+    }
+
+    /// Adds to `txn` the rewriting of every version of `record` at another level.
+    pub async fn change_level(&self, record: &mut KeyRecord, to: Level, mut txn: Txn) -> Result<Txn, Failure> {
+        self.check_level_change(record, to)?;
+        let vault = self.vault();
+        for line in &mut record.versions {
+            if line.level == to {
+                continue;
+            }
+            let id = VersionId { uid: record.uid, version: line.version };
+            let (stored, entry) = self.store.version_record(record.uid, line.version)?;
+            let mut material = vault.bring_out(id, &stored).await?;
+            let key = match (to, record.kind.in_hsm()) {
+                (Level::Hsm, Some(kind)) => {
+                    let key = std::mem::take(&mut material.key);
+                    StoredKey::Hsm(vault.wrap_into_hsm(kind, &key).await?)
+                }
+                _ => StoredKey::Software,
+            };
+            let changed = vault.store(id, line.created, key, material, stored.convergent_version).await?;
+            let path = material_path(record.uid, line.version);
+            txn = txn.check(path.clone(), Entry::unchanged(Some(&entry))).put_secret(path, encode(&changed)?);
+            line.level = to;
+            line.revision += 1;
+        }
+        record.level = to;
+        Ok(txn)
+    }
+
+    fn check_level_change(&self, record: &KeyRecord, to: Level) -> Result<(), Failure> {
+        if let Some(required) = self.mount.required
+            && to != required
+        {
+            return Err(Failure::invalid(format!("this mount requires protection_level {:?}", required.word())));
+        }
+        let holds = |level: Level| record.versions.iter().any(|line| line.level == level);
+        match to {
+            Level::HsmOnly => {
+                return Err(Failure::invalid(
+                    "only new keys can have protection_level \"hsm-only\": this key's material has been outside the HSM",
+                ));
+            }
+            _ if record.level == Level::HsmOnly || holds(Level::HsmOnly) => {
+                return Err(Failure::invalid("the key has protection_level \"hsm-only\" and never leaves its HSM"));
+            }
+            Level::Software if holds(Level::Hsm) && !record.exportable => {
+                return Err(Failure::invalid(
+                    "only exportable keys can be lowered from protection_level \"hsm\" to \"software\"",
+                ));
+            }
+            Level::Hsm | Level::Software => {}
+        }
+        match self.store.protection.objection(to, &self.mount.zone, Self::demands(record))? {
+            Some(reason) => Err(Failure::invalid(reason)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is still to be said about an object on the HSM once its commit held.
+pub struct Committing(Option<Making>);
+
+impl Committing {
+    fn committed(&self) {
+        if let Some(making) = &self.0 {
+            making.committed();
+        }
+    }
+}
+
+fn checked_trim(record: &KeyRecord, bound: i64) -> Result<u32, Failure> {
+    let refuse = |text: &str| Err(Failure::invalid(text));
+    if bound < i64::from(record.min_available_version) {
+        return refuse("minimum available version cannot be decremented");
+    }
+    if record.min_encryption_version == 0 {
+        return refuse("minimum available version cannot be set when minimum encryption version is not set");
+    }
+    if bound > i64::from(record.min_encryption_version) {
+        return refuse("minimum available version cannot be greater than minmum encryption version");
+    }
+    if bound > i64::from(record.min_decryption_version) {
+        return refuse("minimum available version cannot be greater than minimum decryption version");
+    }
+    match u32::try_from(bound) {
+        Ok(bound) if bound > 0 => Ok(bound),
+        _ => refuse("minimum available version should be positive"),
+    }
+}

@@ -1,0 +1,97 @@
+//! Transit: encryption as a service. Keys are named, versioned, and used without ever being shown.
+//!
+//! The engine keeps Vault's API and formats. What is its own: every version has a [protection level](protect::Level),
+//! a mount belongs to a zone, and each version is one record. `ops` is the only place where texts are processed,
+//! `protect` the only one where material is wrapped or opened, `lifecycle` the only one that changes keys.
+
+pub mod alg;
+mod b64;
+mod batch;
+mod ciphertext;
+mod config;
+mod datakey;
+mod decrypt;
+mod encrypt;
+mod keys;
+mod later;
+mod lifecycle;
+mod objects;
+mod ops;
+pub mod protect;
+mod random;
+mod record;
+mod rewrap;
+mod rewrapping;
+mod routes;
+mod schedule;
+mod store;
+mod usage;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use self::{
+    protect::MountProtection,
+    store::{Key, Store},
+};
+pub use self::{
+    protect::{Level, Protection, ZoneKeys},
+    store::Stores,
+};
+use super::MountContext;
+use crate::core::{
+    clock::Clock,
+    failure::Failure,
+    route::{RouteTable, Routed},
+};
+
+/// One Transit mount.
+pub struct Transit {
+    store: Arc<Store>,
+    mount: MountProtection,
+    clock: Clock,
+}
+
+impl Transit {
+    /// The engine of a mount.
+    ///
+    /// # Errors
+    /// 400 for options that name an unknown zone or level.
+    pub fn new(context: &MountContext) -> Result<Self, Failure> {
+        let protection = Protection::from(context.services.as_ref());
+        let mount = MountProtection::from_options(&context.entry.options, &protection)?;
+        let store = context.services.transit.of(&context.entry.uuid, &context.view, &mount.zone, &protection);
+        Ok(Self { store, mount, clock: context.clock.clone() })
+    }
+
+    /// The key of a name; `missing` is the API's text where there is none.
+    fn existing(&self, name: &str, missing: &'static str) -> Result<Arc<Key>, Failure> {
+        self.store.key(name)?.ok_or_else(|| Failure::invalid(missing))
+    }
+}
+
+#[async_trait]
+impl Routed for Transit {
+    fn table() -> &'static RouteTable<Self> {
+        routes::table()
+    }
+
+    async fn start(&self) -> Result<(), Failure> {
+        self.find_scheduled()?;
+        self.find_doomed()
+    }
+
+    async fn tick(&self) -> Result<(), Failure> {
+        self.find_doomed()?;
+        self.destroy_doomed().await;
+        self.rotate_due().await
+    }
+
+    async fn retire(&self) -> Result<(), Failure> {
+        self.destroy_all_objects().await
+    }
+}

@@ -1,0 +1,499 @@
+//! Encrypting and decrypting with a key: which version, which bytes, in this process or in the HSM.
+//!
+//! Errors of one text are values ([`ItemError`]): a batch goes on without it. Errors of the server (store, HSM) stop
+//! the whole request.
+
+use std::{borrow::Cow, sync::Arc};
+
+use super::{
+    Transit,
+    alg::{
+        KeyType,
+        aead::{Cipher, TAG_LEN, hmac_sha256},
+    },
+    b64,
+    ciphertext::Ciphertext,
+    lifecycle::SOFT_DELETED,
+    protect::Level,
+    store::{Key, Loaded, LoadedKey},
+    usage::Wear,
+};
+use crate::{
+    core::failure::{Failure, Kind},
+    hsm::{AeadItem, HsmError, KeySource},
+    secret::{SecretBytes, fill_random},
+};
+
+const NO_CONTEXT: &str = "missing 'context' for key derivation; the key was created using a derived key, which means \
+                          additional, per-request information must be included in order to perform operations with the key";
+const TOO_OLD: &str = "ciphertext or signature version is disallowed by policy (too old)";
+const NOT_AUTHENTIC: &str = "cipher: message authentication failed";
+const BAD_LENGTH: &str = "invalid ciphertext length";
+
+/// After so many bytes of work other requests of this thread get their turn.
+const TURN: usize = 1 << 20;
+
+/// Why one text could not be processed.
+#[derive(Debug)]
+pub struct ItemError {
+    /// What the client reads.
+    pub text: Cow<'static, str>,
+    /// Whether the API counts it as a fault of the server (500).
+    pub internal: bool,
+}
+
+impl ItemError {
+    /// The caller's mistake.
+    pub fn user(text: impl Into<Cow<'static, str>>) -> Self {
+        Self { text: text.into(), internal: false }
+    }
+
+    /// What the API answers with 500, although it is the caller's mistake.
+    pub fn internal(text: impl Into<Cow<'static, str>>) -> Self {
+        Self { text: text.into(), internal: true }
+    }
+
+    /// The error as the answer to a request of one text.
+    pub fn into_failure(self) -> Failure {
+        if self.internal { Failure::listed(Kind::Internal, self.text) } else { Failure::invalid(self.text) }
+    }
+}
+
+/// A text to encrypt.
+pub struct ToEncrypt<'a> {
+    /// The plaintext.
+    pub plaintext: SecretBytes,
+    /// The version asked for; 0 is the latest.
+    pub version: i64,
+    /// The decoded context, may be empty.
+    pub context: Cow<'a, [u8]>,
+    /// The decoded nonce, empty but for convergent keys of the first kind.
+    pub nonce: Vec<u8>,
+    /// Associated data in base64, may be empty.
+    pub associated_data: Cow<'a, str>,
+}
+
+/// A text to decrypt.
+pub struct ToDecrypt<'a> {
+    /// The text form.
+    pub ciphertext: Cow<'a, str>,
+    /// As in [`ToEncrypt`].
+    pub context: Cow<'a, [u8]>,
+    /// As in [`ToEncrypt`].
+    pub nonce: Vec<u8>,
+    /// As in [`ToEncrypt`].
+    pub associated_data: Cow<'a, str>,
+}
+
+/// An encrypted text.
+#[derive(Debug)]
+pub struct Encrypted {
+    /// The version used.
+    pub version: u32,
+    /// Nonce, ciphertext and tag.
+    pub payload: Vec<u8>,
+}
+
+/// Versions opened for one request, so that each is looked up once.
+#[derive(Default)]
+struct Opened(Vec<(u32, Arc<Loaded>)>);
+
+impl Opened {
+    async fn version(&mut self, transit: &Transit, key: &Key, version: u32) -> Result<Option<Arc<Loaded>>, Failure> {
+        if let Some((_, loaded)) = self.0.iter().find(|(opened, _)| *opened == version) {
+            return Ok(Some(Arc::clone(loaded)));
+        }
+        let loaded = transit.store.load(&transit.mount.zone, key, version).await?;
+        if let Some(loaded) = &loaded {
+            self.0.push((version, Arc::clone(loaded)));
+        }
+        Ok(loaded)
+    }
+}
+
+/// Texts that go to the HSM together: places in the request, and what to do.
+struct HsmBatch {
+    version: u32,
+    loaded: Arc<Loaded>,
+    places: Vec<usize>,
+    items: Vec<AeadItem>,
+}
+
+fn join(batches: &mut Vec<HsmBatch>, version: u32, loaded: &Arc<Loaded>, place: usize, item: AeadItem) {
+    match batches.iter_mut().find(|batch| batch.version == version) {
+        Some(batch) => {
+            batch.places.push(place);
+            batch.items.push(item);
+        }
+        None => batches.push(HsmBatch { version, loaded: Arc::clone(loaded), places: vec![place], items: vec![item] }),
+    }
+}
+
+/// The result for each text in its place; `None` while it is under way.
+type Results<T> = Vec<Option<Result<T, ItemError>>>;
+
+impl Transit {
+    /// Encrypts texts that are not in error already; also tells whether a version is near its bound.
+    pub async fn encrypt_all(
+        &self,
+        key: &Key,
+        texts: Vec<Result<ToEncrypt<'_>, ItemError>>,
+    ) -> Result<(Vec<Result<Encrypted, ItemError>>, Wear), Failure> {
+        let mut wear = Wear::Fresh;
+        let mut opened = Opened::default();
+        let mut results: Results<Encrypted> = Vec::with_capacity(texts.len());
+        let mut batches = Vec::new();
+        let mut worked = 0;
+        self.count(key, &texts, &mut opened, &mut wear).await?;
+        for (place, text) in texts.into_iter().enumerate() {
+            let text = match text.and_then(|text| check_encrypt(key, text)) {
+                Ok(text) => text,
+                Err(error) => {
+                    results.push(Some(Err(error)));
+                    continue;
+                }
+            };
+            let (text, version) = text;
+            let loaded = opened.version(self, key, version).await?;
+            worked += text.plaintext.len();
+            let result = match loaded {
+                None => Some(Err(ItemError::user("no such key version"))),
+                Some(loaded) => match &loaded.key {
+                    LoadedKey::Wrapped(_) | LoadedKey::Token(_) => match hsm_encrypt_item(text) {
+                        Err(error) => Some(Err(error)),
+                        Ok(item) => {
+                            join(&mut batches, version, &loaded, place, item);
+                            None
+                        }
+                    },
+                    _ => Some(seal(key, &loaded, version, &text)),
+                },
+            };
+            results.push(result);
+            if worked > TURN {
+                worked = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+        for batch in batches {
+            self.encrypt_in_hsm(batch, &mut results).await?;
+        }
+        Ok((finish(results), wear))
+    }
+
+    /// Counts the encryptions of a request before they happen.
+    async fn count(
+        &self,
+        key: &Key,
+        texts: &[Result<ToEncrypt<'_>, ItemError>],
+        opened: &mut Opened,
+        wear: &mut Wear,
+    ) -> Result<(), Failure> {
+        if key.record.convergent || !key.record.kind.nonces_are_short() || key.record.soft_deleted {
+            return Ok(());
+        }
+        let mut counts: Vec<(u32, u64)> = Vec::new();
+        for text in texts.iter().flatten() {
+            let Ok(version) = pick_version(key, text.version) else { continue };
+            match counts.iter_mut().find(|(counted, _)| *counted == version) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((version, 1)),
+            }
+        }
+        for (version, count) in counts {
+            let Some(loaded) = opened.version(self, key, version).await? else { continue };
+            match loaded.usage.take(&self.store.view, count).await? {
+                // One derived key has many keys; how often each was used is not known, so only the warning counts.
+                Wear::Used if !key.record.derived() => {
+                    return Err(Failure::invalid(format!(
+                        "version {version} of this key has reached its limit of 2^32 encryptions; rotate the key"
+                    )));
+                }
+                Wear::Used | Wear::Worn => {
+                    *wear = Wear::Worn;
+                    self.note_worn(key, version);
+                }
+                Wear::Fresh => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn encrypt_in_hsm(&self, batch: HsmBatch, results: &mut Results<Encrypted>) -> Result<(), Failure> {
+        let limit = self.store.protection.facts()?.map_or(usize::MAX, |facts| facts.max_plaintext);
+        let mut places = Vec::with_capacity(batch.places.len());
+        let mut items = Vec::with_capacity(batch.items.len());
+        for (place, item) in batch.places.into_iter().zip(batch.items) {
+            if item.input.len() > limit {
+                set(results, place, Err(over_limit(item.input.len(), limit)));
+            } else {
+                places.push(place);
+                items.push(item);
+            }
+        }
+        if items.is_empty() {
+            return Ok(());
+        }
+        let ivs: Vec<[u8; 12]> = items.iter().map(|item| item.iv).collect();
+        let sealed = self.store.protection.hsm()?.encrypt(source(&batch.loaded)?, items).await?;
+        if sealed.len() != ivs.len() {
+            return Err(Failure::internal("the HSM answered another number of texts than it was given"));
+        }
+        for ((place, iv), sealed) in places.into_iter().zip(ivs).zip(sealed) {
+            let mut payload = Vec::with_capacity(iv.len() + sealed.len());
+            payload.extend_from_slice(&iv);
+            payload.extend_from_slice(&sealed);
+            set(results, place, Ok(Encrypted { version: batch.version, payload }));
+        }
+        Ok(())
+    }
+
+    /// Decrypts texts that are not in error already.
+    pub async fn decrypt_all(
+        &self,
+        key: &Key,
+        texts: Vec<Result<ToDecrypt<'_>, ItemError>>,
+    ) -> Result<Vec<Result<SecretBytes, ItemError>>, Failure> {
+        let mut opened = Opened::default();
+        let mut results: Results<SecretBytes> = Vec::with_capacity(texts.len());
+        let mut batches = Vec::new();
+        let mut worked = 0;
+        for (place, text) in texts.into_iter().enumerate() {
+            let checked = text.and_then(|text| check_decrypt(key, &text).map(|(version, sealed)| (text, version, sealed)));
+            let (text, version, sealed) = match checked {
+                Ok(checked) => checked,
+                Err(error) => {
+                    results.push(Some(Err(error)));
+                    continue;
+                }
+            };
+            worked += sealed.len();
+            let result = match opened.version(self, key, version).await? {
+                None => Some(Err(ItemError::user("no such key version"))),
+                Some(loaded) => match &loaded.key {
+                    LoadedKey::Wrapped(_) | LoadedKey::Token(_) => match hsm_decrypt_item(&text, &sealed) {
+                        Err(error) => Some(Err(error)),
+                        Ok(item) => {
+                            join(&mut batches, version, &loaded, place, item);
+                            None
+                        }
+                    },
+                    _ => Some(open(key, &loaded, &text, &sealed)),
+                },
+            };
+            results.push(result);
+            if worked > TURN {
+                worked = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+        for batch in batches {
+            self.decrypt_in_hsm(batch, &mut results).await?;
+        }
+        Ok(finish(results))
+    }
+
+    async fn decrypt_in_hsm(&self, batch: HsmBatch, results: &mut Results<SecretBytes>) -> Result<(), Failure> {
+        let opened = self.store.protection.hsm()?.decrypt(source(&batch.loaded)?, batch.items).await?;
+        if opened.len() != batch.places.len() {
+            return Err(Failure::internal("the HSM answered another number of texts than it was given"));
+        }
+        for (place, opened) in batch.places.into_iter().zip(opened) {
+            match opened {
+                Ok(plaintext) => set(results, place, Ok(plaintext)),
+                Err(HsmError::BadInput(_)) => set(results, place, Err(ItemError::user(NOT_AUTHENTIC))),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The level of the version that encrypts now.
+    pub fn level_in_use(key: &Key) -> Level {
+        key.record.line(key.record.latest_version).map_or(key.record.level, |line| line.level)
+    }
+}
+
+fn source(loaded: &Loaded) -> Result<KeySource<'_>, Failure> {
+    match &loaded.key {
+        LoadedKey::Wrapped(wrapped) => Ok(KeySource::Wrapped(wrapped)),
+        LoadedKey::Token(id) => Ok(KeySource::Token(*id)),
+        LoadedKey::Cipher(_) | LoadedKey::Derived(..) => Err(Failure::internal("the key is not in the HSM")),
+    }
+}
+
+fn set<T>(results: &mut Results<T>, place: usize, result: Result<T, ItemError>) {
+    if let Some(slot) = results.get_mut(place) {
+        *slot = Some(result);
+    }
+}
+
+fn finish<T>(results: Results<T>) -> Vec<Result<T, ItemError>> {
+    let missing = || Err(ItemError::internal("the text was not processed"));
+    results.into_iter().map(|result| result.unwrap_or_else(missing)).collect()
+}
+
+fn over_limit(len: usize, limit: usize) -> ItemError {
+    ItemError::user(format!("the plaintext has {len} bytes; the HSM takes at most {limit} bytes in one operation"))
+}
+
+/// The version to encrypt with.
+fn pick_version(key: &Key, asked: i64) -> Result<u32, ItemError> {
+    let record = &key.record;
+    if asked == 0 {
+        return Ok(record.latest_version);
+    }
+    let refuse = |text: &'static str| Err(ItemError::user(text));
+    match u32::try_from(asked) {
+        Err(_) if asked < 0 => refuse("requested version for encryption is negative"),
+        Ok(version) if version <= record.latest_version => {
+            if version < record.min_encryption_version {
+                return refuse("requested version for encryption is less than the minimum encryption key version");
+            }
+            if version < record.min_decryption_version {
+                return refuse("no such key version");
+            }
+            Ok(version)
+        }
+        _ => refuse("requested version for encryption is higher than the latest key version"),
+    }
+}
+
+fn check_encrypt<'a>(key: &Key, text: ToEncrypt<'a>) -> Result<(ToEncrypt<'a>, u32), ItemError> {
+    if key.record.soft_deleted {
+        return Err(ItemError::user(SOFT_DELETED));
+    }
+    let version = pick_version(key, text.version)?;
+    if key.record.derived() && text.context.is_empty() {
+        return Err(ItemError::user(NO_CONTEXT));
+    }
+    if !key.record.convergent && !text.nonce.is_empty() {
+        return Err(ItemError::user("nonce provided when not allowed"));
+    }
+    Ok((text, version))
+}
+
+/// The version that a ciphertext names, and its payload.
+fn check_decrypt(key: &Key, text: &ToDecrypt<'_>) -> Result<(u32, Vec<u8>), ItemError> {
+    let record = &key.record;
+    if record.soft_deleted {
+        return Err(ItemError::user(SOFT_DELETED));
+    }
+    let parsed = Ciphertext::parse(&text.ciphertext).map_err(|error| ItemError::user(error.to_string()))?;
+    if parsed.version > i64::from(record.latest_version) {
+        return Err(ItemError::user("invalid ciphertext: version is too new"));
+    }
+    let version = u32::try_from(parsed.version).unwrap_or(0);
+    if version < record.min_decryption_version {
+        return Err(ItemError::user(TOO_OLD));
+    }
+    let sealed = b64::decode(parsed.payload).map_err(|_| ItemError::user("invalid ciphertext: could not decode base64"))?;
+    if record.derived() && text.context.is_empty() {
+        return Err(ItemError::user(NO_CONTEXT));
+    }
+    Ok((version, sealed))
+}
+
+fn associated(data: &str) -> Result<Vec<u8>, ItemError> {
+    b64::decode(data)
+        .map_err(|error| ItemError::internal(format!("unable to get associated_data/additional_data from factory[0]: {error}")))
+}
+
+/// A cipher for one use: that of the version, or one derived from the context.
+enum InUse<'a> {
+    Shared(&'a Cipher),
+    Own(Cipher),
+}
+
+impl InUse<'_> {
+    fn cipher(&self) -> &Cipher {
+        match self {
+            InUse::Shared(cipher) => cipher,
+            InUse::Own(cipher) => cipher,
+        }
+    }
+}
+
+/// The cipher of a version for a context, and the key that convergent nonces come from.
+fn cipher_for<'a>(kind: KeyType, loaded: &'a Loaded, context: &[u8]) -> Result<(InUse<'a>, SecretBytes), ItemError> {
+    let underivable = || ItemError::internal("could not derive key, length too small");
+    match &loaded.key {
+        LoadedKey::Cipher(cipher) => Ok((InUse::Shared(cipher), SecretBytes::default())),
+        LoadedKey::Derived(kdf, secret) => {
+            let mac_len = if loaded.convergent_version > 2 { 32 } else { 0 };
+            let derived = kdf.derive(secret.expose(), context, kind.key_len() + mac_len).ok_or_else(underivable)?;
+            let (key, mac) = derived.expose().split_at_checked(kind.key_len()).ok_or_else(underivable)?;
+            let cipher = Cipher::new(kind, key).ok_or_else(underivable)?;
+            Ok((InUse::Own(cipher), SecretBytes::new(mac.to_vec())))
+        }
+        LoadedKey::Wrapped(_) | LoadedKey::Token(_) => Err(ItemError::internal("the key is not in software")),
+    }
+}
+
+fn seal(key: &Key, loaded: &Loaded, version: u32, text: &ToEncrypt<'_>) -> Result<Encrypted, ItemError> {
+    let kind = key.record.kind;
+    if loaded.convergent_version != 1 && !text.nonce.is_empty() {
+        return Err(ItemError::user("nonce provided when not allowed"));
+    }
+    let (cipher, mac) = cipher_for(kind, loaded, &text.context)?;
+    let aad = associated(&text.associated_data)?;
+    let plaintext = text.plaintext.expose();
+    let mut room = [0; 24];
+    let nonce = room.get_mut(..kind.nonce_len()).unwrap_or_default();
+    match loaded.convergent_version {
+        0 => fill_random(nonce),
+        1 => {
+            if text.nonce.len() != nonce.len() {
+                return Err(ItemError::user(format!(
+                    "base64-decoded nonce must be {} bytes long but given {} bytes",
+                    nonce.len(),
+                    text.nonce.len()
+                )));
+            }
+            nonce.copy_from_slice(&text.nonce);
+        }
+        convergent => {
+            let mac_key = if convergent == 2 { &text.context } else { mac.expose() };
+            let sum = hmac_sha256(mac_key, plaintext);
+            nonce.iter_mut().zip(sum).for_each(|(to, from)| *to = from);
+        }
+    }
+    let sealed = cipher.cipher().seal(nonce, &aad, plaintext);
+    let mut payload = sealed.ok_or_else(|| ItemError::user("the plaintext is too long"))?;
+    if loaded.convergent_version == 1 {
+        // The caller keeps the nonce.
+        payload.drain(..nonce.len());
+    }
+    Ok(Encrypted { version, payload })
+}
+
+fn open(key: &Key, loaded: &Loaded, text: &ToDecrypt<'_>, sealed: &[u8]) -> Result<SecretBytes, ItemError> {
+    let kind = key.record.kind;
+    let (cipher, _) = cipher_for(kind, loaded, &text.context)?;
+    let aad = associated(&text.associated_data)?;
+    let bad_length = || ItemError::user(BAD_LENGTH);
+    let (nonce, sealed) = if loaded.convergent_version == 1 {
+        (text.nonce.as_slice(), sealed)
+    } else {
+        sealed.split_at_checked(kind.nonce_len()).ok_or_else(bad_length)?
+    };
+    if nonce.len() != kind.nonce_len() {
+        return Err(ItemError::user("invalid nonce: a convergent key of version 1 needs the nonce of the encryption"));
+    }
+    cipher.cipher().open(nonce, &aad, sealed).ok_or_else(|| ItemError::user(NOT_AUTHENTIC))
+}
+
+fn hsm_encrypt_item(text: ToEncrypt<'_>) -> Result<AeadItem, ItemError> {
+    let mut iv = [0; 12];
+    fill_random(&mut iv);
+    Ok(AeadItem { iv, aad: associated(&text.associated_data)?, input: text.plaintext })
+}
+
+fn hsm_decrypt_item(text: &ToDecrypt<'_>, sealed: &[u8]) -> Result<AeadItem, ItemError> {
+    let aad = associated(&text.associated_data)?;
+    let Some((iv, rest)) = sealed.split_first_chunk::<12>() else { return Err(ItemError::user(BAD_LENGTH)) };
+    if rest.len() < TAG_LEN {
+        return Err(ItemError::user(NOT_AUTHENTIC));
+    }
+    Ok(AeadItem { iv: *iv, aad, input: SecretBytes::new(rest.to_vec()) })
+}

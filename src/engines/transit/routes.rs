@@ -1,0 +1,127 @@
+//! Every endpoint of a Transit mount, once.
+
+use std::sync::LazyLock;
+
+use super::{Transit, config, datakey, decrypt, encrypt, keys, later, random, rewrap};
+use crate::{
+    core::route::{Access, OperationSpec, Route, RouteTable, Verb},
+    op,
+    wire::field::{NoParams, Params},
+};
+
+/// The compiled table.
+pub fn table() -> &'static RouteTable<Transit> {
+    static TABLE: LazyLock<RouteTable<Transit>> = LazyLock::new(|| RouteTable::new(ROUTES));
+    &TABLE
+}
+
+const fn route(
+    patterns: &'static [&'static str],
+    help: &'static str,
+    operations: &'static [OperationSpec<Transit>],
+) -> Route<Transit> {
+    Route { patterns, access: Access::Token, help, exists: None, operations }
+}
+
+static ROUTES: &[Route<Transit>] = &[
+    Route {
+        patterns: &["encrypt/{name}"],
+        access: Access::Token,
+        help: "Encrypts a plaintext or a batch of plaintexts with a named key.",
+        exists: Some(|engine, call| Box::pin(encrypt::exists(engine, call))),
+        operations: &[OperationSpec {
+            verb: Verb::Write,
+            summary: "Encrypts; makes the key where the token may create it.",
+            fields: encrypt::EncryptParams::FIELDS,
+            run: |engine, call| Box::pin(encrypt::encrypt(engine, call)),
+        }],
+    },
+    route(
+        &["decrypt/{name}"],
+        "Decrypts a ciphertext or a batch of ciphertexts with a named key.",
+        &[OperationSpec {
+            verb: Verb::Write,
+            summary: "Decrypts.",
+            fields: decrypt::DecryptParams::FIELDS,
+            run: |engine, call| Box::pin(decrypt::decrypt(engine, call)),
+        }],
+    ),
+    route(
+        &["rewrap/{name}"],
+        "Encrypts ciphertexts anew under the latest or a given version, without showing the plaintext.",
+        &[OperationSpec {
+            verb: Verb::Write,
+            summary: "Rewraps.",
+            fields: rewrap::RewrapParams::FIELDS,
+            run: |engine, call| Box::pin(rewrap::rewrap(engine, call)),
+        }],
+    ),
+    route(
+        &["datakey/{plaintext:segment}/{name}"],
+        "Makes a random data key, encrypted by a named key.",
+        &[op!(Write, "Makes a data key.", datakey::datakey, datakey::DatakeyParams)],
+    ),
+    route(&["keys/?"], "Lists keys.", &[op!(List, "Lists keys.", keys::list, keys::ListParams)]),
+    route(
+        &["keys/{name}/config"],
+        "Configures a named key.",
+        &[op!(Write, "Changes bounds and permissions.", keys::configure, keys::ConfigParams)],
+    ),
+    route(&["keys/{name}/rotate"], "Adds a version to a named key.", &[op!(Write, "Rotates.", keys::rotate, keys::NameParams)]),
+    route(&["keys/{name}/trim"], "Deletes old versions of a named key.", &[op!(Write, "Trims.", keys::trim, keys::TrimParams)]),
+    route(
+        &["keys/{name}/soft-delete"],
+        "Marks a named key as deleted.",
+        &[op!(Delete, "Marks.", keys::soft_delete, keys::NameParams)],
+    ),
+    route(
+        &["keys/{name}/soft-delete-restore"],
+        "Takes the mark of deletion off a named key.",
+        &[op!(Write, "Restores.", keys::soft_restore, keys::NameParams)],
+    ),
+    route(
+        &["keys/{name}"],
+        "Makes, reads and deletes a named key.",
+        &[
+            op!(Write, "Makes a key; an existing one stays as it is.", keys::create, keys::CreateParams),
+            op!(Read, "Reads a key without its material.", keys::read, keys::ReadParams),
+            op!(Delete, "Deletes a key and all its versions.", keys::delete, keys::NameParams),
+        ],
+    ),
+    route(
+        &["config/keys"],
+        "Settings of all keys of the mount.",
+        &[
+            op!(Read, "Reads the settings.", config::read_keys, NoParams),
+            op!(Write, "Changes the settings.", config::write_keys, config::KeysParams),
+        ],
+    ),
+    route(
+        &["cache-config"],
+        "How many keys are held in memory.",
+        &[
+            op!(Read, "Reads the size.", config::read_cache, NoParams),
+            op!(Write, "Changes the size.", config::write_cache, config::CacheParams),
+        ],
+    ),
+    route(
+        &["random", "random/{urlbytes:rest}"],
+        "Random bytes.",
+        &[op!(Write, "Makes random bytes.", random::random, random::RandomParams)],
+    ),
+    route(
+        &["sign/{name}", "sign/{name}/{urlalgorithm:segment}"],
+        "Signs with a named key.",
+        &[op!(Write, "Signs.", later::sign, later::AnyParams)],
+    ),
+    route(
+        &["verify/{name}", "verify/{name}/{urlalgorithm:segment}"],
+        "Verifies a signature or HMAC with a named key.",
+        &[op!(Write, "Verifies.", later::verify, later::AnyParams)],
+    ),
+    route(
+        &["hmac/{name}", "hmac/{name}/{urlalgorithm:segment}"],
+        "Makes an HMAC with a named key.",
+        &[op!(Write, "Makes an HMAC.", later::hmac, later::AnyParams)],
+    ),
+];

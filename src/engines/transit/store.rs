@@ -1,0 +1,302 @@
+//! A mount's keys in memory and in the store.
+//!
+//! Reading a key costs one look-up in a sharded cache. The cache is coherent because this node makes every write:
+//! whoever commits refreshes the cached key from the store before answering, and a miss fills it under the same
+//! lock. A commit and its refresh run on a task of their own, so that a caller who goes away cannot separate them.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+
+use super::{
+    alg::{aead::Cipher, kdf::Kdf},
+    protect::{Protection, Vault, VersionId},
+    record::{KeyRecord, KeyUid, StoredKey, VersionRecord, decode, encode, key_path, material_path},
+    usage::Usage,
+};
+use crate::{
+    barrier::{BarrierError, Entry, Txn, View},
+    core::{failure::Failure, route::BoxFuture},
+    hsm::{self, WrappedKey},
+    secret::SecretBytes,
+    storage::{Expect, StorageError, Version},
+};
+
+/// Keys (without material) held in memory per mount.
+const KEYS: usize = 50_000;
+/// Opened versions held in memory per mount.
+const LOADED: usize = 10_000;
+/// How long an opened version stays in memory before it is opened again.
+const MAX_AGE: Duration = Duration::from_secs(15 * 60);
+/// How often a change is tried again when others change the same key.
+const TRIES: usize = 16;
+
+/// A key as read: its record and the commit that wrote it.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: String,
+    /// What is stored.
+    pub record: KeyRecord,
+    /// The commit that wrote the record.
+    pub version: Version,
+}
+
+/// The key of an opened version.
+pub enum LoadedKey {
+    /// Ready to encrypt.
+    Cipher(Cipher),
+    /// The secret that contexts derive keys from.
+    Derived(Kdf, SecretBytes),
+    /// Wrapped, used inside the HSM.
+    Wrapped(Box<WrappedKey>),
+    /// On the token.
+    Token(hsm::KeyId),
+}
+
+/// An opened version.
+pub struct Loaded {
+    /// The key.
+    pub key: LoadedKey,
+    /// How nonces are made: 0 random, 1 by the caller, 2 and 3 from the plaintext.
+    pub convergent_version: u8,
+    /// Its count of encryptions.
+    pub usage: Arc<Usage>,
+    opened: Instant,
+}
+
+type LoadedId = (KeyUid, u32, u32);
+
+/// The state of one mount, kept while the mount is tuned or moved.
+pub struct Store {
+    /// The mount's records.
+    pub view: View,
+    /// What protects material.
+    pub protection: Protection,
+    /// HSM objects that requests under way are making.
+    pub making: Mutex<HashSet<hsm::KeyId>>,
+    /// HSM objects of former runs and deleted keys that are still to be destroyed.
+    pub doomed: Mutex<HashSet<hsm::KeyId>>,
+    /// Keys that rotate by themselves, with the time of the next look in Unix seconds.
+    pub schedule: Mutex<BTreeMap<String, i64>>,
+    keys: Cache<String, Arc<Key>>,
+    fill: Mutex<()>,
+    loaded: Cache<LoadedId, Arc<Loaded>>,
+    usages: Mutex<HashMap<(KeyUid, u32), Arc<Usage>>>,
+}
+
+/// The stores of all Transit mounts, so that an engine made anew for the same mount finds caches and counts as they
+/// are.
+#[derive(Default)]
+pub struct Stores {
+    /// By uuid: the store and its zone.
+    mounts: Mutex<BTreeMap<String, (Weak<Store>, String)>>,
+    /// Held while material moves to newer master keys.
+    pub(super) rewrapping: tokio::sync::Mutex<()>,
+}
+
+impl Stores {
+    /// The store of a mount.
+    pub fn of(&self, uuid: &str, view: &View, zone: &str, protection: &Protection) -> Arc<Store> {
+        let mut stores = self.mounts.lock();
+        stores.retain(|_, (store, _)| store.strong_count() > 0);
+        let store = stores.get(uuid).and_then(|(store, _)| store.upgrade());
+        let store = store.unwrap_or_else(|| Arc::new(Store::new(view.clone(), protection.clone())));
+        stores.insert(uuid.to_owned(), (Arc::downgrade(&store), zone.to_owned()));
+        store
+    }
+
+    /// The first mount of a zone whose uuid is not before `from`, with its uuid.
+    pub fn next_in_zone(&self, zone: &str, from: &str) -> Option<(String, Arc<Store>)> {
+        let stores = self.mounts.lock();
+        stores.range(from.to_owned()..).find_map(|(uuid, (store, of))| {
+            let store = store.upgrade().filter(|_| of == zone)?;
+            Some((uuid.clone(), store))
+        })
+    }
+}
+
+/// What a change of a key decides after looking at it.
+pub struct Change<T> {
+    /// The key's new record, `None` where the key goes away; its own check and write are added to `txn`.
+    pub record: Option<KeyRecord>,
+    /// Further checks and writes of the same commit.
+    pub txn: Txn,
+    /// What the caller gets when the commit held.
+    pub outcome: T,
+}
+
+impl Store {
+    fn new(view: View, protection: Protection) -> Self {
+        Self {
+            view,
+            protection,
+            making: Mutex::default(),
+            doomed: Mutex::default(),
+            schedule: Mutex::default(),
+            keys: Cache::new(KEYS),
+            fill: Mutex::default(),
+            loaded: Cache::new(LOADED),
+            usages: Mutex::default(),
+        }
+    }
+
+    /// The key of a name, or `None`.
+    pub fn key(&self, name: &str) -> Result<Option<Arc<Key>>, Failure> {
+        match self.keys.get(name) {
+            Some(key) => Ok(Some(key)),
+            None => self.refresh(name),
+        }
+    }
+
+    /// Reads a key again and puts it into the cache.
+    pub fn refresh(&self, name: &str) -> Result<Option<Arc<Key>>, Failure> {
+        let _turn = self.fill.lock();
+        self.keys.remove(name);
+        let Some(entry) = self.view.get(&key_path(name))? else { return Ok(None) };
+        let record = decode(&entry.value)?;
+        let key = Arc::new(Key { name: name.to_owned(), record, version: entry.version });
+        self.keys.insert(name.to_owned(), Arc::clone(&key));
+        Ok(Some(key))
+    }
+
+    /// Commits a transaction and refreshes the key it changes, also when the caller goes away meanwhile.
+    pub async fn commit(self: &Arc<Self>, name: &str, txn: Txn) -> Result<Option<Arc<Key>>, Conflicted> {
+        let store = Arc::clone(self);
+        let name = name.to_owned();
+        let task = tokio::spawn(async move {
+            let committed = store.view.commit(txn).await;
+            let refreshed = store.refresh(&name);
+            match committed {
+                Ok(_) => refreshed.map_err(Conflicted::No),
+                Err(BarrierError::Storage(StorageError::Conflict { .. })) => Err(Conflicted::Yes),
+                Err(error) => Err(Conflicted::No(error.into())),
+            }
+        });
+        task.await.unwrap_or_else(|error| Err(Conflicted::No(Failure::internal(error))))
+    }
+
+    /// Changes a key: `decide` looks at it and says what to write; when somebody else was faster it is asked again.
+    /// Answers the key as it is afterwards.
+    pub async fn change<'a, T: Send>(
+        self: &Arc<Self>,
+        name: &str,
+        mut decide: impl FnMut(Option<Arc<Key>>) -> BoxFuture<'a, Result<Decision<T>, Failure>> + Send,
+    ) -> Result<(Option<Arc<Key>>, T), Failure> {
+        for _ in 0..TRIES {
+            let key = self.key(name)?;
+            let change = match decide(key.clone()).await? {
+                Decision::Keep(outcome) => return Ok((key, outcome)),
+                Decision::Write(change) => change,
+            };
+            let path = key_path(name);
+            let expect = key.as_ref().map_or(Expect::Absent, |key| Expect::Version(key.version));
+            let txn = change.txn.check(path.clone(), expect);
+            let txn = match &change.record {
+                Some(record) => txn.put_secret(path, encode(record)?),
+                None => txn.delete(path),
+            };
+            match self.commit(name, txn).await {
+                Ok(key) => return Ok((key, change.outcome)),
+                Err(Conflicted::Yes) => {}
+                Err(Conflicted::No(failure)) => return Err(failure),
+            }
+        }
+        Err(Failure::unavailable(format!("the key {name} was changed by others again and again; try again")))
+    }
+
+    /// A version ready for use.
+    pub async fn load(&self, zone: &str, key: &Key, version: u32) -> Result<Option<Arc<Loaded>>, Failure> {
+        let Some(line) = key.record.line(version) else { return Ok(None) };
+        let id = (key.record.uid, version, line.revision);
+        if let Some(loaded) = self.loaded.get(&id)
+            && loaded.opened.elapsed() < MAX_AGE
+        {
+            return Ok(Some(loaded));
+        }
+        let loaded = Arc::new(self.open(zone, key, version).await?);
+        self.loaded.insert(id, Arc::clone(&loaded));
+        Ok(Some(loaded))
+    }
+
+    async fn open(&self, zone: &str, key: &Key, version: u32) -> Result<Loaded, Failure> {
+        let uid = key.record.uid;
+        let (record, _) = self.version_record(uid, version)?;
+        let convergent_version = record.convergent_version;
+        let usage = self.usage(uid, version)?;
+        let vault = Vault { protection: &self.protection, zone };
+        let loaded = match record.key {
+            StoredKey::Hsm(wrapped) => LoadedKey::Wrapped(Box::new(wrapped)),
+            StoredKey::Token(id) => LoadedKey::Token(id),
+            StoredKey::Software => {
+                let material = vault.open(VersionId { uid, version }, &record).await?.key;
+                match key.record.kdf {
+                    Some(kdf) => LoadedKey::Derived(kdf, material),
+                    None => LoadedKey::Cipher(
+                        Cipher::new(key.record.kind, material.expose())
+                            .ok_or_else(|| Failure::internal("a stored key has the wrong length"))?,
+                    ),
+                }
+            }
+        };
+        Ok(Loaded { key: loaded, convergent_version, usage, opened: Instant::now() })
+    }
+
+    /// The record of a version, which must exist.
+    pub fn version_record(&self, uid: KeyUid, version: u32) -> Result<(VersionRecord, Entry), Failure> {
+        let path = material_path(uid, version);
+        let entry = self.view.get(&path)?;
+        let entry = entry.ok_or_else(|| Failure::internal(format!("the record {path:?} is missing")))?;
+        Ok((decode(&entry.value)?, entry))
+    }
+
+    /// The count of a version; one object per version, however often it is opened.
+    fn usage(&self, uid: KeyUid, version: u32) -> Result<Arc<Usage>, Failure> {
+        /// Beyond this many counts those not in use are forgotten, which burns what is left of their blocks.
+        const COUNTS: usize = 200_000;
+        let mut usages = self.usages.lock();
+        if let Some(usage) = usages.get(&(uid, version)) {
+            return Ok(Arc::clone(usage));
+        }
+        if usages.len() >= COUNTS {
+            usages.retain(|_, usage| Arc::strong_count(usage) > 1);
+        }
+        let usage = Arc::new(Usage::load(&self.view, uid, version)?);
+        usages.insert((uid, version), Arc::clone(&usage));
+        Ok(usage)
+    }
+
+    /// Notes the count of a version that was made just now with its first block.
+    pub fn start_usage(&self, uid: KeyUid, version: u32) {
+        self.usages.lock().insert((uid, version), Arc::new(Usage::new(uid, version)));
+    }
+
+    /// Forgets everything opened of a key that is gone.
+    pub fn forget(&self, record: &KeyRecord) {
+        for line in &record.versions {
+            self.loaded.remove(&(record.uid, line.version, line.revision));
+            self.usages.lock().remove(&(record.uid, line.version));
+        }
+    }
+}
+
+/// What a look at a key leads to.
+pub enum Decision<T> {
+    /// Nothing is written.
+    Keep(T),
+    /// A commit.
+    Write(Change<T>),
+}
+
+/// Whether a failed commit may be tried again.
+pub enum Conflicted {
+    /// Somebody else changed the key first.
+    Yes,
+    /// It failed for another reason.
+    No(Failure),
+}

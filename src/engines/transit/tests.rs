@@ -1,0 +1,345 @@
+//! The engine over a store in memory, without HTTP: requests go through the same table as real ones.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    barrier::{Barrier, Txn, View},
+    core::{
+        engine::{Call, Caller, Engine},
+        failure::Kind,
+        mounts::{MountConfig, MountEntry, Table},
+        reply::{Body, Reply},
+        request::{Operation, Request},
+    },
+    engines::Services,
+    hsm::{Hsm, fake::FakeHsm},
+    seal::{Seal, SealSettings, wire::InitRequest},
+    secret::SecretBytes,
+    storage::InMem,
+    wire::json::RawObject,
+    zones::Zones,
+};
+
+/// A mount on a fresh store.
+struct Bench {
+    barrier: Arc<Barrier>,
+    clock: Clock,
+    services: Arc<Services>,
+    options: BTreeMap<String, String>,
+    transit: Arc<Transit>,
+}
+
+fn context(barrier: &Arc<Barrier>, clock: &Clock, services: &Arc<Services>, options: &BTreeMap<String, String>) -> MountContext {
+    let entry = MountEntry {
+        table: Table::Secret,
+        path: "transit/".into(),
+        kind: "transit".into(),
+        uuid: "uuid".into(),
+        accessor: "transit_1".into(),
+        description: String::new(),
+        options: options.clone(),
+        config: MountConfig::default(),
+        local: false,
+        seal_wrap: false,
+        external_entropy_access: false,
+    };
+    let view = View::new(Arc::clone(barrier), "logical/uuid").unwrap();
+    MountContext { entry, view, clock: clock.clone(), system_default_ttl: 0, system_max_ttl: 0, services: Arc::clone(services) }
+}
+
+/// An initialised cluster, its services around `hsm` where there is one.
+async fn cluster(hsm: Option<Arc<FakeHsm>>) -> (Arc<Barrier>, Arc<Services>) {
+    let barrier = Arc::new(Barrier::new(Arc::new(InMem::open().unwrap())));
+    let hsm = hsm.map(|hsm| hsm as Arc<dyn Hsm>);
+    let seal = Seal::new(Arc::clone(&barrier), hsm.clone(), SealSettings { escrow: true, ..SealSettings::default() });
+    let shares = InitRequest { secret_shares: 1, secret_threshold: 1, ..InitRequest::default() };
+    let escrow = InitRequest { recovery_shares: 1, recovery_threshold: 1, ..InitRequest::default() };
+    let request = if hsm.is_some() { escrow } else { shares };
+    let zones = Arc::new(Zones::new(Arc::clone(&barrier), hsm.clone(), "test"));
+    Arc::new(seal).init(request, Clock::system().now()).await.unwrap();
+    let services = Services { hsm, zones, default_protection: None, transit: Arc::default() };
+    (barrier, Arc::new(services))
+}
+
+impl Bench {
+    async fn new() -> Self {
+        Self::with(None, &[]).await
+    }
+
+    async fn with(hsm: Option<Arc<FakeHsm>>, options: &[(&str, &str)]) -> Self {
+        let (barrier, services) = cluster(hsm).await;
+        let clock = Clock::movable();
+        let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let transit = Arc::new(Transit::new(&context(&barrier, &clock, &services, &options)).unwrap());
+        Self { barrier, clock, services, options, transit }
+    }
+
+    /// The same store after the process died: nothing of memory is left.
+    fn restart(&mut self) {
+        let hsm = self.services.hsm.clone();
+        let zones = Arc::new(Zones::new(Arc::clone(&self.barrier), hsm.clone(), "test"));
+        self.services = Arc::new(Services { hsm, zones, default_protection: None, transit: Arc::default() });
+        self.transit = Arc::new(Transit::new(&context(&self.barrier, &self.clock, &self.services, &self.options)).unwrap());
+    }
+
+    async fn call(&self, operation: Operation, path: &str, body: Value) -> Result<Reply, Failure> {
+        let request = Request::internal(operation, path, serde_json::to_vec(&body).unwrap());
+        let object = RawObject::parse(&request.body).unwrap();
+        let found = self.transit.resolve(path);
+        let captures = found.as_ref().map(|found| found.captures.clone()).unwrap_or_default();
+        let mount = context(&self.barrier, &self.clock, &self.services, &self.options).entry;
+        let caller = Caller::anyone(None);
+        let mut call = Call {
+            request: &request,
+            operation,
+            path,
+            captures: &captures,
+            body: &object,
+            caller: &caller,
+            mount: &mount,
+            now: self.clock.now(),
+        };
+        let route = found.as_ref().map(|found| found.route);
+        if operation == Operation::Update
+            && let Some(route) = route
+            && let Some(false) = self.transit.exists(route, &call).await?
+        {
+            call.operation = Operation::Create;
+        }
+        self.transit.run(route, &call).await
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Value {
+        data(self.call(Operation::Update, path, body).await.unwrap())
+    }
+
+    async fn refused(&self, path: &str, body: Value) -> String {
+        self.call(Operation::Update, path, body).await.unwrap_err().text().to_owned()
+    }
+
+    async fn encrypt(&self, name: &str, text: &str) -> String {
+        let answer = self.post(&format!("encrypt/{name}"), json!({ "plaintext": b64::encode(text.as_bytes()) })).await;
+        answer["ciphertext"].as_str().unwrap().to_owned()
+    }
+
+    async fn decrypt(&self, name: &str, ciphertext: &str) -> Result<String, Failure> {
+        let body = json!({ "ciphertext": ciphertext });
+        let answer = data(self.call(Operation::Update, &format!("decrypt/{name}"), body).await?);
+        Ok(String::from_utf8(b64::decode(answer["plaintext"].as_str().unwrap()).unwrap()).unwrap())
+    }
+}
+
+fn data(reply: Reply) -> Value {
+    match reply.body {
+        Body::Data(bytes) => serde_json::from_slice(&bytes).unwrap(),
+        other => panic!("no data: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn keys_encrypt_rotate_and_decrypt() {
+    let bench = Bench::new().await;
+    for kind in alg::KeyType::ALL {
+        let name = kind.name();
+        let key = bench.post(&format!("keys/{name}"), json!({ "type": name })).await;
+        assert_eq!((&key["type"], &key["protection_level"]), (&json!(name), &json!("software")));
+        let first = bench.encrypt(name, "one").await;
+        let key = bench.post(&format!("keys/{name}/rotate"), json!({})).await;
+        assert_eq!(key["latest_version"], 2);
+        let second = bench.encrypt(name, "two").await;
+        assert!(first.starts_with("vault:v1:") && second.starts_with("vault:v2:"));
+        assert_eq!(bench.decrypt(name, &first).await.unwrap(), "one");
+        assert_eq!(bench.decrypt(name, &second).await.unwrap(), "two");
+    }
+    let listed = data(bench.call(Operation::List, "keys/", json!({})).await.unwrap());
+    assert_eq!(listed["keys"].as_array().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn recorded_ciphertexts_open_and_deterministic_ones_come_out_the_same() {
+    let text = include_str!("../../../fixtures/transit/vectors.json");
+    let file: Value = serde_json::from_str(text).unwrap();
+    let bench = Bench::new().await;
+    for vector in file["vectors"].as_array().unwrap() {
+        let text = |name: &str| vector[name].as_str().unwrap().to_owned();
+        let kind: alg::KeyType = serde_json::from_value(vector["type"].clone()).unwrap();
+        let kdf: Option<alg::kdf::Kdf> = serde_json::from_value(vector["kdf"].clone()).unwrap();
+        let convergent = vector["convergent"].as_bool().unwrap();
+        let version = u32::try_from(vector["version"].as_u64().unwrap()).unwrap();
+        let name = "vector";
+        put_key(&bench, name, kind, kdf, convergent, version, &b64::decode(&text("key")).unwrap()).await;
+        let rest = json!({ "context": text("context"), "associated_data": text("associated_data") });
+        let mut body = rest.clone();
+        body["ciphertext"] = json!(text("ciphertext"));
+        assert_eq!(bench.post("decrypt/vector", body).await["plaintext"], vector["plaintext"], "{vector}");
+        if convergent {
+            let mut body = rest;
+            body["plaintext"] = json!(text("plaintext"));
+            body["key_version"] = json!(version);
+            assert_eq!(bench.post("encrypt/vector", body).await["ciphertext"], vector["ciphertext"], "{vector}");
+        }
+    }
+}
+
+/// Stores a key with one version of given material, as a restore does.
+async fn put_key(
+    bench: &Bench,
+    name: &str,
+    kind: alg::KeyType,
+    kdf: Option<alg::kdf::Kdf>,
+    convergent: bool,
+    version: u32,
+    material: &[u8],
+) {
+    let new = lifecycle::NewKey { derived: kdf.is_some(), convergent, ..lifecycle::NewKey::plain(kind) };
+    let transit = &bench.transit;
+    let (key, _) = transit.create("template", &new).await.unwrap();
+    let uid = record::KeyUid::random();
+    let mut record = key.record.clone();
+    (record.uid, record.kdf, record.kind, record.convergent) = (uid, kdf, kind, convergent);
+    record.latest_version = version;
+    record.versions = vec![record::VersionLine { version, created: 0, level: protect::Level::Software, revision: 0 }];
+    let stored = transit
+        .vault()
+        .store(
+            protect::VersionId { uid, version },
+            0,
+            record::StoredKey::Software,
+            protect::Material { key: SecretBytes::new(material.to_vec()), hmac_key: SecretBytes::random(32) },
+            if convergent { 3 } else { 0 },
+        )
+        .await
+        .unwrap();
+    let txn = Txn::new()
+        .put_secret(record::key_path(name), record::encode(&record).unwrap())
+        .put_secret(record::material_path(uid, version), record::encode(&stored).unwrap());
+    transit.store.view.commit(txn).await.unwrap();
+    transit.store.refresh(name).unwrap();
+}
+
+#[tokio::test]
+async fn batches_keep_order_and_references() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({})).await;
+    let items: Vec<Value> =
+        (0..5000).map(|i| json!({ "plaintext": b64::encode(format!("{i}").as_bytes()), "reference": format!("r{i}") })).collect();
+    let answer = bench.post("encrypt/k", json!({ "batch_input": items })).await;
+    let results = answer["batch_results"].as_array().unwrap();
+    assert_eq!((results.len(), &results[4999]["reference"]), (5000, &json!("r4999")));
+    let items: Vec<Value> = results.iter().map(|item| json!({ "ciphertext": item["ciphertext"] })).collect();
+    let answer = bench.post("decrypt/k", json!({ "batch_input": items })).await;
+    assert_eq!(answer["batch_results"][77]["plaintext"], json!(b64::encode(b"77")));
+    let nonces: HashSet<&str> = results.iter().map(|item| &item["ciphertext"].as_str().unwrap()[..25]).collect();
+    assert_eq!(nonces.len(), 5000);
+}
+
+#[tokio::test]
+async fn racing_rotations_give_each_version_once() {
+    let bench = Arc::new(Bench::new().await);
+    bench.post("keys/k", json!({})).await;
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let bench = Arc::clone(&bench);
+            tokio::spawn(async move { bench.transit.rotate("k").await.map(|key| key.record.latest_version) })
+        })
+        .collect();
+    let mut versions = Vec::new();
+    for task in tasks {
+        versions.push(task.await.unwrap().unwrap());
+    }
+    versions.sort_unstable();
+    assert_eq!(versions.last(), Some(&9));
+    let key = bench.transit.store.key("k").unwrap().unwrap();
+    assert_eq!(key.record.versions.iter().map(|line| line.version).collect::<Vec<_>>(), (1..=9).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_restart_forgets_nothing_and_burns_the_reservation() {
+    let mut bench = Bench::new().await;
+    bench.post("keys/k", json!({})).await;
+    let text = bench.encrypt("k", "kept").await;
+    bench.restart();
+    assert_eq!(bench.decrypt("k", &text).await.unwrap(), "kept");
+    bench.encrypt("k", "more").await;
+    let key = bench.transit.store.key("k").unwrap().unwrap();
+    let entry = bench.transit.store.view.get(&record::usage_path(key.record.uid, 1)).unwrap().unwrap();
+    let usage: record::UsageRecord = record::decode(&entry.value).unwrap();
+    assert!(usage.reserved > usage::BLOCK, "{}", usage.reserved);
+}
+
+#[tokio::test]
+async fn a_version_near_its_bound_warns_and_beyond_it_refuses() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({ "auto_rotate_period": "24h" })).await;
+    let key = bench.transit.store.key("k").unwrap().unwrap();
+    let loaded = bench.transit.store.load("default", &key, 1).await.unwrap().unwrap();
+    loaded.usage.wear(usage::WARN + 1);
+    let body = json!({ "plaintext": "" });
+    let reply = bench.call(Operation::Update, "encrypt/k", body.clone()).await.unwrap();
+    assert_eq!(reply.warnings.len(), 1, "{:?}", reply.warnings);
+    loaded.usage.wear(usage::LIMIT);
+    assert!(bench.refused("encrypt/k", body).await.contains("limit of 2^32"));
+    Engine::tick(bench.transit.as_ref()).await.unwrap();
+    assert!(bench.encrypt("k", "again").await.starts_with("vault:v2:"));
+}
+
+#[tokio::test]
+async fn keys_rotate_by_age() {
+    let mut bench = Bench::new().await;
+    bench.post("keys/k", json!({ "auto_rotate_period": "1h" })).await;
+    bench.post("keys/other", json!({})).await;
+    Engine::tick(bench.transit.as_ref()).await.unwrap();
+    assert!(bench.encrypt("k", "x").await.starts_with("vault:v1:"));
+    bench.clock.advance(Duration::from_secs(3601));
+    Engine::tick(bench.transit.as_ref()).await.unwrap();
+    assert!(bench.encrypt("k", "x").await.starts_with("vault:v2:"));
+    bench.clock.advance(Duration::from_secs(3601));
+    bench.restart();
+    Engine::start(bench.transit.as_ref()).await.unwrap();
+    Engine::tick(bench.transit.as_ref()).await.unwrap();
+    assert!(bench.encrypt("k", "x").await.starts_with("vault:v3:"));
+    assert!(bench.encrypt("other", "x").await.starts_with("vault:v1:"));
+}
+
+#[tokio::test]
+async fn a_key_made_again_is_another_key() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({})).await;
+    let text = bench.encrypt("k", "x").await;
+    bench.post("keys/k/config", json!({ "deletion_allowed": true })).await;
+    bench.call(Operation::Delete, "keys/k", json!({})).await.unwrap();
+    assert_eq!(bench.refused("decrypt/k", json!({ "ciphertext": text })).await, "encryption key not found");
+    bench.post("keys/k", json!({})).await;
+    assert!(bench.decrypt("k", &text).await.unwrap_err().text().ends_with("message authentication failed"));
+    let left = bench.transit.store.view.scan("material/", None, usize::MAX).unwrap();
+    assert_eq!(left.len(), 1);
+}
+
+#[tokio::test]
+async fn without_an_hsm_everything_is_software_and_asking_for_more_is_refused() {
+    let bench = Bench::new().await;
+    for level in ["hsm", "hsm-only"] {
+        let text = bench.refused("keys/k", json!({ "protection_level": level })).await;
+        assert!(text.contains("needs an HSM"), "{text}");
+    }
+    assert!(bench.refused("keys/k", json!({ "protection_level": "best" })).await.contains("unknown protection_level"));
+    assert_eq!(bench.post("keys/k", json!({ "protection_level": "software" })).await["protection_level"], "software");
+}
+
+#[tokio::test]
+async fn mount_options_are_checked() {
+    let ((barrier, services), clock) = (cluster(None).await, Clock::system());
+    for (name, value) in [("zone", "nowhere"), ("protection", "best"), ("protection_required", "maybe")] {
+        let options = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        let failure = Transit::new(&context(&barrier, &clock, &services, &options)).err().unwrap();
+        assert_eq!(failure.kind(), Kind::Invalid, "{name}");
+    }
+    let options = BTreeMap::from([("zone".to_owned(), "default".to_owned()), ("protection".to_owned(), "hsm".to_owned())]);
+    assert!(Transit::new(&context(&barrier, &clock, &services, &options)).is_ok());
+}

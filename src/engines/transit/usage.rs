@@ -1,0 +1,111 @@
+//! Counting encryptions per key version, so that random 12-byte nonces never come near their bound (NIST SP 800-38D,
+//! section 8.3: 2^32 under one key).
+//!
+//! Counts are reserved in durable blocks before they are used: whatever crashes, a count is never too low.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::record::{FORMAT, KeyUid, UsageRecord, decode, encode, usage_path};
+use crate::{
+    barrier::{BarrierError, Entry, Txn, View},
+    core::failure::Failure,
+    storage::StorageError,
+};
+
+/// Encryptions reserved at once; a crash burns what is left of a block.
+pub const BLOCK: u64 = 1 << 16;
+
+/// Encryptions after which a key version is used up.
+pub const LIMIT: u64 = 1 << 32;
+
+/// From here on clients and the log are warned, and keys that rotate by themselves do so.
+pub const WARN: u64 = LIMIT - (1 << 28);
+
+/// The count of one version.
+#[derive(Debug)]
+pub struct Usage {
+    uid: KeyUid,
+    version: u32,
+    used: AtomicU64,
+    reserved: AtomicU64,
+    /// Held while a block is reserved.
+    reserving: tokio::sync::Mutex<()>,
+}
+
+/// What a reservation says about the version's age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wear {
+    /// Far from the bound.
+    Fresh,
+    /// Near it.
+    Worn,
+    /// Beyond it.
+    Used,
+}
+
+impl Usage {
+    /// The count of a version that was made together with its first block.
+    pub fn new(uid: KeyUid, version: u32) -> Self {
+        Self::at(uid, version, 0, BLOCK)
+    }
+
+    /// The count as stored; what was reserved before is taken as used.
+    pub fn load(view: &View, uid: KeyUid, version: u32) -> Result<Self, Failure> {
+        let reserved = match view.get(&usage_path(uid, version))? {
+            Some(entry) => decode::<UsageRecord>(&entry.value)?.reserved,
+            None => 0,
+        };
+        Ok(Self::at(uid, version, reserved, reserved))
+    }
+
+    fn at(uid: KeyUid, version: u32, used: u64, reserved: u64) -> Self {
+        Self { uid, version, used: used.into(), reserved: reserved.into(), reserving: tokio::sync::Mutex::new(()) }
+    }
+
+    /// The write that belongs into the transaction that makes a version (see [`Usage::new`]).
+    pub fn first_block(txn: Txn, uid: KeyUid, version: u32) -> Result<Txn, Failure> {
+        Ok(txn.put_secret(usage_path(uid, version), encode(&UsageRecord { format: FORMAT, reserved: BLOCK })?))
+    }
+
+    /// Counts `count` encryptions before they happen; reserves a new block where needed.
+    pub async fn take(&self, view: &View, count: u64) -> Result<Wear, Failure> {
+        let end = self.used.fetch_add(count, Ordering::Relaxed) + count;
+        if end > self.reserved.load(Ordering::Acquire) {
+            self.reserve(view, end).await?;
+        }
+        Ok(match end {
+            _ if end > LIMIT => Wear::Used,
+            _ if end > WARN => Wear::Worn,
+            _ => Wear::Fresh,
+        })
+    }
+
+    async fn reserve(&self, view: &View, end: u64) -> Result<(), Failure> {
+        let _turn = self.reserving.lock().await;
+        let path = usage_path(self.uid, self.version);
+        // Whoever waited for the turn may find that the other's block is enough.
+        while end > self.reserved.load(Ordering::Acquire) {
+            let entry = view.get(&path)?;
+            let stored = match &entry {
+                Some(entry) => decode::<UsageRecord>(&entry.value)?.reserved,
+                None => 0,
+            };
+            let reserved = stored.max(end).saturating_add(BLOCK);
+            let record = encode(&UsageRecord { format: FORMAT, reserved })?;
+            let txn = Txn::new().check(path.clone(), Entry::unchanged(entry.as_ref())).put_secret(path.clone(), record);
+            match view.commit(txn).await {
+                Ok(_) => self.reserved.store(reserved, Ordering::Release),
+                Err(BarrierError::Storage(StorageError::Conflict { .. })) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a version as if it had been used so often, for tests of the bound.
+    #[cfg(test)]
+    pub fn wear(&self, used: u64) {
+        self.used.store(used, Ordering::Relaxed);
+        self.reserved.store(used + BLOCK, Ordering::Relaxed);
+    }
+}
