@@ -2,7 +2,7 @@
 
 use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::PathBuf, sync::Arc, time::Duration};
 
-use super::StartError;
+use super::{StartError, dev_tls::DevCertificates};
 use crate::{
     cli::ServerArgs,
     core::{Core, mount_table::new_entry, mounts::Table},
@@ -32,7 +32,12 @@ pub async fn wait_for(hsm: &Arc<dyn Hsm>) -> Result<(), String> {
 }
 
 /// Initialises the empty cluster and shows the one share and the root token, once, on the terminal that asked.
-pub async fn initialise(core: &Arc<Core>, args: &ServerArgs, urls: &[String]) -> Result<(), StartError> {
+pub async fn initialise(
+    core: &Arc<Core>,
+    args: &ServerArgs,
+    urls: &[String],
+    certificates: Option<&DevCertificates>,
+) -> Result<(), StartError> {
     let with_hsm = core.services.hsm.is_some();
     let mut request = InitRequest::default();
     if with_hsm {
@@ -58,10 +63,11 @@ pub async fn initialise(core: &Arc<Core>, args: &ServerArgs, urls: &[String]) ->
     let address = urls.first().map_or("", String::as_str);
     let share = made.keys_base64.first().or(made.recovery_keys_base64.first()).map_or("", String::as_str);
     let kind = if with_hsm { "Escrow share" } else { "Unseal Key" };
+    let trust = certificates.map_or_else(String::new, |made| format!("    $ export VAULT_CACERT='{}'\n", made.authority().display()));
     let text = format!(
         "WARNING! dev mode is enabled! The server runs entirely in-memory, starts unsealed with a single {kind} and loses everything \
          when it ends. Development mode should NOT be used in production installations!\n\n\
-         You may need to set the following environment variables:\n\n    $ export VAULT_ADDR='{address}'\n\n\
+         You may need to set the following environment variables:\n\n    $ export VAULT_ADDR='{address}'\n{trust}\n\
          {kind}: {share}\nRoot Token: {}\n\nDevelopment mode should NOT be used in production installations!\n",
         root.expose()
     );

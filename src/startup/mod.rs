@@ -1,6 +1,7 @@
 //! Builds every part from the configuration and joins them; the only module that knows all concrete types.
 
 mod dev;
+mod dev_tls;
 pub mod hsm;
 pub mod listen;
 pub mod logging;
@@ -13,14 +14,14 @@ use futures_util::future::join_all;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::hsm::ThrowAwayToken;
+use self::{dev_tls::DevCertificates, hsm::ThrowAwayToken};
 use crate::{
     barrier::{Barrier, BarrierError},
     cli::ServerArgs,
     config::{self, Config, ConfigError, LogLevel, Storage},
     core::{Core, Settings, clock::Clock, failure::Failure},
     engines::Services,
-    hsm::Hsm,
+    hsm::{Hsm, HsmConfig},
     seal::{Seal, SealSettings},
     storage::{self, Kind, StorageConfig, StorageError},
     zones::Zones,
@@ -123,7 +124,8 @@ fn level(args: &ServerArgs, config: &Config) -> Result<LogLevel, StartError> {
     }
 }
 
-async fn serve(args: ServerArgs, config: Config, log: Log) -> Result<(), StartError> {
+async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), StartError> {
+    let certificates = args.dev_tls.then(|| DevCertificates::make(&mut config.listeners)).transpose()?;
     let token = if args.dev { dev_token(&config) } else { None };
     let hsm = start_hsm(&config, token.as_ref())?;
     if let (Some(hsm), true) = (&hsm, args.dev) {
@@ -132,10 +134,10 @@ async fn serve(args: ServerArgs, config: Config, log: Log) -> Result<(), StartEr
     let core = build(&config, hsm)?;
     let bound = Bound::bind(&config.listeners)?;
     let urls = bound.urls();
-    let certificates = bound.certificates();
+    let reloaded = bound.certificates();
     let servers = bound.serve(&core).map_err(system("the listeners cannot be served"))?;
     if args.dev {
-        dev::initialise(&core, &args, &urls).await?;
+        dev::initialise(&core, &args, &urls, certificates.as_ref()).await?;
     }
     tokio::spawn(Arc::clone(&core.seal).keep_unsealed());
     for url in &urls {
@@ -160,7 +162,7 @@ async fn serve(args: ServerArgs, config: Config, log: Log) -> Result<(), StartEr
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(&args, &log, &certificates),
+            _ = hangup.recv() => reload(&args, &log, &reloaded),
         }
     }
     tracing::info!("stopping: requests in flight are finished first");
@@ -174,7 +176,7 @@ async fn serve(args: ServerArgs, config: Config, log: Log) -> Result<(), StartEr
     }
     ticking.abort();
     core.seal.shut_down().await;
-    drop(token);
+    drop((token, certificates));
     tracing::info!("stopped");
     Ok(())
 }
@@ -201,7 +203,7 @@ fn start_hsm(config: &Config, token: Option<&ThrowAwayToken>) -> Result<Option<A
     let mut stanzas = config.seals.iter().filter(|seal| !seal.disabled);
     let wanted = match (token, stanzas.next()) {
         (Some(token), _) => Some(token.config()),
-        (None, Some(stanza)) => Some(hsm::config(stanza)),
+        (None, Some(stanza)) => Some(HsmConfig::from_stanza(stanza)),
         (None, None) => None,
     };
     if let Some(other) = stanzas.next() {
