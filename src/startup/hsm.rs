@@ -8,12 +8,35 @@ use std::{
 };
 
 use crate::{
-    hsm::{Client, FilePinMemory, Hsm, HsmConfig, PinMemory, PinSource, VolatilePinMemory},
+    config::{OaepHash, Pkcs11Seal, SealMechanism},
+    hsm::{Client, FilePinMemory, Hsm, HsmConfig, Mechanism, PinMemory, PinSource, VolatilePinMemory},
     secret::SecretString,
 };
 
 /// File beside the store that remembers refused PINs.
 const PIN_MEMORY: &str = "refused-pins";
+
+/// How to reach the token that a stanza names.
+pub fn config(seal: &Pkcs11Seal) -> HsmConfig {
+    let pin = match (&seal.pin, &seal.pin_file) {
+        (Some(pin), _) => PinSource::Value(pin.duplicate()),
+        (None, Some(path)) => PinSource::File(path.clone()),
+        (None, None) => PinSource::Missing,
+    };
+    let mechanism = seal.mechanism.map(|mechanism| match (mechanism, seal.rsa_oaep_hash) {
+        (SealMechanism::AesGcm, _) => Mechanism::AesGcm,
+        (SealMechanism::AesCbcHmac, _) => Mechanism::AesCbcHmac,
+        (SealMechanism::RsaOaep, Some(OaepHash::Sha256)) => Mechanism::RsaOaepSha256,
+        (SealMechanism::RsaOaep, _) => Mechanism::RsaOaepSha1,
+    });
+    HsmConfig {
+        slot: seal.slot,
+        token_label: seal.token_label.clone(),
+        max_sessions: seal.max_sessions,
+        seal_mechanism: mechanism,
+        ..HsmConfig::new(seal.lib.clone(), pin)
+    }
+}
 
 /// Starts the client; the worker comes up in the background. `folder` is where refused PINs are remembered.
 pub fn start(config: HsmConfig, folder: Option<&Path>) -> io::Result<Arc<dyn Hsm>> {

@@ -21,7 +21,7 @@ use crate::{
     config::{self, Config, ConfigError, LogLevel, Storage},
     core::{Core, Settings, clock::Clock, failure::Failure},
     engines::Services,
-    hsm::{Hsm, HsmConfig},
+    hsm::Hsm,
     seal::{Seal, SealSettings},
     storage::{self, Kind, StorageConfig, StorageError},
     zones::Zones,
@@ -203,7 +203,7 @@ fn start_hsm(config: &Config, token: Option<&ThrowAwayToken>) -> Result<Option<A
     let mut stanzas = config.seals.iter().filter(|seal| !seal.disabled);
     let wanted = match (token, stanzas.next()) {
         (Some(token), _) => Some(token.config()),
-        (None, Some(stanza)) => Some(HsmConfig::from_stanza(stanza)),
+        (None, Some(stanza)) => Some(hsm::config(stanza)),
         (None, None) => None,
     };
     if let Some(other) = stanzas.next() {
