@@ -63,7 +63,8 @@ pub async fn initialise(
     let address = urls.first().map_or("", String::as_str);
     let share = made.keys_base64.first().or(made.recovery_keys_base64.first()).map_or("", String::as_str);
     let kind = if with_hsm { "Escrow share" } else { "Unseal Key" };
-    let trust = certificates.map_or_else(String::new, |made| format!("    $ export VAULT_CACERT='{}'\n", made.authority().display()));
+    let trust =
+        certificates.map_or_else(String::new, |made| format!("    $ export VAULT_CACERT='{}'\n", made.authority().display()));
     let text = format!(
         "WARNING! dev mode is enabled! The server runs entirely in-memory, starts unsealed with a single {kind} and loses everything \
          when it ends. Development mode should NOT be used in production installations!\n\n\
