@@ -1,0 +1,26 @@
+//! The whole server: the real binary on free ports, with folders and SoftHSM tokens of its own, killed and restarted.
+//!
+//! Tests that need SoftHSM say loudly when it is not installed, and pass.
+
+// Helpers outside #[test] functions stop the test in the same way as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "server/support.rs"]
+mod support;
+
+#[path = "server/config.rs"]
+mod config;
+#[path = "server/crash.rs"]
+mod crash;
+#[path = "server/hsm.rs"]
+mod hsm;
+#[path = "server/http.rs"]
+mod http;
+#[path = "server/life.rs"]
+mod life;
+#[path = "server/listeners.rs"]
+mod listeners;
+#[path = "server/secrecy.rs"]
+mod secrecy;
+#[path = "server/shares.rs"]
+mod shares;

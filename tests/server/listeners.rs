@@ -1,0 +1,182 @@
+//! TLS, unix sockets and signals.
+
+use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rustix::process::Signal;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion, version};
+
+use crate::support::{Place, eventually, exchange};
+
+/// An authority whose certificates the tests use.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// Certificate and key as PEM.
+    fn issue(&self, usage: ExtendedKeyUsagePurpose) -> (String, String) {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+}
+
+/// Asks for `sys/health` over TLS; answers the reply and the server's certificate.
+fn ask(
+    url: &str,
+    authority: &Authority,
+    versions: &[&'static SupportedProtocolVersion],
+    identity: Option<(String, String)>,
+) -> Result<(String, Vec<u8>), std::io::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap().with_root_certificates(roots);
+    let config = match identity {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => builder
+            .with_client_auth_cert(
+                vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+            )
+            .unwrap(),
+    };
+    let address = url.trim_start_matches("https://");
+    let connection = ClientConnection::new(Arc::new(config), "127.0.0.1".try_into().unwrap()).unwrap();
+    let socket = TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut stream = rustls::StreamOwned::new(connection, socket);
+    stream.write_all(format!("GET /v1/sys/health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let answer = exchange(&mut stream);
+    if answer.is_empty() {
+        return Err(std::io::Error::other("no answer"));
+    }
+    let presented = stream.conn.peer_certificates().unwrap()[0].to_vec();
+    Ok((answer, presented))
+}
+
+fn install(place: &Place, (certificate, key): (String, String)) {
+    fs::write(place.path("cert.pem"), certificate).unwrap();
+    fs::write(place.path("key.pem"), key).unwrap();
+}
+
+fn tls_listener(place: &Place, more: &str) -> String {
+    format!(
+        "{}\nlistener \"tcp\" {{\n address = \"127.0.0.1:0\"\n tls_cert_file = \"{}\"\n tls_key_file = \"{}\"\n {more}\n}}\n",
+        place.storage_stanza("sled"),
+        place.path("cert.pem").display(),
+        place.path("key.pem").display()
+    )
+}
+
+#[test]
+fn tls_versions_and_a_new_certificate_on_sighup() {
+    let (authority, place) = (Authority::new(), Place::shamir());
+    install(&place, authority.issue(ExtendedKeyUsagePurpose::ServerAuth));
+    place.configure(&tls_listener(&place, "tls_min_version = \"tls13\""));
+    let server = place.start();
+    let url = server.url().to_string();
+    assert!(url.starts_with("https://"));
+    let (answer, first) = ask(&url, &authority, &[&version::TLS13], None).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 501"), "{answer}");
+    assert!(ask(&url, &authority, &[&version::TLS12], None).is_err(), "TLS 1.2 is below tls_min_version");
+    assert!(ask(&url, &Authority::new(), &[&version::TLS13], None).is_err(), "an unknown authority");
+
+    install(&place, authority.issue(ExtendedKeyUsagePurpose::ServerAuth));
+    server.signal(Signal::HUP);
+    eventually("a new certificate", || ask(&url, &authority, &[&version::TLS13], None).unwrap().1 != first);
+
+    // A broken file leaves the certificate in use.
+    let (_, second) = ask(&url, &authority, &[&version::TLS13], None).unwrap();
+    fs::write(place.path("cert.pem"), "nonsense").unwrap();
+    server.signal(Signal::HUP);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(ask(&url, &authority, &[&version::TLS13], None).unwrap().1, second);
+    assert!(server.log().contains("the old one stays in use"), "{}", server.log());
+}
+
+#[test]
+fn client_certificates_are_required_and_verified() {
+    let (authority, place) = (Authority::new(), Place::shamir());
+    install(&place, authority.issue(ExtendedKeyUsagePurpose::ServerAuth));
+    fs::write(place.path("ca.pem"), authority.pem()).unwrap();
+    let more = format!("tls_client_ca_file = \"{}\"\n tls_require_and_verify_client_cert = true", place.path("ca.pem").display());
+    place.configure(&tls_listener(&place, &more));
+    let server = place.start();
+    let both: &[&SupportedProtocolVersion] = &[&version::TLS12, &version::TLS13];
+    assert!(ask(server.url(), &authority, both, None).is_err());
+    let foreign = Authority::new().issue(ExtendedKeyUsagePurpose::ClientAuth);
+    assert!(ask(server.url(), &authority, both, Some(foreign)).is_err());
+    let own = authority.issue(ExtendedKeyUsagePurpose::ClientAuth);
+    assert!(ask(server.url(), &authority, both, Some(own)).unwrap().0.starts_with("HTTP/1.1 501"));
+}
+
+#[test]
+fn a_unix_socket_beside_tcp() {
+    let place = Place::shamir();
+    let socket = place.path("sos.sock");
+    place.configure(&format!(
+        "{}listener \"unix\" {{ address = \"{}\" socket_mode = \"0660\" }}\n",
+        place.plain_config("sled"),
+        socket.display()
+    ));
+    for _ in 0..2 {
+        let server = place.start();
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&socket).unwrap().permissions()) & 0o777;
+        assert_eq!(mode, 0o660);
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(b"GET /v1/sys/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        assert!(exchange(&mut stream).starts_with("HTTP/1.1 501"));
+        // The socket that a killed server leaves behind does not stop the next one.
+        server.kill();
+    }
+}
+
+#[test]
+fn sigterm_finishes_requests_in_flight() {
+    let place = Place::shamir();
+    place.configure(&format!("{}pid_file = \"{}\"\n", place.plain_config("sled"), place.path("pid").display()));
+    let server = place.start();
+    assert_eq!(fs::read_to_string(place.path("pid")).unwrap().trim(), server.pid().to_string());
+    let mut stream = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let body = r#"{"secret_shares":1,"secret_threshold":1}"#;
+    let head = format!("PUT /v1/sys/init HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes()).unwrap();
+    // The server waits for the body; it comes after the signal.
+    std::thread::sleep(Duration::from_millis(300));
+    server.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(300));
+    stream.write_all(body.as_bytes()).unwrap();
+    let answer = exchange(&mut stream);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("root_token"), "{answer}");
+    assert!(server.terminate() < Duration::from_secs(10));
+    assert!(!place.path("pid").exists());
+}
+
+#[test]
+fn sigterm_does_not_wait_for_the_silent() {
+    let place = Place::shamir();
+    let server = place.start();
+    let mut stream = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
+    stream.write_all(b"PUT /v1/sys/init HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(server.terminate() < Duration::from_secs(10));
+}

@@ -1,0 +1,391 @@
+//! A place on disk with its configuration, the server running on it, and requests to that server.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// How long anything may take before the test fails. The machines of tests are slow and shared.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A folder with a configuration, a store and perhaps a token; servers come and go on it.
+pub struct Place {
+    folder: tempfile::TempDir,
+    with_hsm: bool,
+}
+
+/// Says that a test did not run, past the test harness's capture.
+pub fn left_out(why: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_string();
+    let _ = writeln!(std::io::stderr(), "\n*** SERVER TEST LEFT OUT: {name}: {why} ***");
+}
+
+/// Shows a figure, past the test harness's capture.
+pub fn measured(text: &str) {
+    let _ = writeln!(std::io::stderr(), "measured: {text}");
+}
+
+/// The SoftHSM module: `SOS_TEST_PKCS11` or Debian's place.
+fn softhsm() -> Option<PathBuf> {
+    let module = std::env::var_os("SOS_TEST_PKCS11").map_or("/usr/lib/softhsm/libsofthsm2.so".into(), PathBuf::from);
+    if module.exists() {
+        return Some(module);
+    }
+    left_out(&format!("no SoftHSM at {} (install softhsm2 or set SOS_TEST_PKCS11)", module.display()));
+    None
+}
+
+impl Place {
+    /// A sled store under plain Shamir shares.
+    pub fn shamir() -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap(), with_hsm: false };
+        place.configure(&place.plain_config("sled"));
+        place
+    }
+
+    /// A sled store under the HSM seal, with a token of its own.
+    pub fn hsm() -> Option<Self> {
+        Self::hsm_on("sled")
+    }
+
+    /// A store of this kind under the HSM seal.
+    pub fn hsm_on(storage: &str) -> Option<Self> {
+        let module = softhsm()?;
+        let place = Self { folder: tempfile::tempdir().unwrap(), with_hsm: true };
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/make-token");
+        let made = Command::new(script).arg(place.path("hsm")).arg("sos-test").output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        std::os::unix::fs::symlink(module, place.path("module.so")).unwrap();
+        place.configure(&format!("{}\n{}", place.plain_config(storage), place.seal_stanza()));
+        Some(place)
+    }
+
+    /// Storage and one listener on a free port.
+    pub fn plain_config(&self, storage: &str) -> String {
+        format!("{}\nlistener \"tcp\" {{ address = \"127.0.0.1:0\" tls_disable = true }}\n", self.storage_stanza(storage))
+    }
+
+    pub fn storage_stanza(&self, storage: &str) -> String {
+        format!("disable_mlock = true\nstorage {storage:?} {{ path = \"{}\" }}", self.path("store").display())
+    }
+
+    pub fn seal_stanza(&self) -> String {
+        format!(
+            "seal \"pkcs11\" {{ lib = \"{}\" token_label = \"sos-test\" pin_file = \"{}\" key_label = \"test\" }}",
+            self.path("module.so").display(),
+            self.path("hsm/pin").display()
+        )
+    }
+
+    /// Writes the configuration file.
+    pub fn configure(&self, text: &str) {
+        fs::write(self.path("sos.hcl"), text).unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The server's command, not started.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sos"));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        if self.with_hsm {
+            command.env("SOFTHSM2_CONF", self.path("hsm/softhsm2.conf"));
+        }
+        command.arg("server").arg(format!("-config={}", self.path("sos.hcl").display())).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a server and waits until it listens; it may be sealed.
+    pub fn start(&self) -> Server<'_> {
+        let log = self.path("server.log");
+        let before = fs::read_to_string(&log).map_or(0, |text| text.len());
+        let file = File::options().create(true).append(true).open(&log).unwrap();
+        let child = self.command().stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        let mut server = Server { place: self, child, log, log_start: before, urls: Vec::new(), token: None };
+        let wanted = fs::read_to_string(self.path("sos.hcl")).unwrap().matches("listener \"").count();
+        let began = Instant::now();
+        while server.urls.len() < wanted {
+            if let Some(status) = server.child.try_wait().unwrap() {
+                panic!("the server ended with {status}:\n{}", server.log());
+            }
+            assert!(began.elapsed() < PATIENCE, "the server does not listen:\n{}", server.log());
+            std::thread::sleep(Duration::from_millis(10));
+            let text = server.log();
+            server.urls = text.lines().filter_map(|line| Some(line.split_once("listening url=")?.1.trim().to_string())).collect();
+        }
+        server
+    }
+
+    /// Runs the server where it must refuse to start; answers what it says.
+    pub fn refused(&self) -> String {
+        let done = self.command().output().unwrap();
+        assert!(!done.status.success(), "the server was expected to refuse this configuration");
+        String::from_utf8_lossy(&done.stderr).into_owned()
+    }
+}
+
+/// A running server; killed when dropped.
+pub struct Server<'a> {
+    pub place: &'a Place,
+    child: Child,
+    log: PathBuf,
+    log_start: usize,
+    /// Where it listens.
+    pub urls: Vec<String>,
+    /// Sent with every request.
+    pub token: Option<String>,
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What init gave out.
+pub struct Made {
+    pub root: String,
+    pub shares: Vec<String>,
+}
+
+/// An answer; JSON null where the body is empty or no JSON.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub body: Value,
+    pub text: String,
+}
+
+impl Reply {
+    /// The error texts, joined.
+    pub fn errors(&self) -> String {
+        let errors = self.body["errors"].as_array().cloned().unwrap_or_default();
+        errors.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("; ")
+    }
+
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        assert!((200..300).contains(&self.status), "{} {}", self.status, self.text);
+        self.body
+    }
+}
+
+/// One request over a connection of its own.
+pub fn request(url: &str, method: &str, path: &str, token: Option<&str>, body: Option<&str>) -> Result<Reply, ureq::Error> {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .allow_non_standard_methods(true)
+        .timeout_global(Some(PATIENCE))
+        .build();
+    let mut request = ureq::http::Request::builder().method(method).uri(format!("{url}{path}"));
+    if let Some(token) = token {
+        request = request.header("X-Vault-Token", token);
+    }
+    let mut response = config.new_agent().run(request.body(body.unwrap_or_default()).unwrap())?;
+    let text = response.body_mut().read_to_string()?;
+    Ok(Reply { status: response.status().as_u16(), body: serde_json::from_str(&text).unwrap_or(Value::Null), text })
+}
+
+impl Server<'_> {
+    pub fn url(&self) -> &str {
+        &self.urls[0]
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What this run has logged.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        text.get(self.log_start..).unwrap_or_default().to_string()
+    }
+
+    /// One request with the server's token; a dropped connection stops the test.
+    #[track_caller]
+    pub fn call(&self, method: &str, path: &str, body: impl Into<Option<Value>>) -> Reply {
+        let body = body.into().map(|body| body.to_string());
+        match request(self.url(), method, &format!("/v1/{path}"), self.token.as_deref(), body.as_deref()) {
+            Ok(reply) => reply,
+            Err(error) => panic!("{method} {path}: {error}\n{}", self.log()),
+        }
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Reply {
+        self.call("GET", path, None)
+    }
+
+    #[track_caller]
+    pub fn put(&self, path: &str, body: Value) -> Reply {
+        self.call("PUT", path, body)
+    }
+
+    pub fn status(&self) -> Value {
+        self.get("sys/seal-status").ok()
+    }
+
+    /// Waits until seal-status satisfies `good`.
+    #[track_caller]
+    pub fn wait(&self, what: &str, good: impl Fn(&Value) -> bool) -> Value {
+        let began = Instant::now();
+        loop {
+            let status = self.status();
+            if good(&status) {
+                return status;
+            }
+            assert!(began.elapsed() < PATIENCE, "never {what}: {status}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[track_caller]
+    pub fn wait_unsealed(&self) -> Value {
+        self.wait("unsealed", |status| status["sealed"] == false)
+    }
+
+    #[track_caller]
+    pub fn wait_reason(&self, word: &str) -> Value {
+        self.wait(word, |status| status["sealed_reason"] == word)
+    }
+
+    /// Initialises over HTTP with so many shares, waits until unsealed where an HSM unseals, and keeps the root token.
+    #[track_caller]
+    pub fn init(&mut self, shares: u32, threshold: u32) -> Made {
+        self.wait_reason("not-initialized");
+        let hsm = self.place.with_hsm;
+        let kind = if hsm { "recovery" } else { "secret" };
+        let mut request = json!({});
+        request[format!("{kind}_shares")] = shares.into();
+        request[format!("{kind}_threshold")] = threshold.into();
+        // The HSM's worker may still be starting.
+        let began = Instant::now();
+        let reply = loop {
+            let reply = self.put("sys/init", request.clone());
+            if reply.status != 503 || began.elapsed() > PATIENCE {
+                break reply.ok();
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let field = if hsm { "recovery_keys_base64" } else { "keys_base64" };
+        let made = Made {
+            root: reply["root_token"].as_str().unwrap().to_string(),
+            shares: reply[field].as_array().unwrap().iter().map(|share| share.as_str().unwrap().to_string()).collect(),
+        };
+        assert_eq!(made.shares.len(), shares as usize);
+        if hsm {
+            self.wait_unsealed();
+        }
+        self.token = Some(made.root.clone());
+        made
+    }
+
+    /// `sos` as an operator's command against this server.
+    pub fn operator(&self, arguments: &[&str], input: &str) -> (Option<i32>, String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sos"));
+        command.env_clear().env("VAULT_ADDR", self.url()).args(arguments);
+        if let Some(token) = &self.token {
+            command.env("VAULT_TOKEN", token);
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let done = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (done.status.code(), text(&done.stdout), text(&done.stderr))
+    }
+
+    /// kill -9.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.pid().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// SIGTERM, and how long the server took to end; it must end well.
+    pub fn terminate(mut self) -> Duration {
+        self.signal(rustix::process::Signal::TERM);
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                assert!(status.success(), "ended with {status}:\n{}", self.log());
+                return began.elapsed();
+            }
+            assert!(began.elapsed() < PATIENCE, "does not end on SIGTERM:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Whether the process still runs.
+    pub fn alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// The pids of the server and its children.
+    pub fn pids(&self) -> Vec<u32> {
+        let mut pids = vec![self.pid()];
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+            if parent == Some(self.pid()) {
+                pids.push(pid);
+            }
+        }
+        pids
+    }
+
+    /// Resident memory in MiB.
+    pub fn resident(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() / 1024
+    }
+
+    /// A KV version 2 mount.
+    #[track_caller]
+    pub fn mount_kv(&self, path: &str) {
+        self.put(&format!("sys/mounts/{path}"), json!({"type": "kv", "options": {"version": "2"}})).ok();
+    }
+}
+
+/// Waits until `good`.
+#[track_caller]
+pub fn eventually(what: &str, good: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !good() {
+        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Sends these bytes and reads until the server closes or is silent.
+pub fn raw(url: &str, bytes: &[u8]) -> String {
+    let mut stream = std::net::TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    // The server may answer and close before it has read everything.
+    let _ = stream.write_all(bytes);
+    exchange(&mut stream)
+}
+
+/// Reads one answer.
+pub fn exchange(stream: &mut impl Read) -> String {
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    while let Ok(count) = stream.read(&mut chunk) {
+        if count == 0 {
+            break;
+        }
+        answer.extend_from_slice(&chunk[..count]);
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
