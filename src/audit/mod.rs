@@ -1,14 +1,43 @@
 //! Audit: every request and answer leaves a record in at least one enabled device, or the request fails.
+//!
+//! Values are recorded as HMACs under each device's own salt, so that an auditor can look for a known value (`sys/audit-hash`)
+//! and a reader of the file learns none. A record is written when the operating system has it; a device that cannot
+//! take records in time must not hold up the server while another one can.
 
-use std::net::IpAddr;
+mod device;
+mod entry;
+mod file;
+mod options;
+mod redact;
+mod salt;
 
-use crate::core::{
-    engine::Caller,
-    failure::Failure,
-    mounts::MountEntry,
-    reply::Reply,
-    request::{Operation, Request},
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use crate::{
+    barrier::{Txn, View},
+    core::{
+        clock::Clock,
+        engine::Caller,
+        failure::{Failure, Kind},
+        mounts::MountEntry,
+        reply::Reply,
+        request::{Operation, Request},
+    },
+    storage::StorageError,
 };
+use device::Device;
+pub use device::{DEADLINE, DeviceRecord};
+use entry::Formatter;
+pub use options::OptionError;
+use salt::Salt;
+
+/// Where the names of audited headers are stored.
+const HEADERS: &str = "audited-headers";
 
 /// What is known of a request when it is recorded.
 #[derive(Clone, Copy)]
@@ -34,29 +63,201 @@ pub enum Outcome<'a> {
     Failure(&'a Failure),
 }
 
+/// A device with its salt, as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    #[serde(flatten)]
+    device: DeviceRecord,
+    salt: String,
+}
+
 /// All enabled devices.
-#[derive(Default)]
-pub struct Broker {}
+pub struct Broker {
+    clock: Clock,
+    /// Where files may be.
+    allowed: Vec<String>,
+    devices: ArcSwap<Vec<Arc<Device>>>,
+    headers: ArcSwap<BTreeMap<String, bool>>,
+    /// The store while unsealed.
+    view: ArcSwapOption<View>,
+    /// Changes are made one at a time; requests never take it.
+    changing: Mutex<()>,
+}
 
 impl Broker {
+    /// A broker without devices; files may lie under `allowed` (folders, files, or `stdout`).
+    pub fn new(clock: Clock, allowed: Vec<String>) -> Self {
+        Self {
+            clock,
+            allowed,
+            devices: ArcSwap::default(),
+            headers: ArcSwap::default(),
+            view: ArcSwapOption::empty(),
+            changing: Mutex::new(()),
+        }
+    }
+
     /// Whether any device is enabled.
     pub fn is_enabled(&self) -> bool {
-        false
+        !self.devices.load().is_empty()
+    }
+
+    /// Starts the devices that are stored below `view` (`core/`), after the barrier was opened.
+    ///
+    /// # Errors
+    /// For records that cannot be read. A device whose file cannot be opened is enabled all the same: its records fail.
+    pub fn load(&self, view: View) -> Result<(), Failure> {
+        let mut devices = Vec::new();
+        for (path, entry) in view.scan("audit/", None, usize::MAX)? {
+            let corrupt = |reason: String| Failure::from(StorageError::Corrupt { key: path.clone(), reason });
+            let stored: Stored = serde_json::from_slice(entry.value.expose()).map_err(|error| corrupt(error.to_string()))?;
+            let device = Device::start(stored.device, Salt::from_text(stored.salt), &self.allowed);
+            devices.push(device.map_err(|error| corrupt(error.to_string()))?);
+        }
+        let headers = match view.get(HEADERS)? {
+            None => BTreeMap::new(),
+            Some(entry) => serde_json::from_slice(entry.value.expose())
+                .map_err(|error| StorageError::Corrupt { key: HEADERS.into(), reason: error.to_string() })?,
+        };
+        devices.sort_by(|a, b| a.record.path.cmp(&b.record.path));
+        self.devices.store(Arc::new(devices));
+        self.headers.store(Arc::new(headers));
+        self.view.store(Some(Arc::new(view)));
+        Ok(())
+    }
+
+    /// Forgets all devices, before the barrier is closed.
+    pub fn unload(&self) {
+        self.view.store(None);
+        self.devices.store(Arc::default());
+        self.headers.store(Arc::default());
+    }
+
+    /// Lets every device open its file anew (SIGHUP, after log rotation).
+    pub fn reopen(&self) {
+        for device in self.devices.load().iter() {
+            device.reopen();
+        }
     }
 
     /// Records a request (`type: request`), allowed or refused, before it is carried out.
     ///
     /// # Errors
     /// When devices are enabled and none took the record in time: the request must not go on.
-    pub async fn request(&self, _exchange: Exchange<'_>, _refused: Option<&Failure>) -> Result<(), Failure> {
-        Ok(())
+    pub async fn request(&self, exchange: Exchange<'_>, refused: Option<&Failure>) -> Result<(), Failure> {
+        let now = self.clock.now();
+        let text = "internal error: no audit device could record the request, so it was not carried out";
+        self.record(|formatter| formatter.request(exchange, refused, now), text).await
     }
 
     /// Records an answer (`type: response`) before it is sent.
     ///
     /// # Errors
     /// As for [`Broker::request`]; the answer must not be sent.
-    pub async fn response(&self, _exchange: Exchange<'_>, _outcome: Outcome<'_>) -> Result<(), Failure> {
+    pub async fn response(&self, exchange: Exchange<'_>, outcome: Outcome<'_>) -> Result<(), Failure> {
+        let now = self.clock.now();
+        let text = "internal error: no audit device could record the answer, so it is not sent";
+        self.record(|formatter| formatter.response(exchange, outcome, now), text).await
+    }
+
+    async fn record(
+        &self,
+        format: impl Fn(&Formatter<'_>) -> serde_json::Result<Vec<u8>> + Send,
+        failed: &str,
+    ) -> Result<(), Failure> {
+        let devices = self.devices.load_full();
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let headers = self.headers.load_full();
+        let mut waiting = FuturesUnordered::new();
+        for device in devices.iter() {
+            let line = format(&Formatter::new(device, &headers)).map_err(Failure::internal)?;
+            waiting.push(device.write(line));
+        }
+        // Every queue has the record once each future was polled; the first device that wrote it is enough.
+        while let Some(result) = waiting.next().await {
+            if result.is_ok() {
+                return Ok(());
+            }
+        }
+        Err(Failure::listed(Kind::Internal, failed))
+    }
+
+    /// The enabled devices, sorted by path.
+    pub fn list(&self) -> Vec<DeviceRecord> {
+        self.devices.load().iter().map(|device| device.record.clone()).collect()
+    }
+
+    /// Enables a device after a probe record was written to it.
+    ///
+    /// # Errors
+    /// For a path in use, wrong options, and a device that cannot be written to.
+    pub async fn enable(&self, record: DeviceRecord) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        let devices = self.devices.load_full();
+        let nests = |path: &str| path.starts_with(&record.path) || record.path.starts_with(path);
+        if devices.iter().any(|device| nests(&device.record.path)) {
+            return Err(Failure::invalid("path already in use"));
+        }
+        let salt = Salt::random();
+        let stored = Stored { device: record.clone(), salt: salt.expose().to_owned() };
+        let name = format!("audit/{}", record.uuid);
+        let device = Device::start(record, salt, &self.allowed).map_err(|error| Failure::invalid(error.to_string()))?;
+        let id = uuid::Uuid::new_v4().to_string();
+        let probe = Formatter::new(&device, &self.headers.load()).probe(&id, self.clock.now()).map_err(Failure::internal)?;
+        let probed = device.write(probe).await;
+        probed.map_err(|error| Failure::invalid(format!("the audit device failed its test record: {error}")))?;
+        let value = serde_json::to_vec(&stored).map_err(Failure::internal)?;
+        self.view()?.commit(Txn::new().put(name, value)).await?;
+        let mut devices = Vec::clone(&devices);
+        devices.push(device);
+        devices.sort_by(|a, b| a.record.path.cmp(&b.record.path));
+        self.devices.store(Arc::new(devices));
         Ok(())
     }
+
+    /// Disables the device at a path, if there is one.
+    pub async fn disable(&self, path: &str) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        let devices = self.devices.load_full();
+        let Some(device) = devices.iter().find(|device| device.record.path == path) else { return Ok(()) };
+        self.view()?.commit(Txn::new().delete(format!("audit/{}", device.record.uuid))).await?;
+        let left = devices.iter().filter(|other| other.record.path != path).cloned().collect();
+        self.devices.store(Arc::new(left));
+        Ok(())
+    }
+
+    /// The HMAC that a device's records show for a value; `None` without such a device.
+    pub fn hash(&self, path: &str, value: &str) -> Option<String> {
+        let devices = self.devices.load();
+        let device = devices.iter().find(|device| device.record.path == path)?;
+        Some(device.salt.identify(value.as_bytes()))
+    }
+
+    /// Headers that are recorded, by name in lower case, and whether as HMACs.
+    pub fn headers(&self) -> Arc<BTreeMap<String, bool>> {
+        self.headers.load_full()
+    }
+
+    /// Records a header from now on (`Some`, whether as HMAC) or no longer.
+    pub async fn set_header(&self, name: &str, hmac: Option<bool>) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        let mut headers = BTreeMap::clone(&self.headers.load());
+        match hmac {
+            Some(hmac) => headers.insert(name.to_ascii_lowercase(), hmac),
+            None => headers.remove(&name.to_ascii_lowercase()),
+        };
+        let value = serde_json::to_vec(&headers).map_err(Failure::internal)?;
+        self.view()?.commit(Txn::new().put(HEADERS, value)).await?;
+        self.headers.store(Arc::new(headers));
+        Ok(())
+    }
+
+    fn view(&self) -> Result<Arc<View>, Failure> {
+        self.view.load_full().ok_or_else(|| Failure::unavailable("Vault is sealed"))
+    }
 }
+
+#[cfg(test)]
+mod tests;

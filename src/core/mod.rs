@@ -16,6 +16,7 @@ pub mod sys;
 #[cfg(test)]
 pub mod testing;
 pub mod tokens;
+pub mod tools;
 pub mod wrapping;
 
 use std::sync::{Arc, Weak};
@@ -122,7 +123,7 @@ impl Core {
             barrier: Arc::clone(seal.barrier()),
             seal: Arc::clone(&seal),
             active: ArcSwapOption::empty(),
-            audit: Broker::default(),
+            audit: Broker::new(clock.clone(), settings.audit_paths.clone()),
             clock,
             settings,
             services,
@@ -150,6 +151,7 @@ impl Core {
         let active = Arc::new(Active { router, mounts, tokens, policies });
         self.services.zones.unsealed(&self.settings.zones, self.clock.now()).await?;
         active.mounts.load(self, &active, &cubbyhole).await?;
+        self.audit.load(view("core/")?)?;
         for mounted in active.router.all() {
             if let Err(failure) = mounted.engine.start().await {
                 tracing::error!(mount = %mounted.entry.full_path(), error = ?failure, "the engine did not start; its requests may fail");
@@ -163,6 +165,7 @@ impl Core {
     /// Stops answering; the seal locks the barrier.
     fn deactivate(&self) {
         self.active.store(None);
+        self.audit.unload();
         self.services.zones.forget();
     }
 

@@ -1,12 +1,15 @@
 //! The `sys/` mount: one file per family of endpoints, each with its own slice of the route table.
 
+pub mod audit;
 pub mod capabilities;
 pub mod health;
+pub mod host_info;
 pub mod leases;
 pub mod mounts;
 pub mod policies;
 pub mod remount;
 pub mod seal;
+pub mod tools;
 pub mod ui_mounts;
 pub mod wrapping;
 
@@ -44,12 +47,15 @@ impl System {
 
 static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| {
     RouteTable::joined(&[
+        audit::ROUTES,
         capabilities::ROUTES,
+        host_info::ROUTES,
         leases::ROUTES,
         mounts::ROUTES,
         policies::ROUTES,
         remount::ROUTES,
         seal::ROUTES,
+        tools::ROUTES,
         ui_mounts::ROUTES,
         wrapping::ROUTES,
     ])

@@ -1,0 +1,202 @@
+//! A device: a bounded queue and a thread that writes, so that a slow disk never holds up the server beyond a deadline.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use super::{
+    file::Target,
+    options::{FileOptions, OptionError},
+    salt::Salt,
+};
+
+/// Records that wait for one device.
+const QUEUE: usize = 1024;
+/// How long a record may take. A device that is stuck for longer refuses new ones at once.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a device did not take a record.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// More records wait than the queue holds.
+    #[error("its queue is full")]
+    Full,
+    /// The write before this one has not come back.
+    #[error("it has been stuck for {0:?}")]
+    Stuck(Duration),
+    /// The record was not written in time.
+    #[error("it did not write the record in time")]
+    Late,
+    /// The write failed.
+    #[error(transparent)]
+    Write(#[from] std::io::Error),
+    /// Its thread cannot be started or has ended.
+    #[error("its writer is gone")]
+    Gone,
+}
+
+/// A device as it is stored below `core/audit/<uuid>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRecord {
+    /// Names the record.
+    pub uuid: String,
+    /// Path with a trailing slash.
+    pub path: String,
+    /// `file`.
+    pub kind: String,
+    /// For people.
+    pub description: String,
+    /// Options as they came.
+    pub options: BTreeMap<String, String>,
+    /// Shown only.
+    pub local: bool,
+}
+
+enum Job {
+    Write(Vec<u8>, oneshot::Sender<std::io::Result<()>>),
+    Reopen,
+}
+
+/// An enabled device.
+#[derive(Debug)]
+pub struct Device {
+    /// What was enabled.
+    pub record: DeviceRecord,
+    /// Its options in types.
+    pub options: FileOptions,
+    /// The key of its HMACs.
+    pub salt: Salt,
+    queue: SyncSender<Job>,
+    health: Arc<Health>,
+}
+
+/// What the writer and those who wait for it tell each other.
+#[derive(Debug)]
+struct Health {
+    path: String,
+    epoch: Instant,
+    /// Since when the writer has been at one record, in milliseconds after `epoch`; 0 when it is idle.
+    since: AtomicU64,
+    failing: AtomicBool,
+}
+
+impl Health {
+    /// Logs when the device starts to fail and when it works again, not every record in between.
+    fn note(&self, error: Option<&(dyn std::error::Error + 'static)>) {
+        match error {
+            None if self.failing.swap(false, Ordering::Relaxed) => {
+                tracing::info!(device = %self.path, "the audit device works again");
+            }
+            Some(error) if !self.failing.swap(true, Ordering::Relaxed) => {
+                tracing::error!(device = %self.path, error, "the audit device does not take records");
+            }
+            _ => {}
+        }
+    }
+
+    fn start(&self) {
+        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.since.store(now.max(1), Ordering::Relaxed);
+    }
+
+    fn stop(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    fn stuck(&self) -> Option<Duration> {
+        let since = self.since.load(Ordering::Relaxed);
+        let busy = self.epoch.elapsed().saturating_sub(Duration::from_millis(since));
+        (since != 0 && busy > DEADLINE).then_some(busy)
+    }
+}
+
+impl Device {
+    /// Starts a device's writer; its file is opened with the first record.
+    ///
+    /// # Errors
+    /// [`OptionError`] for options that cannot be used.
+    pub fn start(record: DeviceRecord, salt: Salt, allowed: &[String]) -> Result<Arc<Self>, OptionError> {
+        let options = FileOptions::parse(&record.options)?;
+        let (queue, jobs) = sync_channel(QUEUE);
+        let health = Arc::new(Health {
+            path: record.path.clone(),
+            epoch: Instant::now(),
+            since: AtomicU64::new(0),
+            failing: AtomicBool::new(false),
+        });
+        let target = Target::new(options.clone(), allowed.to_vec());
+        let writer = Arc::clone(&health);
+        // Without a thread every record fails with `Gone`, which says it.
+        if let Err(error) = std::thread::Builder::new().name("audit".into()).spawn(move || write(target, &jobs, &writer)) {
+            tracing::error!(%error, "the writer of an audit device cannot be started");
+        }
+        Ok(Arc::new(Self { record, options, salt, queue, health }))
+    }
+
+    /// Puts a record into the queue; the receiver hears when it is written.
+    pub fn send(&self, line: Vec<u8>) -> Result<oneshot::Receiver<std::io::Result<()>>, DeviceError> {
+        if let Some(stuck) = self.health.stuck() {
+            return Err(DeviceError::Stuck(stuck));
+        }
+        let (done, written) = oneshot::channel();
+        match self.queue.try_send(Job::Write(line, done)) {
+            Ok(()) => Ok(written),
+            Err(TrySendError::Full(_)) => Err(DeviceError::Full),
+            Err(TrySendError::Disconnected(_)) => Err(DeviceError::Gone),
+        }
+    }
+
+    /// Writes a record and waits for it, at most until the deadline.
+    pub async fn write(&self, line: Vec<u8>) -> Result<(), DeviceError> {
+        let result = match self.send(line) {
+            Err(error) => Err(error),
+            Ok(written) => match tokio::time::timeout(DEADLINE, written).await {
+                Err(_) => Err(DeviceError::Late),
+                Ok(Err(_)) => Err(DeviceError::Gone),
+                Ok(Ok(result)) => return Ok(result?),
+            },
+        };
+        if let Err(error) = &result {
+            self.health.note(Some(error));
+        }
+        result
+    }
+
+    /// Closes the file after the records that wait; the next record opens it again.
+    pub fn reopen(&self) {
+        if self.queue.try_send(Job::Reopen).is_err() {
+            tracing::warn!(device = %self.record.path, "the audit device is stuck and cannot reopen its file");
+        }
+    }
+}
+
+/// The writer's thread; it ends with the device.
+fn write(mut target: Target, jobs: &Receiver<Job>, health: &Health) {
+    while let Ok(job) = jobs.recv() {
+        health.start();
+        match job {
+            Job::Write(line, done) => {
+                let result = target.append(&line);
+                health.note(result.as_ref().err().map(|error| error as &(dyn std::error::Error + 'static)));
+                if result.is_err() {
+                    // What was replaced or repaired meanwhile is found by opening it anew.
+                    target.close_after_failure();
+                }
+                // Nobody waits any longer when another device was faster or the deadline has passed.
+                let _unheard = done.send(result);
+            }
+            Job::Reopen => target.close(),
+        }
+        health.stop();
+    }
+}

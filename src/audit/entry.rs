@@ -1,0 +1,402 @@
+//! The shape of a record: Vault's JSON, one object per line.
+//!
+//! ```text
+//! {"time":"…","type":"request","auth":{…},"request":{…}}
+//! {"time":"…","type":"response","auth":{…},"request":{…},"response":{…},"error":"…"}
+//! ```
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+use super::{Exchange, Outcome, device::Device, redact};
+use crate::{
+    core::{
+        engine::Caller,
+        failure::{Failure, Kind},
+        mounts::{MountEntry, Table},
+        reply::{Body, Grant, Reply, WrapInfo},
+        request::{Operation, Request},
+    },
+    wire::time::rfc3339,
+};
+
+/// Names of headers that are recorded, and whether as HMAC.
+pub type AuditedHeaders = BTreeMap<String, bool>;
+
+#[derive(Serialize)]
+struct Record<'a> {
+    time: String,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    auth: Auth<'a>,
+    request: RequestPart<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response: Option<ResponsePart<'a>>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    error: String,
+}
+
+#[derive(Default, Serialize)]
+struct Auth<'a> {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    client_token: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    accessor: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    display_name: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    policies: &'a [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    token_policies: &'a [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    identity_policies: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_results: Option<PolicyResults>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'a BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "is_zero")]
+    remaining_uses: i64,
+    #[serde(skip_serializing_if = "is_zero")]
+    num_uses: i64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    entity_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    token_type: &'a str,
+    #[serde(skip_serializing_if = "is_none_or_zero")]
+    token_ttl: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_issue_time: Option<String>,
+}
+
+#[derive(Serialize)]
+struct PolicyResults {
+    allowed: bool,
+}
+
+#[derive(Serialize)]
+struct Namespace {
+    id: &'static str,
+}
+
+#[derive(Serialize)]
+struct RequestPart<'a> {
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_id: Option<String>,
+    operation: &'a str,
+    #[serde(flatten)]
+    mount: Option<MountPart<'a>>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    client_token: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    client_token_accessor: String,
+    namespace: Namespace,
+    path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote_address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote_port: Option<u16>,
+    #[serde(skip_serializing_if = "is_none_or_zero")]
+    wrap_ttl: Option<u64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<&'a str, Vec<String>>,
+}
+
+#[derive(Serialize)]
+struct MountPart<'a> {
+    mount_point: String,
+    mount_type: &'a str,
+    mount_accessor: &'a str,
+    mount_class: &'a str,
+}
+
+#[derive(Serialize)]
+struct ResponsePart<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auth: Option<Auth<'a>>,
+    #[serde(flatten)]
+    mount: Option<MountPart<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    warnings: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wrap_info: Option<WrapPart<'a>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<&'a str, Vec<String>>,
+}
+
+#[derive(Serialize)]
+struct WrapPart<'a> {
+    ttl: u64,
+    token: String,
+    accessor: String,
+    creation_time: &'a str,
+    creation_path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wrapped_accessor: Option<String>,
+}
+
+// serde hands the field over by reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
+fn is_none_or_zero(number: &Option<u64>) -> bool {
+    number.is_none_or(|number| number == 0)
+}
+
+/// Makes the lines of one device.
+pub struct Formatter<'a> {
+    device: &'a Device,
+    headers: &'a AuditedHeaders,
+}
+
+impl<'a> Formatter<'a> {
+    /// For a device, with the headers that are recorded.
+    pub fn new(device: &'a Device, headers: &'a AuditedHeaders) -> Self {
+        Self { device, headers }
+    }
+
+    /// The line of a request.
+    pub fn request(&self, exchange: Exchange<'_>, refused: Option<&Failure>, now: OffsetDateTime) -> serde_json::Result<Vec<u8>> {
+        line(&Record {
+            time: rfc3339(now),
+            kind: "request",
+            auth: self.auth(exchange, refused.is_none()),
+            request: self.request_part(exchange)?,
+            response: None,
+            error: refused.map(error_text).unwrap_or_default(),
+        })
+    }
+
+    /// The line of an answer.
+    pub fn response(&self, exchange: Exchange<'_>, outcome: Outcome<'_>, now: OffsetDateTime) -> serde_json::Result<Vec<u8>> {
+        let (response, error) = match outcome {
+            Outcome::Reply(reply) => (Some(self.response_part(exchange, reply)?), String::new()),
+            Outcome::Failure(failure) => (None, error_text(failure)),
+        };
+        line(&Record {
+            time: rfc3339(now),
+            kind: "response",
+            auth: self.auth(exchange, true),
+            request: self.request_part(exchange)?,
+            response,
+            error,
+        })
+    }
+
+    /// The record that shows that the device can be written to.
+    pub fn probe(&self, id: &str, now: OffsetDateTime) -> serde_json::Result<Vec<u8>> {
+        let request = Request { id: id.to_owned(), ..Request::internal(Operation::Update, "sys/audit/test", "") };
+        self.request(
+            Exchange { request: &request, operation: Operation::Update, caller: None, mount: None, remote: None },
+            None,
+            now,
+        )
+    }
+
+    fn hidden(&self, text: &str) -> String {
+        if text.is_empty() || self.device.options.log_raw { text.to_owned() } else { self.device.salt.identify(text.as_bytes()) }
+    }
+
+    fn accessor(&self, text: &str) -> String {
+        if self.device.options.hmac_accessor { self.hidden(text) } else { text.to_owned() }
+    }
+
+    fn data(&self, json: &[u8], clear: &[String]) -> serde_json::Result<Option<Box<RawValue>>> {
+        let json = json.trim_ascii();
+        if json.is_empty() || json == b"null" {
+            return Ok(None);
+        }
+        let shown = if self.device.options.log_raw {
+            Cow::Borrowed(json)
+        } else {
+            Cow::Owned(redact::strings(json, &self.device.salt, clear))
+        };
+        // A record is one line: line breaks between the tokens of a client's JSON are blanks (inside strings they are escapes).
+        let text = String::from_utf8_lossy(&shown).replace(['\n', '\r'], " ");
+        RawValue::from_string(text).map(Some)
+    }
+
+    fn auth<'b>(&self, exchange: Exchange<'b>, allowed: bool) -> Auth<'b> {
+        let policy_results = Some(PolicyResults { allowed });
+        let Some(token) = exchange.caller.and_then(|caller| caller.token.as_ref()) else {
+            return Auth { policy_results, ..Auth::default() };
+        };
+        Auth {
+            client_token: exchange.request.token.as_ref().map(|token| self.hidden(token.expose())).unwrap_or_default(),
+            accessor: self.accessor(&token.accessor),
+            display_name: &token.display_name,
+            policies: &token.policies,
+            token_policies: &token.policies,
+            policy_results,
+            metadata: Some(&token.meta).filter(|metadata| !metadata.is_empty()),
+            remaining_uses: token.num_uses.max(0),
+            entity_id: &token.entity_id,
+            token_type: token.kind.word(),
+            token_ttl: Some(token.creation_ttl),
+            token_issue_time: OffsetDateTime::from_unix_timestamp(token.creation_time).ok().map(rfc3339),
+            ..Auth::default()
+        }
+    }
+
+    fn request_part<'b>(&self, exchange: Exchange<'b>) -> serde_json::Result<RequestPart<'b>> {
+        let request = exchange.request;
+        let token = exchange.caller.and_then(|caller| caller.token.as_ref());
+        let clear = exchange.mount.map_or(&[][..], |mount| &mount.config.audit_non_hmac_request_keys);
+        let data = if exchange.operation.is_write() || request.query.is_empty() {
+            self.data(&request.body, clear)?
+        } else {
+            let pairs: BTreeMap<&str, &str> = request.query.iter().map(|(name, value)| (&**name, &**value)).collect();
+            self.data(&serde_json::to_vec(&pairs)?, clear)?
+        };
+        Ok(RequestPart {
+            id: &request.id,
+            client_id: exchange.caller.and_then(client_id),
+            operation: exchange.operation.word(),
+            mount: exchange.mount.map(mount_part),
+            client_token: request.token.as_ref().map(|token| self.hidden(token.expose())).unwrap_or_default(),
+            client_token_accessor: token.map(|token| self.accessor(&token.accessor)).unwrap_or_default(),
+            namespace: Namespace { id: "root" },
+            path: &request.path,
+            data,
+            remote_address: exchange.remote.map(|address| address.to_string()),
+            remote_port: exchange.remote.map(|_| request.remote_port),
+            wrap_ttl: request.wrap_ttl.map(|ttl| ttl.as_secs()),
+            headers: self.audited(request.headers.iter()),
+        })
+    }
+
+    fn audited<'b>(&self, headers: impl Iterator<Item = &'b (String, String)>) -> BTreeMap<&'b str, Vec<String>> {
+        let mut found: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        if self.headers.is_empty() {
+            return found;
+        }
+        for (name, value) in headers {
+            if let Some(hmac) = self.headers.get(&name.to_ascii_lowercase()) {
+                found.entry(name).or_default().push(if *hmac { self.hidden(value) } else { value.clone() });
+            }
+        }
+        found
+    }
+
+    fn response_part<'b>(&self, exchange: Exchange<'b>, reply: &'b Reply) -> serde_json::Result<ResponsePart<'b>> {
+        let clear = exchange.mount.map_or(&[][..], |mount| &mount.config.audit_non_hmac_response_keys);
+        let data = match &reply.body {
+            Body::None => None,
+            Body::Data(json) | Body::Mirrored(json) if self.elides(exchange.operation) => Some(elided(json)?),
+            Body::Data(json) | Body::Mirrored(json) => self.data(json, clear)?,
+            Body::Bare { content_type: "application/json", bytes } => self.data(bytes, clear)?,
+            Body::Bare { bytes, .. } => {
+                let text = self.hidden(&String::from_utf8_lossy(bytes));
+                Some(serde_json::value::to_raw_value(&BTreeMap::from([("http_raw_body", text)]))?)
+            }
+        };
+        Ok(ResponsePart {
+            auth: reply.auth.as_deref().map(|grant| self.grant(grant)),
+            mount: exchange.mount.map(mount_part),
+            data,
+            warnings: &reply.warnings,
+            wrap_info: reply.wrap_info.as_deref().map(|info| self.wrapped(info)),
+            headers: self.audited(reply.headers.iter()),
+        })
+    }
+
+    fn elides(&self, operation: Operation) -> bool {
+        self.device.options.elide_list_responses && matches!(operation, Operation::List | Operation::Scan)
+    }
+
+    fn grant<'b>(&self, grant: &'b Grant) -> Auth<'b> {
+        Auth {
+            client_token: self.hidden(grant.client_token.expose()),
+            accessor: self.accessor(&grant.accessor),
+            policies: &grant.policies,
+            token_policies: &grant.token_policies,
+            identity_policies: &grant.identity_policies,
+            metadata: Some(&grant.metadata).filter(|metadata| !metadata.is_empty()),
+            num_uses: grant.num_uses,
+            entity_id: &grant.entity_id,
+            token_type: grant.token_type,
+            token_ttl: Some(grant.lease_duration.as_secs()),
+            ..Auth::default()
+        }
+    }
+
+    fn wrapped<'b>(&self, info: &'b WrapInfo) -> WrapPart<'b> {
+        WrapPart {
+            ttl: info.ttl,
+            token: self.hidden(info.token.expose()),
+            accessor: self.accessor(&info.accessor),
+            creation_time: &info.creation_time,
+            creation_path: &info.creation_path,
+            wrapped_accessor: info.wrapped_accessor.as_deref().map(|accessor| self.accessor(accessor)),
+        }
+    }
+}
+
+fn line(record: &Record<'_>) -> serde_json::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(record)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// What the client reads, or the kind where that is no text; "nothing is there" is no error.
+fn error_text(failure: &Failure) -> String {
+    failure.errors().pop().unwrap_or_else(|| match failure.kind() {
+        Kind::NotFound => String::new(),
+        Kind::UnsupportedPath => "unsupported path".into(),
+        Kind::UnsupportedOperation => "unsupported operation".into(),
+        other => format!("{other:?}"),
+    })
+}
+
+fn mount_part(mount: &MountEntry) -> MountPart<'_> {
+    MountPart {
+        mount_point: mount.full_path(),
+        mount_type: &mount.kind,
+        mount_accessor: &mount.accessor,
+        mount_class: match mount.table {
+            Table::Secret => "secret",
+            Table::Auth => "auth",
+        },
+    }
+}
+
+/// The entity, or for tokens without one a hash of their policies, as Vault counts clients.
+fn client_id(caller: &Caller) -> Option<String> {
+    let token = caller.token.as_ref()?;
+    if !token.entity_id.is_empty() {
+        return Some(token.entity_id.clone());
+    }
+    let mut hash = Sha256::new();
+    for policy in &token.policies {
+        hash.update([0x7f]);
+        hash.update(policy);
+    }
+    hash.update([0]);
+    hash.update("root");
+    Some(STANDARD.encode(hash.finalize()))
+}
+
+/// The answer of a list with numbers of names instead of names.
+fn elided(json: &[u8]) -> serde_json::Result<Box<RawValue>> {
+    let members: BTreeMap<String, &RawValue> = serde_json::from_slice(json)?;
+    let counted: BTreeMap<&str, usize> = members
+        .iter()
+        .filter_map(|(name, value)| match name.as_str() {
+            "keys" => Some(("keys", serde_json::from_str::<Vec<&RawValue>>(value.get()).ok()?.len())),
+            "key_info" => Some(("key_info", serde_json::from_str::<BTreeMap<String, &RawValue>>(value.get()).ok()?.len())),
+            _ => None,
+        })
+        .collect();
+    serde_json::value::to_raw_value(&counted)
+}
