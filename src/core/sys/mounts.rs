@@ -541,9 +541,14 @@ fn change_options(entry: &mut MountEntry, options: &BTreeMap<String, String>) ->
     let mut warning = None;
     if let Some(version) = options.get("version").filter(|_| entry.kind == "kv") {
         let current = entry.options.get("version").map_or("1", String::as_str);
-        match (current, version.as_str()) {
-            (_, "1" | "2") => {}
-            (_, other) => return Err(Failure::invalid(format!("invalid version provided: {other}"))),
+        match version.as_str() {
+            "1" | "2" => {}
+            other if other.parse::<i64>().is_ok() => return Err(Failure::invalid(format!("invalid version provided: {other}"))),
+            // The parser's own words, as clients see them from Vault.
+            other => {
+                let text = format!("unable to parse options: strconv.ParseInt: parsing {other:?}: invalid syntax");
+                return Err(Failure::invalid(text));
+            }
         }
         if current == "2" && version == "1" {
             return Err(Failure::invalid("cannot downgrade mount from version 2"));
