@@ -7,6 +7,9 @@ pub mod kv1;
 pub mod kv2;
 pub mod transit;
 
+#[cfg(test)]
+mod kv_testing;
+
 use std::sync::Arc;
 
 use crate::{

@@ -80,10 +80,14 @@ fn operation(http: &HttpRequest, path: String, query: &[(String, String)]) -> Re
             if value("help").is_some_and(|help| help != "0" && help != "false") {
                 return Ok((Operation::Help, path));
             }
-            if switch(value("list"))? {
+            let (list, scan) = (switch(value("list"))?, switch(value("scan"))?);
+            if list && scan {
+                return Err(Failure::silent(Kind::Invalid));
+            }
+            if list {
                 return Ok((Operation::List, folder(path)));
             }
-            if switch(value("scan"))? {
+            if scan {
                 return Ok((Operation::Scan, folder(path)));
             }
             Ok((Operation::Read, path))

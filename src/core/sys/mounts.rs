@@ -538,29 +538,13 @@ async fn write_tune(system: &System, table: Table, params: TuneParams) -> Result
 
 /// Takes new options over; the version of a KV mount can only grow.
 fn change_options(entry: &mut MountEntry, options: &BTreeMap<String, String>) -> Result<Option<String>, Failure> {
-    let mut warning = None;
-    if let Some(version) = options.get("version").filter(|_| entry.kind == "kv") {
-        let current = entry.options.get("version").map_or("1", String::as_str);
-        match version.as_str() {
-            "1" | "2" => {}
-            other if other.parse::<i64>().is_ok() => return Err(Failure::invalid(format!("invalid version provided: {other}"))),
-            // The parser's own words, as clients see them from Vault.
-            other => {
-                let text = format!("unable to parse options: strconv.ParseInt: parsing {other:?}: invalid syntax");
-                return Err(Failure::invalid(text));
-            }
-        }
-        if current == "2" && version == "1" {
-            return Err(Failure::invalid("cannot downgrade mount from version 2"));
-        }
-        if current == "1" && version == "2" {
-            warning = Some(
-                "Upgrading mount from version 1 to version 2. This mount will be unavailable for a brief period and will \
-                 resume service shortly."
-                    .to_owned(),
-            );
-        }
-    }
-    entry.options.extend(options.iter().map(|(name, value)| (name.clone(), value.clone())));
-    Ok(warning)
+    let mut changed = entry.options.clone();
+    changed.extend(options.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let upgrades = entry.kind == "kv" && engines::kv::check_version_change(&entry.options, &changed)?;
+    entry.options = changed;
+    Ok(upgrades.then(|| {
+        "Upgrading mount from version 1 to version 2. This mount will be unavailable for a brief period and will resume \
+         service shortly."
+            .to_owned()
+    }))
 }
