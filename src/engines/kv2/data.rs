@@ -113,9 +113,7 @@ mod tests {
     #[test]
     fn deep_secrets_do_not_overflow_the_stack() {
         let deep = format!("{}1{}", "{\"a\":".repeat(20_000), "}".repeat(20_000));
-        assert!(
-            names(deep.as_bytes(), MAX_DEPTH)
-                .ends_with(b"null}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}}")
-        );
+        let shown = String::from_utf8(names(deep.as_bytes(), MAX_DEPTH)).unwrap();
+        assert!(shown.ends_with(&format!("{{\"a\":null{}", "}".repeat(MAX_DEPTH))), "{shown}");
     }
 }
