@@ -38,6 +38,12 @@ fn refuse(key: &Key, what: &str) -> Failure {
     Failure::invalid(format!("key type {} does not support {what}", key.record.kind.name()))
 }
 
+/// Endpoints that Vault has and this server does not.
+pub async fn absent(_: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
+    let endpoint = call.path.split('/').next().unwrap_or(call.path);
+    Err(Failure::not_implemented(format_args!("the transit endpoint {endpoint} ({})", call.path)))
+}
+
 /// POST `sign/:name`.
 pub async fn sign(engine: &Transit, _: &Call<'_>, params: AnyParams) -> Result<Reply, Failure> {
     let key = engine.existing(&params.name, "signing key not found")?;

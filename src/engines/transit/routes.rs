@@ -124,4 +124,31 @@ static ROUTES: &[Route<Transit>] = &[
         "Makes an HMAC with a named key.",
         &[op!(Write, "Makes an HMAC.", later::hmac, later::AnyParams)],
     ),
+    route(
+        &[
+            "backup/{name}",
+            "export/{type:segment}/{name}",
+            "export/{type:segment}/{name}/{version:segment}",
+            "byok-export/{destination}/{source}",
+            "byok-export/{destination}/{source}/{version:segment}",
+            "wrapping_key",
+        ],
+        "Takes keys out: not available yet.",
+        &[op!(Read, "Not available yet.", later::absent)],
+    ),
+    route(
+        &[
+            "restore",
+            "restore/{name}",
+            "keys/{name}/import",
+            "keys/{name}/import_version",
+            "keys/{name}/csr",
+            "keys/{name}/set-certificate",
+            "derive-key/{name}",
+            "hash",
+            "hash/{urlalgorithm:segment}",
+        ],
+        "Not available yet.",
+        &[op!(Write, "Not available yet.", later::absent)],
+    ),
 ];

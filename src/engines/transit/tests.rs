@@ -1,5 +1,7 @@
 //! The engine over a store in memory, without HTTP: requests go through the same table as real ones.
 
+mod hsm;
+
 use std::{
     collections::{BTreeMap, HashSet},
     time::Duration,
@@ -62,7 +64,11 @@ async fn cluster(hsm: Option<Arc<FakeHsm>>) -> (Arc<Barrier>, Arc<Services>) {
     let escrow = InitRequest { recovery_shares: 1, recovery_threshold: 1, ..InitRequest::default() };
     let request = if hsm.is_some() { escrow } else { shares };
     let zones = Arc::new(Zones::new(Arc::clone(&barrier), hsm.clone(), "test"));
-    Arc::new(seal).init(request, Clock::system().now()).await.unwrap();
+    let made = seal.init(request, Clock::system().now()).await.unwrap();
+    if let Some(share) = made.keys.first() {
+        let request = serde_json::from_value(json!({ "key": share })).unwrap();
+        seal.unseal(request).await.unwrap();
+    }
     let services = Services { hsm, zones, default_protection: None, transit: Arc::default() };
     (barrier, Arc::new(services))
 }

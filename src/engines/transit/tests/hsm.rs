@@ -1,0 +1,201 @@
+//! Protection levels with an HSM: where keys live, what crashes leave behind, what an absent HSM means.
+
+use super::*;
+
+#[tokio::test]
+async fn keys_are_in_the_hsm_by_default_where_it_can() {
+    let hsm = FakeHsm::new();
+    let mut bench = Bench::with(Some(Arc::clone(&hsm)), &[]).await;
+    for (name, body, level) in [
+        ("a", json!({ "type": "aes128-gcm96" }), "hsm"),
+        ("b", json!({}), "hsm"),
+        ("c", json!({ "type": "chacha20-poly1305" }), "software"),
+        ("d", json!({ "derived": true }), "software"),
+        ("e", json!({ "protection_level": "software" }), "software"),
+        ("f", json!({ "protection_level": "hsm-only" }), "hsm-only"),
+    ] {
+        let key = bench.post(&format!("keys/{name}"), body).await;
+        assert_eq!((&key["protection_level"], &key["zone"]), (&json!(level), &json!("default")), "{name}");
+    }
+    for name in ["a", "b", "c", "e", "f"] {
+        let first = bench.encrypt(name, "one").await;
+        bench.post(&format!("keys/{name}/rotate"), json!({})).await;
+        let second = bench.encrypt(name, "two").await;
+        bench.restart();
+        assert_eq!(bench.decrypt(name, &first).await.unwrap(), "one", "{name}");
+        assert_eq!(bench.decrypt(name, &second).await.unwrap(), "two", "{name}");
+        let broken = format!("{}AAAA", &first[..first.len() - 4]);
+        let failure = bench.decrypt(name, &broken).await.unwrap_err();
+        assert!(failure.text().ends_with("message authentication failed"), "{failure}");
+    }
+    assert_eq!(hsm.labels().iter().filter(|label| label.contains("/transit/f/")).count(), 2, "{:?}", hsm.labels());
+}
+
+#[tokio::test]
+async fn a_batch_is_one_call_to_the_hsm() {
+    let hsm = FakeHsm::new();
+    let bench = Bench::with(Some(Arc::clone(&hsm)), &[]).await;
+    bench.post("keys/k", json!({})).await;
+    bench.encrypt("k", "warm").await;
+    let before = hsm.calls();
+    let items: Vec<Value> = (0..1000).map(|_| json!({ "plaintext": "YQ==" })).collect();
+    let answer = bench.post("encrypt/k", json!({ "batch_input": items })).await;
+    assert_eq!(hsm.calls() - before, 1);
+    let items: Vec<Value> = answer["batch_results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .enumerate()
+        .map(|(at, item)| json!({ "ciphertext": if at == 3 { json!("vault:v1:MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMA==") } else { item["ciphertext"].clone() } }))
+        .collect();
+    let reply = bench.call(Operation::Update, "decrypt/k", json!({ "batch_input": items })).await.unwrap();
+    assert_eq!((hsm.calls() - before, reply.status), (2, Some(400)));
+    let answer = data(reply);
+    assert_eq!(answer["batch_results"][2]["plaintext"], "YQ==");
+    assert!(answer["batch_results"][3]["error"].as_str().unwrap().contains("authentication failed"));
+}
+
+#[tokio::test]
+async fn without_its_hsm_a_key_answers_503_with_the_reason() {
+    let hsm = FakeHsm::new();
+    let bench = Bench::with(Some(Arc::clone(&hsm)), &[]).await;
+    bench.post("keys/k", json!({})).await;
+    let text = bench.encrypt("k", "x").await;
+    hsm.go_down(crate::hsm::DownReason::TokenMissing);
+    let failure = bench.decrypt("k", &text).await.unwrap_err();
+    assert_eq!(failure.kind(), Kind::Unavailable);
+    assert!(failure.text().contains("hsm-token-missing"), "{failure}");
+    let failure = bench.call(Operation::Update, "keys/new", json!({})).await.unwrap_err();
+    assert_eq!(failure.kind(), Kind::Unavailable, "never software in silence: {failure}");
+    hsm.come_back();
+    assert_eq!(bench.decrypt("k", &text).await.unwrap(), "x");
+}
+
+#[tokio::test]
+async fn a_plaintext_beyond_the_hsm_is_refused_with_the_limit() {
+    let bench = Bench::with(Some(FakeHsm::new()), &[]).await;
+    bench.post("keys/k", json!({})).await;
+    let big = b64::encode(&vec![0; (1 << 20) + 1]);
+    assert!(bench.refused("encrypt/k", json!({ "plaintext": big })).await.contains("at most 1048576 bytes"));
+}
+
+#[tokio::test]
+async fn levels_rise_in_place_and_fall_only_where_exportable() {
+    let bench = Bench::with(Some(FakeHsm::new()), &[]).await;
+    bench.post("keys/k", json!({ "protection_level": "software" })).await;
+    let first = bench.encrypt("k", "one").await;
+    bench.post("keys/k/rotate", json!({})).await;
+    let second = bench.encrypt("k", "two").await;
+    let key = bench.post("keys/k/config", json!({ "protection_level": "hsm" })).await;
+    assert_eq!(key["protection_level"], "hsm");
+    assert_eq!(bench.decrypt("k", &first).await.unwrap(), "one");
+    assert_eq!(bench.decrypt("k", &second).await.unwrap(), "two");
+    let third = bench.encrypt("k", "three").await;
+    let lower = json!({ "protection_level": "software" });
+    assert!(bench.refused("keys/k/config", lower.clone()).await.contains("exportable"));
+    assert!(bench.refused("keys/k/config", json!({ "protection_level": "hsm-only" })).await.contains("only new keys"));
+    bench.post("keys/k/config", json!({ "exportable": true })).await;
+    assert_eq!(bench.post("keys/k/config", lower).await["protection_level"], "software");
+    for (text, plain) in [(first, "one"), (second, "two"), (third, "three")] {
+        assert_eq!(bench.decrypt("k", &text).await.unwrap(), plain);
+    }
+}
+
+#[tokio::test]
+async fn hsm_only_refuses_what_needs_the_material() {
+    let bench = Bench::with(Some(FakeHsm::new()), &[]).await;
+    for (extra, word) in [("derived", "derived"), ("exportable", "exportable"), ("allow_plaintext_backup", "backups")] {
+        let text = bench.refused("keys/k", json!({ "protection_level": "hsm-only", extra: true })).await;
+        assert!(text.contains(word), "{text}");
+    }
+    bench.post("keys/k", json!({ "protection_level": "hsm-only" })).await;
+    for extra in ["exportable", "allow_plaintext_backup"] {
+        assert!(bench.refused("keys/k/config", json!({ extra: true })).await.contains("never leaves"));
+    }
+}
+
+#[tokio::test]
+async fn a_mount_can_require_a_level() {
+    let bench = Bench::with(Some(FakeHsm::new()), &[("protection_required", "hsm-only")]).await;
+    assert_eq!(bench.post("keys/k", json!({})).await["protection_level"], "hsm-only");
+    assert!(bench.refused("keys/s", json!({ "protection_level": "software" })).await.contains("requires"));
+    assert!(bench.refused("keys/d", json!({ "derived": true })).await.contains("derived"));
+    let bench = Bench::with(Some(FakeHsm::new()), &[("protection", "software")]).await;
+    assert_eq!(bench.post("keys/k", json!({})).await["protection_level"], "software");
+    assert_eq!(bench.post("keys/h", json!({ "protection_level": "hsm" })).await["protection_level"], "hsm");
+}
+
+#[tokio::test]
+async fn objects_of_deleted_keys_leave_the_hsm() {
+    let hsm = FakeHsm::new();
+    let bench = Bench::with(Some(Arc::clone(&hsm)), &[]).await;
+    let before = hsm.labels();
+    bench.post("keys/k", json!({ "protection_level": "hsm-only" })).await;
+    bench.post("keys/k/rotate", json!({})).await;
+    assert_eq!(hsm.labels().len(), before.len() + 2);
+    bench.post("keys/k/config", json!({ "deletion_allowed": true })).await;
+    bench.call(Operation::Delete, "keys/k", json!({})).await.unwrap();
+    assert_eq!(hsm.labels(), before);
+    assert!(bench.transit.store.view.list("token/", None, usize::MAX).unwrap().is_empty());
+    bench.post("keys/k", json!({ "protection_level": "hsm-only" })).await;
+    Engine::retire(bench.transit.as_ref()).await.unwrap();
+    assert_eq!(hsm.labels(), before);
+}
+
+#[tokio::test]
+async fn a_crash_while_an_object_is_made_leaves_no_orphan_and_no_gap() {
+    for effect in [false, true] {
+        for nth in 0..4 {
+            let hsm = FakeHsm::new();
+            let mut bench = Bench::with(Some(Arc::clone(&hsm)), &[]).await;
+            let before = hsm.labels();
+            bench.post("keys/k", json!({ "protection_level": "hsm-only" })).await;
+            hsm.die_at(nth, effect);
+            let rotated = bench.call(Operation::Update, "keys/k/rotate", json!({})).await;
+            hsm.come_back();
+            bench.restart();
+            Engine::start(bench.transit.as_ref()).await.unwrap();
+            Engine::tick(bench.transit.as_ref()).await.unwrap();
+            let key = bench.transit.store.key("k").unwrap().unwrap();
+            let versions = usize::try_from(key.record.latest_version).unwrap();
+            assert_eq!(versions, if rotated.is_ok() { 2 } else { 1 }, "{nth} {effect}");
+            assert_eq!(hsm.labels().len(), before.len() + versions, "{nth} {effect}: {:?}", hsm.labels());
+            assert!(bench.encrypt("k", "x").await.starts_with(&format!("vault:v{versions}:")));
+        }
+    }
+}
+
+#[tokio::test]
+async fn material_follows_the_zones_master_key() {
+    for hsm in [None, Some(FakeHsm::new())] {
+        let mut bench = Bench::with(hsm, &[]).await;
+        let mut texts = Vec::new();
+        for (name, body) in
+            [("a", json!({})), ("b", json!({ "protection_level": "software" })), ("c", json!({ "derived": true }))]
+        {
+            bench.post(&format!("keys/{name}"), body).await;
+            let answer = bench.post(&format!("encrypt/{name}"), json!({ "plaintext": "YQ==", "context": "YQ==" })).await;
+            texts.push((name, answer["ciphertext"].clone()));
+        }
+        let zones = Arc::clone(&bench.services.zones);
+        zones.rotate("default", bench.clock.now()).await.unwrap();
+        let progress = zones.rewrap("default", bench.services.transit.as_ref()).await.unwrap();
+        assert!(progress.finished);
+        assert_eq!((progress.seen, progress.rewrapped), (3, 3));
+        let current = zones.current("default").unwrap().id;
+        for (path, entry) in bench.transit.store.view.scan("material/", None, usize::MAX).unwrap() {
+            let record: record::VersionRecord = record::decode(&entry.value).unwrap();
+            if let record::Secrets::Zone(material) = &record.secrets {
+                assert_eq!(material.data_key.wrapped_by, current, "{path}");
+            }
+            if let record::StoredKey::Hsm(wrapped) = &record.key {
+                assert_eq!(wrapped.wrapped_by, current, "{path}");
+            }
+        }
+        bench.restart();
+        for (name, text) in texts {
+            let body = json!({ "ciphertext": text, "context": "YQ==" });
+            assert_eq!(bench.post(&format!("decrypt/{name}"), body).await["plaintext"], "YQ==");
+        }
+    }
+}
