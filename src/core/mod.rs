@@ -1,6 +1,7 @@
 //! What every request passes: the pipeline, the router and mount table, tokens, policies, leases, wrapping, `sys`.
 
 pub mod clock;
+pub mod cors;
 pub mod engine;
 pub mod envelope;
 pub mod failure;
@@ -32,6 +33,7 @@ use crate::{
     secret::SecretString,
 };
 use clock::Clock;
+use cors::Cors;
 use failure::Failure;
 use mount_table::MountTable;
 use mounts::Router;
@@ -87,6 +89,8 @@ pub struct Core {
     active: ArcSwapOption<Active>,
     /// Audit devices.
     pub audit: Broker,
+    /// Who may send cross-origin requests.
+    pub cors: Cors,
     /// The time.
     pub clock: Clock,
     /// From the configuration.
@@ -124,6 +128,7 @@ impl Core {
             seal: Arc::clone(&seal),
             active: ArcSwapOption::empty(),
             audit: Broker::new(clock.clone(), settings.audit_paths.clone()),
+            cors: Cors::default(),
             clock,
             settings,
             services,
@@ -152,6 +157,7 @@ impl Core {
         self.services.zones.unsealed(&self.settings.zones, self.clock.now()).await?;
         active.mounts.load(self, &active, &cubbyhole).await?;
         self.audit.load(view("core/")?)?;
+        self.cors.load(view("core/")?)?;
         for mounted in active.router.all() {
             if let Err(failure) = mounted.engine.start().await {
                 tracing::error!(mount = %mounted.entry.full_path(), error = ?failure, "the engine did not start; its requests may fail");

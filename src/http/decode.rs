@@ -42,6 +42,11 @@ pub fn head(http: &HttpRequest) -> Result<Request, Failure> {
     })
 }
 
+/// Whether the client says that it means to talk to a Vault, which a browser led astray does not.
+pub fn has_request_header(http: &HttpRequest) -> bool {
+    text(http, "x-vault-request").is_some_and(|value| value == "true")
+}
+
 /// The decoded path below `/v1/`.
 fn path(raw: &str) -> Result<String, Failure> {
     let Some(raw) = raw.strip_prefix("/v1/") else {

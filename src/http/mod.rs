@@ -1,9 +1,15 @@
 //! The front: the only module that knows actix. It decodes requests, hands them to the pipeline, writes answers.
 
+mod cors;
 pub mod decode;
 pub mod errors;
 
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -14,6 +20,7 @@ use actix_web::{
     web,
 };
 use bytes::{Bytes, BytesMut};
+use cors::Verdict;
 use futures_util::StreamExt;
 
 use crate::core::{
@@ -32,6 +39,10 @@ pub struct Front {
     pub core: Arc<Core>,
     /// Largest body in bytes.
     pub max_body: u64,
+    /// Longest time that a client waits for an answer.
+    pub max_duration: Duration,
+    /// Whether requests need the header `X-Vault-Request: true`.
+    pub require_request_header: bool,
 }
 
 /// Registers the one handler that takes every path and verb.
@@ -40,11 +51,52 @@ pub fn configure(app: &mut web::ServiceConfig, front: Front) {
 }
 
 async fn answer(http: HttpRequest, payload: web::Payload, front: web::Data<Front>) -> HttpResponse {
-    let answer = match decode_request(&http, payload, &front).await {
-        Ok(request) => front.core.handle(request).await,
+    let cors = match cors::check(&http, front.core.cors.settings().as_deref()) {
+        Verdict::Pass(headers) => headers,
+        Verdict::Answer(answer) => return write(answer, false),
+    };
+    let mut answer = match decode_request(&http, payload, &front).await {
+        Ok(request) => carry_out(&front, request).await,
         Err(failure) => refused(&failure),
     };
+    answer.headers.extend(cors);
     write(answer, *http.method() == Method::HEAD)
+}
+
+/// Hands a request to the pipeline. When the client goes away or its time is over the work is still finished, so
+/// that nothing stays half-done because someone closed a connection.
+async fn carry_out(front: &Front, request: crate::core::request::Request) -> Answer {
+    let core = Arc::clone(&front.core);
+    let mut work = Finish(Some(Box::pin(async move { core.handle(request).await })));
+    match tokio::time::timeout(front.max_duration, &mut work).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            let limit = front.max_duration.as_secs();
+            refused(&Failure::unavailable(format!("the request took longer than max_request_duration ({limit} s)")))
+        }
+    }
+}
+
+/// A request's work, which goes on by itself when nobody waits for it any longer.
+struct Finish(Option<Pin<Box<dyn Future<Output = Answer> + Send>>>);
+
+impl Future for Finish {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+        let Some(work) = &mut self.0 else { return Poll::Pending };
+        let answer = std::task::ready!(work.as_mut().poll(context));
+        self.0 = None;
+        Poll::Ready(answer)
+    }
+}
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        if let (Some(work), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(work);
+        }
+    }
 }
 
 async fn decode_request(
@@ -52,6 +104,9 @@ async fn decode_request(
     payload: web::Payload,
     front: &Front,
 ) -> Result<crate::core::request::Request, Failure> {
+    if front.require_request_header && !decode::has_request_header(http) {
+        return Err(Failure::plain(Kind::PreconditionFailed, "missing `X-Vault-Request` header"));
+    }
     let mut request = decode::head(http)?;
     let bytes = collect(http, payload, front.max_body).await?;
     request.body = decode::body(http, bytes)?;

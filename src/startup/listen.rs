@@ -63,6 +63,8 @@ pub struct Bound {
 struct One {
     socket: Socket,
     max_body: u64,
+    max_duration: Option<Duration>,
+    require_request_header: bool,
     /// What to tell people: `http://127.0.0.1:8200`.
     url: String,
 }
@@ -83,6 +85,8 @@ impl Bound {
                 Listener::Unix(unix) => One {
                     socket: Socket::Unix(unix_socket(unix)?),
                     max_body: unix.max_request_size,
+                    max_duration: unix.max_request_duration,
+                    require_request_header: false,
                     url: format!("unix://{}", unix.address.display()),
                 },
             };
@@ -96,14 +100,19 @@ impl Bound {
         let failed = |source| ListenError::Bind { address: address.clone(), source };
         let socket = bind_tcp(&address).map_err(failed)?;
         let local = socket.local_addr().map_err(failed)?;
-        let Some(settings) = &tcp.tls else {
-            return Ok(One { socket: Socket::Tcp(socket), max_body: tcp.max_request_size, url: format!("http://{local}") });
+        let one = |socket, scheme: &str| One {
+            socket,
+            max_body: tcp.max_request_size,
+            max_duration: tcp.max_request_duration,
+            require_request_header: tcp.require_request_header,
+            url: format!("{scheme}://{local}"),
         };
+        let Some(settings) = &tcp.tls else { return Ok(one(Socket::Tcp(socket), "http")) };
         let wrong = |source| ListenError::Tls { address: address.clone(), source };
         let certificate = Certificate::load(settings).map_err(wrong)?;
         let config = tls::server_config(settings, Arc::clone(&certificate)).map_err(wrong)?;
         self.certificates.push(certificate);
-        Ok(One { socket: Socket::Tls(socket, Box::new(config)), max_body: tcp.max_request_size, url: format!("https://{local}") })
+        Ok(one(Socket::Tls(socket, Box::new(config)), "https"))
     }
 
     /// Where clients connect.
@@ -117,12 +126,17 @@ impl Bound {
     }
 
     /// Starts serving; the returned servers run when they are awaited or spawned.
-    pub fn serve(self, core: &Arc<Core>) -> io::Result<Vec<(Server, ServerHandle)>> {
+    pub fn serve(self, core: &Arc<Core>, default_duration: Duration) -> io::Result<Vec<(Server, ServerHandle)>> {
         let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         self.listeners
             .into_iter()
             .map(|one| {
-                let front = Front { core: Arc::clone(core), max_body: one.max_body };
+                let front = Front {
+                    core: Arc::clone(core),
+                    max_body: one.max_body,
+                    max_duration: one.max_duration.unwrap_or(default_duration),
+                    require_request_header: one.require_request_header,
+                };
                 let server = HttpServer::new(move || {
                     let front = front.clone();
                     App::new().configure(|app| http::configure(app, front))

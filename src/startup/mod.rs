@@ -6,6 +6,7 @@ pub mod hsm;
 pub mod listen;
 pub mod logging;
 pub mod process;
+mod sanitized;
 pub mod tls;
 
 use std::{io, sync::Arc, time::Duration};
@@ -135,7 +136,7 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
     let bound = Bound::bind(&config.listeners)?;
     let urls = bound.urls();
     let reloaded = bound.certificates();
-    let servers = bound.serve(&core).map_err(system("the listeners cannot be served"))?;
+    let servers = bound.serve(&core, config.default_max_request_duration).map_err(system("the listeners cannot be served"))?;
     if args.dev {
         dev::initialise(&core, &args, &urls, certificates.as_ref()).await?;
     }
@@ -162,7 +163,10 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(&args, &log, &reloaded),
+            _ = hangup.recv() => {
+                reload(&args, &log, &reloaded);
+                core.audit.reopen();
+            }
         }
     }
     tracing::info!("stopping: requests in flight are finished first");
@@ -282,7 +286,7 @@ fn settings(config: &Config) -> Settings {
         audit_paths: config.audit_paths.clone(),
         raw_storage_endpoint: config.raw_storage_endpoint,
         zones: config.zones.iter().map(|zone| (zone.name.clone(), period(zone))).collect(),
-        sanitized: serde_json::Value::Null,
+        sanitized: sanitized::sanitized(config),
     }
 }
 

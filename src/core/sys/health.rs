@@ -80,6 +80,8 @@ async fn health(system: &System, call: &Call<'_>, params: HealthParams) -> Resul
     };
     let status = u16::try_from(asked).ok().filter(|status| (100..1000).contains(status));
     let status = status.ok_or_else(|| Failure::invalid("invalid status code"))?;
+    let facts = if sealed { None } else { Some(core.seal.status()?) };
+    let (cluster_name, cluster_id) = facts.map(|facts| (facts.cluster_name, facts.cluster_id)).unwrap_or_default();
     let body = Health {
         initialized,
         sealed,
@@ -90,8 +92,8 @@ async fn health(system: &System, call: &Call<'_>, params: HealthParams) -> Resul
         server_time_utc: call.now.unix_timestamp(),
         version: &core.settings.vault_version,
         sos_version: env!("CARGO_PKG_VERSION"),
-        cluster_name: None,
-        cluster_id: None,
+        cluster_name,
+        cluster_id,
     };
     Ok(Reply::bare(&body)?.with_status(status))
 }

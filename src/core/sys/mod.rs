@@ -1,17 +1,23 @@
 //! The `sys/` mount: one file per family of endpoints, each with its own slice of the route table.
 
+pub mod absent;
 pub mod audit;
 pub mod capabilities;
+pub mod catalog;
+pub mod config;
 pub mod health;
 pub mod host_info;
 pub mod leases;
 pub mod mounts;
+pub mod openapi;
 pub mod policies;
+pub mod raw;
 pub mod remount;
 pub mod seal;
 pub mod tools;
 pub mod ui_mounts;
 pub mod wrapping;
+pub mod zones;
 
 use std::sync::{Arc, LazyLock, Weak};
 
@@ -49,15 +55,22 @@ static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| {
     RouteTable::joined(&[
         audit::ROUTES,
         capabilities::ROUTES,
+        catalog::ROUTES,
+        config::ROUTES,
         host_info::ROUTES,
         leases::ROUTES,
         mounts::ROUTES,
+        openapi::ROUTES,
         policies::ROUTES,
+        raw::ROUTES,
         remount::ROUTES,
         seal::ROUTES,
         tools::ROUTES,
         ui_mounts::ROUTES,
         wrapping::ROUTES,
+        zones::ROUTES,
+        // Last: its patterns take what the others leave.
+        absent::ROUTES,
     ])
 });
 

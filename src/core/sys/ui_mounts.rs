@@ -141,7 +141,7 @@ fn options(entry: &MountEntry) -> Option<&BTreeMap<String, String>> {
 }
 
 /// What the caller may do, when a token came along: these routes are open, so the pipeline has not looked at it.
-async fn acl_of_caller(system: &System, call: &Call<'_>) -> Result<Option<Arc<Acl>>, Failure> {
+pub(super) async fn acl_of_caller(system: &System, call: &Call<'_>) -> Result<Option<Arc<Acl>>, Failure> {
     let Some(token) = &call.request.token else { return Ok(None) };
     let active = system.active()?;
     let token = active.tokens.authenticate(token, call.request.remote).await?;
