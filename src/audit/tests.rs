@@ -241,19 +241,17 @@ async fn a_hanging_device_holds_up_nothing_when_another_one_works() {
     let path = file(folder.path());
     broker.enable(record("works/", &path, &[])).await.unwrap();
     let started = Instant::now();
-    for _ in 0..100 {
+    // More than any pipe holds, so that only the file can have taken the last records.
+    for _ in 0..1500 {
         exchange(&broker).await.unwrap();
     }
-    assert!(started.elapsed() < DEADLINE, "{:?}", started.elapsed());
-    assert_eq!(lines(&path).len(), 201);
-    // Alone it fails by the deadline, and from then on at once.
+    assert!(started.elapsed() < DEADLINE * 4, "{:?}", started.elapsed());
+    assert_eq!(lines(&path).len(), 3001);
+    // Alone it fails, at the latest by the deadline.
     broker.disable("works/").await.unwrap();
+    let alone = Instant::now();
     assert!(exchange(&broker).await.is_err());
-    assert!(started.elapsed() < DEADLINE * 3);
-    tokio::time::sleep(DEADLINE / 4).await;
-    let again = Instant::now();
-    assert!(exchange(&broker).await.is_err());
-    assert!(again.elapsed() < DEADLINE / 2, "{:?}", again.elapsed());
+    assert!(alone.elapsed() < DEADLINE * 2, "{:?}", alone.elapsed());
 }
 
 #[tokio::test]

@@ -35,6 +35,8 @@ pub const ROUTES: &[Route<System>] = &[Route {
         "monitor",
         "namespaces",
         "namespaces/{path:rest}",
+        "policies/password/{path:rest}",
+        "policies/password",
         "pprof",
         "pprof/{path:rest}",
         "quotas/{path:rest}",
