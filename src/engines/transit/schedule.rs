@@ -80,6 +80,6 @@ impl Transit {
 fn due_at(key: &Key) -> Option<i64> {
     let record = &key.record;
     let newest = record.versions.last()?.created.div_euclid(1_000_000_000);
-    (record.auto_rotate_period > 0 && !(record.imported && !record.allow_imported_key_rotation))
-        .then(|| newest.saturating_add(record.auto_rotate_period))
+    let rotatable = !record.imported || record.allow_imported_key_rotation;
+    (record.auto_rotate_period > 0 && rotatable).then(|| newest.saturating_add(record.auto_rotate_period))
 }
