@@ -24,3 +24,5 @@ mod listeners;
 mod secrecy;
 #[path = "server/shares.rs"]
 mod shares;
+#[path = "server/zones.rs"]
+mod zones;

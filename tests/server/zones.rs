@@ -1,0 +1,35 @@
+//! Zones over HTTP.
+
+use serde_json::json;
+
+use crate::support::Place;
+
+#[test]
+fn made_listed_rotated_and_used() {
+    let Some(place) = Place::hsm() else { return };
+    let mut server = place.start();
+    server.init(1, 1);
+    server.put("sys/sos/zones/tk1a", json!({"rotation_period": "8760h"})).ok();
+    assert_eq!(server.put("sys/sos/zones/tk1a", json!({})).status, 400);
+    assert_eq!(server.put("sys/sos/zones/-bad", json!({})).status, 404, "no such path");
+    assert_eq!(server.get("sys/sos/zones/none").status, 404);
+    let names = server.call("LIST", "sys/sos/zones", None).ok();
+    assert_eq!(names["data"]["keys"], json!(["default", "tk1a"]));
+
+    let zone = server.get("sys/sos/zones/tk1a").ok();
+    assert_eq!((&zone["data"]["current_version"], &zone["data"]["rotation_period"]), (&json!(1), &json!(31536000)));
+    assert_eq!(zone["data"]["versions"]["1"]["escrow"], true);
+    server.put("sys/sos/zones/tk1a/rotate", json!({})).ok();
+    assert_eq!(server.get("sys/sos/zones/tk1a").ok()["data"]["current_version"], 2);
+    assert_eq!(server.get("sys/sos/zones/tk1a/progress").ok()["data"]["current_version"], 2);
+
+    assert_eq!(server.put("sys/mounts/t", json!({"type": "transit", "options": {"zone": "unknown"}})).status, 400);
+    server.put("sys/mounts/t", json!({"type": "transit", "options": {"zone": "tk1a"}})).ok();
+
+    // It takes sudo.
+    let policy = r#"path "sys/sos/zones/*" { capabilities = ["create", "read", "update", "list"] }"#;
+    server.put("sys/policies/acl/zones", json!({"policy": policy})).ok();
+    let child = server.put("auth/token/create", json!({"policies": ["zones"]})).ok();
+    server.token = Some(child["auth"]["client_token"].as_str().unwrap().into());
+    assert_eq!(server.get("sys/sos/zones/tk1a").status, 403);
+}
