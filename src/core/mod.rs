@@ -220,6 +220,10 @@ impl Host for SealHost {
         }
     }
 
+    fn serving(&self) -> bool {
+        self.core().is_ok_and(|core| core.active().is_ok())
+    }
+
     async fn make_root_token(&self) -> Result<SecretString, String> {
         let active = self.core()?.active().map_err(|failure| failure.to_string())?;
         active.tokens.create_root(None).await.map_err(|failure| format!("{failure:?}"))

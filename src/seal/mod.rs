@@ -173,6 +173,11 @@ pub trait Host: Send + Sync + 'static {
     /// The barrier is about to be closed: forget everything that came from behind it.
     async fn sealing(&self);
 
+    /// Whether requests are served: between the barrier's opening and the end of [`Host::unsealed`] they are not.
+    fn serving(&self) -> bool {
+        true
+    }
+
     /// Makes a root token that never expires.
     async fn make_root_token(&self) -> Result<SecretString, String>;
 
@@ -258,7 +263,8 @@ impl Seal {
     pub fn status(&self) -> Result<SealStatusResponse, SealError> {
         let record = self.record()?.map(|(record, _)| record);
         let seal_type = record.as_ref().map_or(self.configured_type(), |record| record.seal_type);
-        let sealed = self.is_sealed();
+        // Who waits for "unsealed" wants to send requests next.
+        let sealed = self.is_sealed() || self.host.get().is_some_and(|host| !host.serving());
         let recovery_seal = seal_type == SealType::Pkcs11;
         let state = self.state.lock();
         let collected = state.unseal.as_ref();
