@@ -144,7 +144,7 @@ impl Device {
     }
 
     /// Puts a record into the queue; the receiver hears when it is written.
-    pub fn send(&self, line: Vec<u8>) -> Result<oneshot::Receiver<std::io::Result<()>>, DeviceError> {
+    fn send(&self, line: Vec<u8>) -> Result<oneshot::Receiver<std::io::Result<()>>, DeviceError> {
         if let Some(stuck) = self.health.stuck() {
             return Err(DeviceError::Stuck(stuck));
         }
@@ -156,20 +156,24 @@ impl Device {
         }
     }
 
-    /// Writes a record and waits for it, at most until the deadline.
-    pub async fn write(&self, line: Vec<u8>) -> Result<(), DeviceError> {
-        let result = match self.send(line) {
-            Err(error) => Err(error),
-            Ok(written) => match tokio::time::timeout(DEADLINE, written).await {
-                Err(_) => Err(DeviceError::Late),
-                Ok(Err(_)) => Err(DeviceError::Gone),
-                Ok(Ok(result)) => return Ok(result?),
-            },
-        };
-        if let Err(error) = &result {
-            self.health.note(Some(error));
+    /// Puts a record into the queue at once, and gives a future that waits for it, at most until the deadline.
+    pub fn write(&self, line: Vec<u8>) -> impl Future<Output = Result<(), DeviceError>> + Send + '_ {
+        // Not inside the future: the record must be on its way also when nobody waits for this device.
+        let sent = self.send(line);
+        async move {
+            let result = match sent {
+                Err(error) => Err(error),
+                Ok(written) => match tokio::time::timeout(DEADLINE, written).await {
+                    Err(_) => Err(DeviceError::Late),
+                    Ok(Err(_)) => Err(DeviceError::Gone),
+                    Ok(Ok(result)) => return Ok(result?),
+                },
+            };
+            if let Err(error) = &result {
+                self.health.note(Some(error));
+            }
+            result
         }
-        result
     }
 
     /// Closes the file after the records that wait; the next record opens it again.

@@ -175,7 +175,7 @@ impl Broker {
             let line = format(&Formatter::new(device, &headers)).map_err(Failure::internal)?;
             waiting.push(device.write(line));
         }
-        // Every queue has the record once each future was polled; the first device that wrote it is enough.
+        // Every queue has the record by now; the first device that wrote it is enough.
         while let Some(result) = waiting.next().await {
             if result.is_ok() {
                 return Ok(());

@@ -190,7 +190,7 @@ fn disk() -> Option<Disk> {
     let inodes_used = found.f_files.saturating_sub(found.f_ffree);
     let mounts = text("/proc/self/mounts");
     let fstype = mounts.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let fstype = fstype.filter(|words| words.get(1) == Some(&"/")).last();
+    let fstype = fstype.filter(|words| words.get(1) == Some(&"/")).next_back();
     Some(Disk {
         path: "/",
         fstype: fstype.and_then(|words| words.get(2).map(|word| (*word).to_owned())).unwrap_or_default(),

@@ -58,8 +58,8 @@ fn checked(system: &System, params: &RawParams) -> Result<String, Failure> {
     }
     let path = params.path.clone();
     let guarded = ["core/keyring", "core/seal", "core/init-intent", "core/cluster", "core/audit", "sos", "sys/token/salt"];
-    let inside = |name: &&str| path.strip_prefix(*name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if guarded.iter().any(|name| inside(&name)) || path.starts_with("sys/token/batch-key") {
+    let inside = |name: &str| path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if guarded.iter().any(|name| inside(name)) || path.starts_with("sys/token/batch-key") {
         return Err(Failure::invalid(format!("cannot access {path:?}: it holds keys")));
     }
     Ok(path)
