@@ -2,6 +2,8 @@
 
 pub mod clock;
 pub mod cors;
+#[cfg(test)]
+mod coverage_tests;
 pub mod engine;
 pub mod envelope;
 pub mod failure;

@@ -6,7 +6,7 @@ use super::{Core, Settings, clock::Clock};
 use crate::{
     barrier::Barrier,
     engines::Services,
-    seal::{Seal, SealSettings, wire::InitRequest},
+    seal::{Seal, SealSettings, wire::{InitRequest, UnsealRequest}},
     storage::InMem,
     zones::Zones,
 };
@@ -16,9 +16,15 @@ pub async fn unsealed_core() -> Arc<Core> {
     let barrier = Arc::new(Barrier::new(Arc::new(InMem::open().unwrap())));
     let services = services(&barrier);
     let seal = Arc::new(Seal::new(barrier, None, SealSettings::default()));
-    let core = Core::new(seal, Clock::system(), Settings::default(), services);
+    let audit_paths = vec![std::env::temp_dir().display().to_string()];
+    let settings = Settings { audit_paths, ..Settings::default() };
+    let core = Core::new(seal, Clock::system(), settings, services);
     let request = InitRequest { secret_shares: 1, secret_threshold: 1, ..InitRequest::default() };
-    core.seal.init(request, core.clock.now()).await.unwrap();
+    let made = core.seal.init(request, core.clock.now()).await.unwrap();
+    if core.seal.is_sealed() {
+        let share = made.keys_base64[0].clone().into();
+        core.seal.unseal(UnsealRequest { key: share, ..UnsealRequest::default() }).await.unwrap();
+    }
     core
 }
 
