@@ -6,7 +6,10 @@ use super::{Core, Settings, clock::Clock};
 use crate::{
     barrier::Barrier,
     engines::Services,
-    seal::{Seal, SealSettings, wire::{InitRequest, UnsealRequest}},
+    seal::{
+        Seal, SealSettings,
+        wire::{InitRequest, UnsealRequest},
+    },
     storage::InMem,
     zones::Zones,
 };
