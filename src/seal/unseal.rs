@@ -43,7 +43,11 @@ impl Seal {
             Err(failed) => failed,
         };
         if self.state.lock().reason.replace(outcome) != Some(outcome) {
-            tracing::warn!(reason = outcome.word(), detail, "the server stays sealed");
+            match outcome {
+                // Seen at every start; nothing is wrong yet.
+                SealedReason::HsmStarting => tracing::info!("waiting for the HSM"),
+                _ => tracing::warn!(reason = outcome.word(), detail, "the server stays sealed"),
+            }
         }
         AutoUnseal::Waiting(outcome)
     }

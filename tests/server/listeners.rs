@@ -11,6 +11,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsa
 use rustix::process::Signal;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion, version};
+use serde_json::json;
 
 use crate::support::{Place, eventually, exchange};
 
@@ -147,6 +148,26 @@ fn a_unix_socket_beside_tcp() {
         // The socket that a killed server leaves behind does not stop the next one.
         server.kill();
     }
+}
+
+#[test]
+fn sighup_opens_audit_files_anew() {
+    let place = Place::shamir();
+    place.configure(&format!("{}audit_paths = [\"{}\"]\n", place.plain_config("sled"), place.path("").display()));
+    let mut server = place.start();
+    let made = server.init(1, 1);
+    server.put("sys/unseal", json!({"key": made.shares[0]})).ok();
+    let (current, rotated) = (place.path("audit.log"), place.path("audit.log.1"));
+    server.put("sys/audit/file", json!({"type": "file", "options": {"file_path": current}})).ok();
+    server.get("auth/token/lookup-self").ok();
+    fs::rename(&current, &rotated).unwrap();
+    server.signal(Signal::HUP);
+    eventually("a new audit file", || {
+        server.get("sys/mounts").ok();
+        current.exists()
+    });
+    assert!(fs::read_to_string(&current).unwrap().contains("\"sys/mounts\""));
+    assert!(fs::read_to_string(&rotated).unwrap().contains("\"auth/token/lookup-self\""));
 }
 
 #[test]

@@ -27,10 +27,13 @@ fn contains(haystack: &[u8], needle: &str) -> bool {
 #[test]
 fn secrets_stay_out_of_logs_files_and_command_lines() {
     let Some(place) = Place::hsm() else { return };
-    place.configure(&format!("{}\n{}\nlog_level = \"trace\"\n", place.plain_config("sled"), place.seal_stanza()));
+    let more = format!("log_level = \"trace\"\naudit_paths = [\"{}\"]\n", place.path("").display());
+    place.configure(&format!("{}\n{}\n{more}", place.plain_config("sled"), place.seal_stanza()));
     let pin = fs::read_to_string(place.path("hsm/pin")).unwrap().trim().to_string();
     let mut server = place.start();
     let made = server.init(2, 2);
+    let audit = place.path("audit.log");
+    server.put("sys/audit/file", json!({"type": "file", "options": {"file_path": audit}})).ok();
     server.mount_kv("kv");
     let planted = "planted-plaintext-7f3a9c";
     server.put("kv/data/a", json!({"data": {"password": planted}})).ok();
@@ -60,6 +63,8 @@ fn secrets_stay_out_of_logs_files_and_command_lines() {
     let secrets: Vec<&str> =
         [&pin, &made.root, &child, planted, &base64].into_iter().chain(made.shares.iter().map(String::as_str)).collect();
     let mut found = vec![("server.log".to_string(), fs::read(place.path("server.log")).unwrap())];
+    found.push(("audit.log".to_string(), fs::read(&audit).unwrap()));
+    assert!(contains(&found[1].1, "kv/data/a"), "the audit device has no record");
     files(&place.path("store"), &mut found);
     assert!(found.len() > 1);
     for (name, bytes) in &found {
