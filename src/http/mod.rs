@@ -5,6 +5,7 @@ pub mod decode;
 pub mod errors;
 
 use std::{
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -21,7 +22,7 @@ use actix_web::{
 };
 use bytes::{Bytes, BytesMut};
 use cors::Verdict;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 
 use crate::core::{
     Core,
@@ -67,7 +68,11 @@ async fn answer(http: HttpRequest, payload: web::Payload, front: web::Data<Front
 /// that nothing stays half-done because someone closed a connection.
 async fn carry_out(front: &Front, request: crate::core::request::Request) -> Answer {
     let core = Arc::clone(&front.core);
-    let mut work = Finish(Some(Box::pin(async move { core.handle(request).await })));
+    let mut work = Finish(Some(Box::pin(async move {
+        // A defect in one request must not take the worker and its other connections with it.
+        let handled = AssertUnwindSafe(core.handle(request)).catch_unwind().await;
+        handled.unwrap_or_else(|_| refused(&Failure::listed(Kind::Internal, "internal error")))
+    })));
     match tokio::time::timeout(front.max_duration, &mut work).await {
         Ok(answer) => answer,
         Err(_) => {

@@ -90,6 +90,7 @@ pub fn run(args: ServerArgs) -> Result<(), StartError> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    process::log_panics_without_message();
     process::forbid_core_dumps();
     process::raise_file_limit();
     if !config.disable_mlock

@@ -14,6 +14,14 @@ pub fn forbid_core_dumps() {
     }
 }
 
+/// Logs panics by place only: their messages can quote what was being worked on.
+pub fn log_panics_without_message() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(String::new, ToString::to_string);
+        tracing::error!(%place, "a defect of this program stopped one piece of work; please report it");
+    }));
+}
+
 /// Raises the limit of open files to what is allowed: every connection takes one.
 pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
