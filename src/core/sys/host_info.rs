@@ -189,8 +189,8 @@ fn disk() -> Option<Disk> {
     let used = found.f_blocks.saturating_sub(found.f_bfree).saturating_mul(found.f_frsize);
     let inodes_used = found.f_files.saturating_sub(found.f_ffree);
     let mounts = text("/proc/self/mounts");
-    let fstype = mounts.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let fstype = fstype.filter(|words| words.get(1) == Some(&"/")).next_back();
+    let mut fstype = mounts.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let fstype = fstype.rfind(|words| words.get(1) == Some(&"/"));
     Some(Disk {
         path: "/",
         fstype: fstype.and_then(|words| words.get(2).map(|word| (*word).to_owned())).unwrap_or_default(),
