@@ -50,7 +50,6 @@ pub fn push(bytes: &[u8], out: &mut Vec<u8>) {
 }
 
 /// The encoding of `bytes`.
-#[cfg(test)]
 pub fn encode(bytes: &[u8]) -> String {
     LENIENT.encode(bytes)
 }

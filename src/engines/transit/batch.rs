@@ -105,14 +105,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawItem<'a> {
 
 #[derive(Deserialize)]
 #[serde(transparent)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(super) struct Name<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
 #[derive(Deserialize)]
 #[serde(transparent)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
 /// What clients of a Go server read as the type of a JSON value.
-fn type_name(raw: &RawValue) -> &'static str {
+pub(super) fn type_name(raw: &RawValue) -> &'static str {
     match raw.get().as_bytes().first() {
         Some(b'"') => "string",
         Some(b'{') => "map[string]interface {}",
@@ -123,7 +123,7 @@ fn type_name(raw: &RawValue) -> &'static str {
     }
 }
 
-fn malformed(text: &str) -> Failure {
+pub(super) fn malformed(text: &str) -> Failure {
     Failure::listed(Kind::Internal, format!("failed to parse batch input: {text}"))
 }
 
@@ -217,6 +217,9 @@ pub struct Tally {
 impl Tally {
     /// Counts a failed item.
     pub fn count(&mut self, error: &ItemError) {
+        if error.silent {
+            return;
+        }
         if error.internal {
             self.internal_error = true;
         } else {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     Transit, b64, ciphertext,
-    encrypt::worn,
+    encrypt::{padding_of, worn},
     ops::{ItemError, ToEncrypt},
     usage::Wear,
 };
@@ -31,6 +31,8 @@ params! {
         pub key_version: i64,
         /// Associated data in base64.
         pub associated_data: String,
+        /// How RSA keys pad: `oaep` (the default) or `pkcs1v15`.
+        pub padding_scheme: String,
     }
 }
 
@@ -50,6 +52,10 @@ pub async fn datakey(engine: &Transit, _: &Call<'_>, params: DatakeyParams) -> R
         512 => 64,
         _ => return Err(Failure::invalid("invalid bit length")),
     };
+    if !params.associated_data.is_empty() && !key.record.kind.is_cipher() {
+        let name = key.record.kind.name();
+        return Err(Failure::invalid(format!("'associated_data' provided for non-AEAD cipher suite {name}")));
+    }
     let data_key = SecretBytes::random(len);
     let text = ToEncrypt {
         plaintext: data_key.duplicate(),
@@ -57,6 +63,7 @@ pub async fn datakey(engine: &Transit, _: &Call<'_>, params: DatakeyParams) -> R
         context: Cow::Owned(context),
         nonce,
         associated_data: Cow::Borrowed(&params.associated_data),
+        padding: padding_of("padding_scheme", &params.padding_scheme)?,
     };
     let (results, wear) = engine.encrypt_all(&key, vec![Ok(text)]).await?;
     let missing = || Failure::internal("no text was processed");

@@ -3,9 +3,11 @@
 use std::borrow::Cow;
 
 use super::{
-    Transit, b64,
+    Transit,
+    alg::rsa::Encryption,
+    b64,
     batch::{Batch, Item, Needs, Tally, push_text},
-    encrypt::{batch_of, contexts_set, decoded},
+    encrypt::{batch_of, contexts_set, decoded, padding_of},
     ops::{ItemError, ToDecrypt},
 };
 use crate::{
@@ -30,6 +32,8 @@ params! {
         pub associated_data: String,
         /// Status of a batch of which only a part succeeded.
         pub partial_failure_response_code: Option<i64>,
+        /// How RSA keys pad: `oaep` (the default) or `pkcs1v15`.
+        pub padding_scheme: String,
         /// Items to decrypt, each with the parameters above and a `reference`.
         pub batch_input: Batch,
     }
@@ -57,7 +61,8 @@ pub async fn decrypt(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure
     };
     contexts_set(&items)?;
     let key = engine.existing(&params.name, "encryption key not found")?;
-    let texts = items.iter().map(to_decrypt).collect();
+    let padding = padding_of("padding_scheme", &params.padding_scheme)?;
+    let texts = items.iter().map(|item| to_decrypt(item, padding)).collect();
     let results = engine.decrypt_all(&key, texts).await?;
     let mut reply = if is_batch {
         let references = items.iter().map(|item| item.reference.as_ref());
@@ -70,7 +75,7 @@ pub async fn decrypt(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure
 }
 
 /// An item taken apart.
-pub fn to_decrypt<'a>(item: &'a Item<'_>) -> Result<ToDecrypt<'a>, ItemError> {
+pub fn to_decrypt<'a>(item: &'a Item<'_>, padding: Encryption) -> Result<ToDecrypt<'a>, ItemError> {
     if item.ciphertext.is_empty() {
         return Err(ItemError::user(MISSING));
     }
@@ -79,6 +84,7 @@ pub fn to_decrypt<'a>(item: &'a Item<'_>) -> Result<ToDecrypt<'a>, ItemError> {
         context: Cow::Owned(decoded(&item.context)?),
         nonce: decoded(&item.nonce)?,
         associated_data: Cow::Borrowed(&item.associated_data),
+        padding,
     })
 }
 

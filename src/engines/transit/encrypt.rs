@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt::Write};
 
 use super::{
     Transit,
-    alg::{KeyType, Named},
+    alg::{KeyType, rsa::Encryption},
     b64,
     batch::{self, Batch, Item, Needs, Tally, push_text},
     ciphertext,
@@ -42,6 +42,8 @@ params! {
         pub convergent_encryption: bool,
         /// Status of a batch of which only a part succeeded.
         pub partial_failure_response_code: Option<i64>,
+        /// How RSA keys pad: `oaep` (the default) or `pkcs1v15`.
+        pub padding_scheme: String,
         /// Items to encrypt, each with the parameters above and a `reference`.
         pub batch_input: Batch,
         /// Protection level of a key that has to be made.
@@ -76,6 +78,11 @@ pub fn decoded(text: &str) -> Result<Vec<u8>, ItemError> {
     b64::decode(text).map_err(|error| ItemError::user(error.to_string()))
 }
 
+/// A padding scheme parameter.
+pub fn padding_of(field: &str, text: &str) -> Result<Encryption, Failure> {
+    Encryption::parse(text).ok_or_else(|| Failure::invalid(format!("invalid {field} {text:?}: must be oaep or pkcs1v15")))
+}
+
 /// The handler.
 pub async fn encrypt(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
     let input = call.input();
@@ -97,7 +104,8 @@ pub async fn encrypt(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure
     };
     let derived = contexts_set(&items)?;
     let (key, beforehand) = key_for(engine, call, &params, derived).await?;
-    let texts = items.iter().map(to_encrypt).collect();
+    let padding = padding_of("padding_scheme", &params.padding_scheme)?;
+    let texts = items.iter().map(|item| to_encrypt(item, padding)).collect();
     let (results, wear) = engine.encrypt_all(&key, texts).await?;
     let mut reply = if is_batch {
         let references = items.iter().map(|item| item.reference.as_ref());
@@ -122,7 +130,7 @@ pub fn worn(key: &Key) -> String {
     format!("the key {} is near its limit of 2^32 encryptions per version; rotate it soon", key.name)
 }
 
-fn to_encrypt<'a>(item: &'a Item<'_>) -> Result<ToEncrypt<'a>, ItemError> {
+fn to_encrypt<'a>(item: &'a Item<'_>, padding: Encryption) -> Result<ToEncrypt<'a>, ItemError> {
     let plaintext = SecretBytes::new(decoded(&item.plaintext)?);
     Ok(ToEncrypt {
         plaintext,
@@ -130,6 +138,7 @@ fn to_encrypt<'a>(item: &'a Item<'_>) -> Result<ToEncrypt<'a>, ItemError> {
         context: Cow::Owned(decoded(&item.context)?),
         nonce: decoded(&item.nonce)?,
         associated_data: Cow::Borrowed(&item.associated_data),
+        padding,
     })
 }
 
@@ -200,11 +209,11 @@ async fn key_for(
     }
     let named = params.kind.as_deref().unwrap_or("aes256-gcm96");
     let kind = match KeyType::named(named) {
-        Named::Known(kind) => kind,
-        Named::NotYet(name) if name.starts_with("ecdsa-") => {
-            return Err(Failure::invalid(format!("key type {name} not supported for this operation")));
+        Some(kind) if kind.is_cipher() => kind,
+        Some(kind) if kind.is_ecdsa() => {
+            return Err(Failure::invalid(format!("key type {named} not supported for this operation")));
         }
-        Named::NotYet(_) | Named::Unknown => return Err(Failure::invalid(format!("unknown key type {named}"))),
+        _ => return Err(Failure::invalid(format!("unknown key type {named}"))),
     };
     let config: KeysConfig = engine.setting(super::config::KEYS)?;
     if config.disable_upsert {

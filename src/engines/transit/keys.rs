@@ -1,16 +1,18 @@
 //! `keys` and `keys/:name…`.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     Transit,
-    alg::{KeyType, Named},
+    alg::{HMAC_KEY_BYTES, KeyType},
+    b64,
     lifecycle::NewKey,
     protect::{Demands, Level, parse_level},
-    record::{KeyRecord, Passage, auto_path},
+    record::{KeyRecord, Passage, VersionLine, auto_path},
+    sign,
     store::{Change, Decision, Key},
 };
 use crate::{
@@ -129,22 +131,12 @@ pub async fn create(engine: &Transit, _: &Call<'_>, params: CreateParams) -> Res
         return Err(Failure::invalid("convergent encryption requires derivation to be enabled"));
     }
     let named = params.kind.as_deref().unwrap_or("aes256-gcm96");
-    let known = match KeyType::named(named) {
-        Named::Unknown => return Err(Failure::invalid(format!("unknown key type {named}"))),
-        known => known,
-    };
-    if params.key_size != 0 && named != "hmac" {
-        return Err(Failure::invalid(format!("key_size is not valid for algorithm {named}")));
-    }
+    let kind = KeyType::named(named).ok_or_else(|| Failure::invalid(format!("unknown key type {named}")))?;
+    let key_size = key_size(kind, params.key_size)?;
     let level = level_param(params.protection_level.as_deref())?;
     if let Some(key) = engine.store.key(&params.name)? {
         return reply(engine, &key);
     }
-    let kind = match known {
-        Named::Known(kind) => kind,
-        Named::NotYet(name) => return Err(Failure::invalid(format!("key type {name} is not supported yet"))),
-        Named::Unknown => return Err(Failure::invalid(format!("unknown key type {named}"))),
-    };
     let new = NewKey {
         kind,
         derived: params.derived,
@@ -153,15 +145,33 @@ pub async fn create(engine: &Transit, _: &Call<'_>, params: CreateParams) -> Res
         allow_plaintext_backup: params.allow_plaintext_backup,
         auto_rotate_period: period,
         level,
+        key_size,
     };
     let (key, _) = engine.create(&params.name, &new).await?;
     reply(engine, &key)
 }
 
+/// The `key_size` of a request; 0 where it names none.
+fn key_size(kind: KeyType, asked: i64) -> Result<u32, Failure> {
+    if asked == 0 {
+        return Ok(0);
+    }
+    if kind != KeyType::Hmac {
+        return Err(Failure::invalid(format!("key_size is not valid for algorithm {}", kind.name())));
+    }
+    match u32::try_from(asked) {
+        Ok(size) if usize::try_from(size).is_ok_and(|size| HMAC_KEY_BYTES.contains(&size)) => Ok(size),
+        _ => Err(Failure::invalid(format!("invalid key_size {asked}"))),
+    }
+}
+
 /// GET `keys/:name`.
 pub async fn read(engine: &Transit, _: &Call<'_>, params: ReadParams) -> Result<Reply, Failure> {
     match engine.store.key(&params.name)? {
-        Some(key) => reply(engine, &key),
+        Some(key) => {
+            let context = b64::decode(&params.context).map_err(|_| Failure::invalid("failed to base64-decode context"))?;
+            shown(engine, &key, sign::derived_public_keys(engine, &key, &context).await?)
+        }
         None => Err(Failure::not_found()),
     }
 }
@@ -362,7 +372,10 @@ struct KeyData<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     restore_info: Option<PassageData>,
     soft_deleted: bool,
-    keys: BTreeMap<u32, i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_size: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keys: Option<Versions<'a>>,
 }
 
 #[derive(Serialize)]
@@ -373,15 +386,84 @@ struct PassageData {
 
 impl From<&Passage> for PassageData {
     fn from(passage: &Passage) -> Self {
-        let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(passage.time)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        Self { time: time.format(&Rfc3339).unwrap_or_default(), version: passage.version }
+        Self { time: rfc3339(passage.time), version: passage.version }
     }
 }
 
+/// The versions of a key as the API shows them.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Versions<'a> {
+    /// Unix seconds.
+    Times(BTreeMap<u32, i64>),
+    /// Asymmetric keys.
+    Public(BTreeMap<u32, PublicVersion<'a>>),
+}
+
+#[derive(Serialize)]
+struct PublicVersion<'a> {
+    name: &'static str,
+    public_key: Cow<'a, str>,
+    certificate_chain: String,
+    creation_time: String,
+}
+
+fn versions<'a>(record: &'a KeyRecord, mut derived: BTreeMap<u32, String>) -> Option<Versions<'a>> {
+    let shown = record.versions.iter().filter(|line| line.version >= record.min_decryption_version);
+    if record.kind == KeyType::Hmac {
+        return None;
+    }
+    if !record.kind.is_asymmetric() {
+        return Some(Versions::Times(shown.map(|line| (line.version, line.created.div_euclid(1_000_000_000))).collect()));
+    }
+    let public = |line: &'a VersionLine| match &line.public_key {
+        _ if record.derived() => Cow::Owned(derived.remove(&line.version).unwrap_or_default()),
+        Some(text) => Cow::Borrowed(text.as_str()),
+        None => Cow::Borrowed(""),
+    };
+    let mut public = public;
+    let lines = shown.map(|line| {
+        let shown = PublicVersion {
+            name: record.kind.version_name(),
+            public_key: public(line),
+            certificate_chain: pem_chain(&line.certificate_chain),
+            creation_time: rfc3339(line.created),
+        };
+        (line.version, shown)
+    });
+    Some(Versions::Public(lines.collect()))
+}
+
+/// Certificates as PEM, one after the other.
+fn pem_chain(chain: &[String]) -> String {
+    let mut out = String::new();
+    for der in chain {
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out.push_str("-----BEGIN CERTIFICATE-----\n");
+        for line in der.as_bytes().chunks(64) {
+            out.push_str(&String::from_utf8_lossy(line));
+            out.push('\n');
+        }
+        out.push_str("-----END CERTIFICATE-----");
+    }
+    out
+}
+
+/// A time as the API prints it.
+pub fn rfc3339(nanos: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(nanos)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
 /// The answer that shows a key.
-fn reply(engine: &Transit, key: &Arc<Key>) -> Result<Reply, Failure> {
+pub fn reply(engine: &Transit, key: &Arc<Key>) -> Result<Reply, Failure> {
+    shown(engine, key, BTreeMap::new())
+}
+
+fn shown(engine: &Transit, key: &Arc<Key>, derived: BTreeMap<u32, String>) -> Result<Reply, Failure> {
     let record = &key.record;
-    let shown = || record.versions.iter().filter(|line| line.version >= record.min_decryption_version);
     let mixed = record.versions.iter().any(|line| line.level != record.level);
     let levels = record.versions.iter().filter(|_| mixed).map(|line| (line.version, line.level));
     let kdf = record.kdf.map(|kdf| kdf.name());
@@ -403,16 +485,17 @@ fn reply(engine: &Transit, key: &Arc<Key>) -> Result<Reply, Failure> {
         latest_version: record.latest_version,
         exportable: record.exportable,
         allow_plaintext_backup: record.allow_plaintext_backup,
-        supports_encryption: true,
-        supports_decryption: true,
-        supports_signing: false,
-        supports_derivation: true,
+        supports_encryption: record.kind.supports_encryption(),
+        supports_decryption: record.kind.supports_encryption(),
+        supports_signing: record.kind.supports_signing(),
+        supports_derivation: record.kind.supports_derivation(),
         auto_rotate_period: record.auto_rotate_period,
         imported_key: record.imported,
         imported_key_allow_rotation: record.imported.then_some(record.allow_imported_key_rotation),
         backup_info: record.backup.as_ref().map(PassageData::from),
         restore_info: record.restore.as_ref().map(PassageData::from),
         soft_deleted: record.soft_deleted,
-        keys: shown().map(|line| (line.version, line.created.div_euclid(1_000_000_000))).collect(),
+        key_size: (record.key_size != 0).then_some(record.key_size),
+        keys: versions(record, derived),
     })
 }

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::{
     Transit,
-    alg::{KeyType, kdf::Kdf},
+    alg::{HMAC_KEY_BYTES, KeyType, asym::PublicKey, kdf::Kdf},
     objects::Making,
     protect::{Demands, Level, Material, Vault, VersionId},
     record::{FORMAT, KeyRecord, KeyUid, StoredKey, VersionLine, VersionRecord, auto_path, encode, material_path, usage_path},
@@ -40,6 +40,8 @@ pub struct NewKey {
     pub auto_rotate_period: i64,
     /// Level that the request names.
     pub level: Option<Level>,
+    /// Bytes of an HMAC key; 0 for other types.
+    pub key_size: u32,
 }
 
 impl NewKey {
@@ -53,7 +55,25 @@ impl NewKey {
             allow_plaintext_backup: false,
             auto_rotate_period: 0,
             level: None,
+            key_size: 0,
         }
+    }
+
+    /// Refuses what the type cannot be; the texts and the status are the API's.
+    fn check(&self) -> Result<(), Failure> {
+        let kind = self.kind;
+        let refuse = |text: String| Err(Failure::listed(Kind::Internal, text));
+        if (self.derived && !kind.supports_derivation()) || (self.convergent && !kind.is_cipher() && kind != KeyType::Ed25519) {
+            return refuse(format!("key derivation and convergent encryption not supported for keys of type {}", kind.name()));
+        }
+        if self.convergent && !kind.is_cipher() {
+            return refuse(format!("convergent encryption not supported for keys of type {}", kind.name()));
+        }
+        let (least, most) = (HMAC_KEY_BYTES.start(), HMAC_KEY_BYTES.end());
+        if kind == KeyType::Hmac && !usize::try_from(self.key_size).is_ok_and(|size| HMAC_KEY_BYTES.contains(&size)) {
+            return refuse(format!("invalid key size for HMAC key, must be between {least} and {most} bytes"));
+        }
+        Ok(())
     }
 }
 
@@ -63,6 +83,7 @@ struct NewVersion {
     level: Level,
     /// The object on the HSM, for `hsm-only`.
     making: Option<Making>,
+    public_key: Option<String>,
 }
 
 /// Unix nanoseconds.
@@ -86,6 +107,7 @@ impl Transit {
         if let Some(key) = self.store.key(name)? {
             return Ok((key, false));
         }
+        new.check()?;
         let demands =
             Demands { kind: new.kind, derived: new.derived, exportable: new.exportable, backup: new.allow_plaintext_backup };
         let level = self.store.protection.choose(new.level, &self.mount, demands)?;
@@ -115,6 +137,7 @@ impl Transit {
             format: FORMAT,
             uid,
             kind: new.kind,
+            key_size: new.key_size,
             kdf: new.derived.then_some(Kdf::HkdfSha256),
             convergent: new.convergent,
             convergent_version: if new.convergent { -1 } else { 0 },
@@ -160,6 +183,10 @@ impl Transit {
                         return Err(Failure::listed(Kind::Internal, SOFT_DELETED));
                     }
                     let mut record = key.record.clone();
+                    if record.imported && !record.allow_imported_key_rotation {
+                        let text = format!("imported key {name} does not allow rotation within Vault");
+                        return Err(Failure::listed(Kind::Internal, text));
+                    }
                     record.imported = false;
                     let (record, txn, committing) = self.add_version(name, record).await?;
                     Ok(Decision::Write(Change { record: Some(record), txn, outcome: Some(committing) }))
@@ -178,7 +205,15 @@ impl Transit {
         let version = record.latest_version + 1;
         let made = self.make_version(name, &record, version).await?;
         record.latest_version = version;
-        record.versions.push(VersionLine { version, created: made.record.created, level: made.level, revision: 0 });
+        record.versions.push(VersionLine {
+            version,
+            created: made.record.created,
+            level: made.level,
+            revision: 0,
+            public_key: made.public_key,
+            public_only: false,
+            certificate_chain: Vec::new(),
+        });
         let path = material_path(record.uid, version);
         let txn = Txn::new().check(path.clone(), Expect::Absent).put_secret(path, encode(&made.record)?);
         let txn = Usage::first_block(txn, record.uid, version)?;
@@ -195,26 +230,39 @@ impl Transit {
         let vault = self.vault();
         let level = key.level;
         let in_hsm = || key.kind.in_hsm().ok_or_else(|| Failure::internal("this key type cannot be in the HSM"));
-        let (stored, making) = match level {
-            Level::Software => (StoredKey::Software, None),
-            Level::Hsm => (StoredKey::Hsm(vault.generate(in_hsm()?).await?), None),
+        let public_of = |made: &hsm::NewKey| public_text(key.kind, made.public_key.as_deref());
+        let (stored, making, material, public_key) = match level {
+            Level::Software => {
+                let (material, public_key) = Material::fresh(key.kind, key.key_size).await?;
+                (StoredKey::Software, None, material, public_key)
+            }
+            Level::Hsm => {
+                let made = vault.generate(in_hsm()?).await?;
+                let public_key = public_of(&made)?;
+                let missing = || Failure::internal("the HSM made a wrapped key without a wrapped key");
+                (StoredKey::Hsm(made.wrapped.ok_or_else(missing)?), None, Material::hmac_only(), public_key)
+            }
             Level::HsmOnly => {
                 let kind = in_hsm()?;
                 let making = Making::announce(&self.store, name).await?;
-                self.generate_on_token(&making, name, version, kind).await?;
-                (StoredKey::Token(making.id()), Some(making))
+                let public_key = public_of(&self.generate_on_token(&making, name, version, kind).await?)?;
+                (StoredKey::Token(making.id()), Some(making), Material::hmac_only(), public_key)
             }
         };
-        let material = if level == Level::Software { Material::random(key.kind) } else { Material::hmac_only() };
         let convergent_version = if key.convergent { 3 } else { 0 };
         let record = vault.store(id, created, stored, material, convergent_version).await?;
-        Ok(NewVersion { record, level, making })
+        Ok(NewVersion { record, level, making, public_key })
     }
 
-    async fn generate_on_token(&self, making: &Making, name: &str, version: u32, kind: hsm::KeyKind) -> Result<(), Failure> {
+    async fn generate_on_token(
+        &self,
+        making: &Making,
+        name: &str,
+        version: u32,
+        kind: hsm::KeyKind,
+    ) -> Result<hsm::NewKey, Failure> {
         let label = format!("sos/{}/transit/{name}/v{version}", self.store.protection.cluster);
-        self.store.protection.hsm()?.generate_on_token(&label, making.id(), kind).await?;
-        Ok(())
+        Ok(self.store.protection.hsm()?.generate_on_token(&label, making.id(), kind).await?)
     }
 
     /// The part that wraps and opens material, for this mount's zone.
@@ -288,7 +336,7 @@ impl Transit {
         self.check_level_change(record, to)?;
         let vault = self.vault();
         for line in &mut record.versions {
-            if line.level == to {
+            if line.level == to || line.public_only {
                 continue;
             }
             let id = VersionId { uid: record.uid, version: line.version };
@@ -338,6 +386,18 @@ impl Transit {
             Some(reason) => Err(Failure::invalid(reason)),
             None => Ok(()),
         }
+    }
+}
+
+/// The text form of a public key that the HSM gave.
+fn public_text(kind: KeyType, der: Option<&[u8]>) -> Result<Option<String>, Failure> {
+    match der {
+        Some(der) if kind.is_asymmetric() => {
+            let text = PublicKey::from_der(kind, der).and_then(|key| key.to_text());
+            text.map(Some).map_err(Failure::internal)
+        }
+        None if kind.is_asymmetric() => Err(Failure::internal("the HSM made a key without its public half")),
+        _ => Ok(None),
     }
 }
 

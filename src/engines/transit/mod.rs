@@ -12,6 +12,9 @@ mod config;
 mod datakey;
 mod decrypt;
 mod encrypt;
+mod hash;
+mod hmac;
+mod items;
 mod keys;
 mod later;
 mod lifecycle;
@@ -24,6 +27,8 @@ mod rewrap;
 mod rewrapping;
 mod routes;
 mod schedule;
+mod sign;
+mod signing;
 mod store;
 mod usage;
 

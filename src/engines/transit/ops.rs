@@ -10,6 +10,8 @@ use super::{
     alg::{
         KeyType,
         aead::{Cipher, TAG_LEN, hmac_sha256},
+        asym::{PrivateKey, PublicKey},
+        rsa::{self, Encryption},
     },
     b64,
     ciphertext::Ciphertext,
@@ -24,14 +26,16 @@ use crate::{
     secret::{SecretBytes, fill_random},
 };
 
-const NO_CONTEXT: &str = "missing 'context' for key derivation; the key was created using a derived key, which means \
+/// The text for uses of a derived key without a context.
+pub const NO_CONTEXT: &str = "missing 'context' for key derivation; the key was created using a derived key, which means \
                           additional, per-request information must be included in order to perform operations with the key";
-const TOO_OLD: &str = "ciphertext or signature version is disallowed by policy (too old)";
+/// The text for versions below the oldest that decrypts.
+pub const TOO_OLD: &str = "ciphertext or signature version is disallowed by policy (too old)";
 const NOT_AUTHENTIC: &str = "cipher: message authentication failed";
 const BAD_LENGTH: &str = "invalid ciphertext length";
 
 /// After so many bytes of work other requests of this thread get their turn.
-const TURN: usize = 1 << 20;
+pub const TURN: usize = 1 << 20;
 
 /// Why one text could not be processed.
 #[derive(Debug)]
@@ -40,17 +44,24 @@ pub struct ItemError {
     pub text: Cow<'static, str>,
     /// Whether the API counts it as a fault of the server (500).
     pub internal: bool,
+    /// Whether it leaves the status of a batch alone.
+    pub silent: bool,
 }
 
 impl ItemError {
     /// The caller's mistake.
     pub fn user(text: impl Into<Cow<'static, str>>) -> Self {
-        Self { text: text.into(), internal: false }
+        Self { text: text.into(), internal: false, silent: false }
     }
 
     /// What the API answers with 500, although it is the caller's mistake.
     pub fn internal(text: impl Into<Cow<'static, str>>) -> Self {
-        Self { text: text.into(), internal: true }
+        Self { text: text.into(), internal: true, silent: false }
+    }
+
+    /// The caller's mistake that, in a batch, leaves the status at 200.
+    pub fn silent(text: impl Into<Cow<'static, str>>) -> Self {
+        Self { text: text.into(), internal: false, silent: true }
     }
 
     /// The error as the answer to a request of one text.
@@ -71,6 +82,8 @@ pub struct ToEncrypt<'a> {
     pub nonce: Vec<u8>,
     /// Associated data in base64, may be empty.
     pub associated_data: Cow<'a, str>,
+    /// How RSA pads it.
+    pub padding: Encryption,
 }
 
 /// A text to decrypt.
@@ -83,6 +96,8 @@ pub struct ToDecrypt<'a> {
     pub nonce: Vec<u8>,
     /// As in [`ToEncrypt`].
     pub associated_data: Cow<'a, str>,
+    /// As in [`ToEncrypt`].
+    pub padding: Encryption,
 }
 
 /// An encrypted text.
@@ -96,10 +111,11 @@ pub struct Encrypted {
 
 /// Versions opened for one request, so that each is looked up once.
 #[derive(Default)]
-struct Opened(Vec<(u32, Arc<Loaded>)>);
+pub struct Opened(Vec<(u32, Arc<Loaded>)>);
 
 impl Opened {
-    async fn version(&mut self, transit: &Transit, key: &Key, version: u32) -> Result<Option<Arc<Loaded>>, Failure> {
+    /// A version of the key, opened at most once.
+    pub async fn version(&mut self, transit: &Transit, key: &Key, version: u32) -> Result<Option<Arc<Loaded>>, Failure> {
         if let Some((_, loaded)) = self.0.iter().find(|(opened, _)| *opened == version) {
             return Ok(Some(Arc::clone(loaded)));
         }
@@ -146,7 +162,7 @@ impl Transit {
         let mut worked = 0;
         self.count(key, &texts, &mut opened, &mut wear).await?;
         for (place, text) in texts.into_iter().enumerate() {
-            let text = match text.and_then(|text| check_encrypt(key, text)) {
+            let text = match text.and_then(|text| check_encrypt(key, place, text)) {
                 Ok(text) => text,
                 Err(error) => {
                     results.push(Some(Err(error)));
@@ -259,7 +275,7 @@ impl Transit {
         let mut batches = Vec::new();
         let mut worked = 0;
         for (place, text) in texts.into_iter().enumerate() {
-            let checked = text.and_then(|text| check_decrypt(key, &text).map(|(version, sealed)| (text, version, sealed)));
+            let checked = text.and_then(|text| check_decrypt(key, place, &text).map(|(version, sealed)| (text, version, sealed)));
             let (text, version, sealed) = match checked {
                 Ok(checked) => checked,
                 Err(error) => {
@@ -267,7 +283,8 @@ impl Transit {
                     continue;
                 }
             };
-            worked += sealed.len();
+            // A private RSA operation takes as long as a megabyte of a cipher.
+            worked += if key.record.kind.rsa_bits().is_some() { TURN + 1 } else { sealed.len() };
             let result = match opened.version(self, key, version).await? {
                 None => Some(Err(ItemError::user("no such key version"))),
                 Some(loaded) => match &loaded.key {
@@ -314,11 +331,12 @@ impl Transit {
     }
 }
 
-fn source(loaded: &Loaded) -> Result<KeySource<'_>, Failure> {
+/// Where the HSM finds the key of a version.
+pub fn source(loaded: &Loaded) -> Result<KeySource<'_>, Failure> {
     match &loaded.key {
         LoadedKey::Wrapped(wrapped) => Ok(KeySource::Wrapped(wrapped)),
         LoadedKey::Token(id) => Ok(KeySource::Token(*id)),
-        LoadedKey::Cipher(_) | LoadedKey::Derived(..) => Err(Failure::internal("the key is not in the HSM")),
+        _ => Err(Failure::internal("the key is not in the HSM")),
     }
 }
 
@@ -359,9 +377,14 @@ fn pick_version(key: &Key, asked: i64) -> Result<u32, ItemError> {
     }
 }
 
-fn check_encrypt<'a>(key: &Key, text: ToEncrypt<'a>) -> Result<(ToEncrypt<'a>, u32), ItemError> {
+fn check_encrypt<'a>(key: &Key, place: usize, text: ToEncrypt<'a>) -> Result<(ToEncrypt<'a>, u32), ItemError> {
     if key.record.soft_deleted {
         return Err(ItemError::user(SOFT_DELETED));
+    }
+    let kind = key.record.kind;
+    check_associated(kind, place, &text.associated_data)?;
+    if !kind.supports_encryption() {
+        return Err(ItemError::user(format!("message encryption not supported for key type {}", kind.name())));
     }
     let version = pick_version(key, text.version)?;
     if key.record.derived() && text.context.is_empty() {
@@ -374,10 +397,14 @@ fn check_encrypt<'a>(key: &Key, text: ToEncrypt<'a>) -> Result<(ToEncrypt<'a>, u
 }
 
 /// The version that a ciphertext names, and its payload.
-fn check_decrypt(key: &Key, text: &ToDecrypt<'_>) -> Result<(u32, Vec<u8>), ItemError> {
+fn check_decrypt(key: &Key, place: usize, text: &ToDecrypt<'_>) -> Result<(u32, Vec<u8>), ItemError> {
     let record = &key.record;
     if record.soft_deleted {
         return Err(ItemError::user(SOFT_DELETED));
+    }
+    check_associated(record.kind, place, &text.associated_data)?;
+    if !record.kind.supports_encryption() {
+        return Err(ItemError::user(format!("message decryption not supported for key type {}", record.kind.name())));
     }
     let parsed = Ciphertext::parse(&text.ciphertext).map_err(|error| ItemError::user(error.to_string()))?;
     if parsed.version > i64::from(record.latest_version) {
@@ -392,6 +419,15 @@ fn check_decrypt(key: &Key, text: &ToDecrypt<'_>) -> Result<(u32, Vec<u8>), Item
         return Err(ItemError::user(NO_CONTEXT));
     }
     Ok((version, sealed))
+}
+
+/// Only ciphers have associated data.
+fn check_associated(kind: KeyType, place: usize, data: &str) -> Result<(), ItemError> {
+    if data.is_empty() || kind.is_cipher() {
+        return Ok(());
+    }
+    let name = kind.name();
+    Err(ItemError::silent(format!("'[{place}].associated_data' provided for non-AEAD cipher suite {name}")))
 }
 
 fn associated(data: &str) -> Result<Vec<u8>, ItemError> {
@@ -426,12 +462,17 @@ fn cipher_for<'a>(kind: KeyType, loaded: &'a Loaded, context: &[u8]) -> Result<(
             let cipher = Cipher::new(kind, key).ok_or_else(underivable)?;
             Ok((InUse::Own(cipher), SecretBytes::new(mac.to_vec())))
         }
-        LoadedKey::Wrapped(_) | LoadedKey::Token(_) => Err(ItemError::internal("the key is not in software")),
+        _ => Err(ItemError::internal("the key is not a cipher in software")),
     }
 }
 
 fn seal(key: &Key, loaded: &Loaded, version: u32, text: &ToEncrypt<'_>) -> Result<Encrypted, ItemError> {
     let kind = key.record.kind;
+    if let Some(PublicKey::Rsa(public)) = &loaded.public {
+        let sealed = rsa::encrypt(public, text.plaintext.expose(), text.padding);
+        let failed = |error| ItemError::internal(format!("failed to RSA encrypt the plaintext: {error}"));
+        return Ok(Encrypted { version, payload: sealed.map_err(failed)? });
+    }
     if loaded.convergent_version != 1 && !text.nonce.is_empty() {
         return Err(ItemError::user("nonce provided when not allowed"));
     }
@@ -469,6 +510,13 @@ fn seal(key: &Key, loaded: &Loaded, version: u32, text: &ToEncrypt<'_>) -> Resul
 
 fn open(key: &Key, loaded: &Loaded, text: &ToDecrypt<'_>, sealed: &[u8]) -> Result<SecretBytes, ItemError> {
     let kind = key.record.kind;
+    if kind.rsa_bits().is_some() {
+        let LoadedKey::Private(PrivateKey::Rsa(private)) = &loaded.key else {
+            return Err(ItemError::internal("cannot decrypt ciphertext, key version does not have a private counterpart"));
+        };
+        let failed = |error| ItemError::internal(format!("failed to RSA decrypt the ciphertext: {error}"));
+        return rsa::decrypt(private, sealed, text.padding).map_err(failed);
+    }
     let (cipher, _) = cipher_for(kind, loaded, &text.context)?;
     let aad = associated(&text.associated_data)?;
     let bad_length = || ItemError::user(BAD_LENGTH);

@@ -9,14 +9,17 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    alg::KeyType,
+    alg::{
+        KeyType,
+        asym::{self, AsymError, PrivateKey},
+    },
     record::{FORMAT, KeyUid, Secrets, StoredKey, VersionRecord},
 };
 use crate::{
     config,
     core::failure::Failure,
     engines::Services,
-    hsm::{Hsm, HsmError, KeyId, KeyKind, Status, TokenFacts, WrappedKey},
+    hsm::{self, Hsm, HsmError, KeyId, KeyKind, Status, TokenFacts, WrappedKey},
     secret::SecretBytes,
     zones::{Place, WrappedMaterial, Zones},
 };
@@ -72,7 +75,7 @@ pub trait ZoneKeys: Send + Sync + 'static {
     async fn rewrap(&self, zone: &str, material: &WrappedMaterial) -> Result<WrappedMaterial, Failure>;
 
     /// Makes a key inside the HSM that leaves it only wrapped.
-    async fn generate(&self, zone: &str, kind: KeyKind) -> Result<WrappedKey, Failure>;
+    async fn generate(&self, zone: &str, kind: KeyKind) -> Result<hsm::NewKey, Failure>;
 
     /// Wraps material so that it is used inside the HSM.
     async fn wrap_key(&self, zone: &str, kind: KeyKind, material: &SecretBytes) -> Result<WrappedKey, Failure>;
@@ -107,9 +110,8 @@ impl ZoneKeys for Zones {
         Ok(self.rewrap_material(&self.current(zone)?, material).await?)
     }
 
-    async fn generate(&self, zone: &str, kind: KeyKind) -> Result<WrappedKey, Failure> {
-        let made = self.generate_wrapped(&self.current(zone)?, kind).await?;
-        made.wrapped.ok_or_else(|| Failure::internal("the HSM made a wrapped key without a wrapped key"))
+    async fn generate(&self, zone: &str, kind: KeyKind) -> Result<hsm::NewKey, Failure> {
+        Ok(self.generate_wrapped(&self.current(zone)?, kind).await?)
     }
 
     async fn wrap_key(&self, zone: &str, kind: KeyKind, material: &SecretBytes) -> Result<WrappedKey, Failure> {
@@ -268,7 +270,7 @@ impl Protection {
             return Ok(Some("hsm-only keys cannot allow plaintext backups: the key never leaves the HSM".to_owned()));
         }
         let Some(kind) = demands.kind.in_hsm() else {
-            return Ok(Some(format!("{name} keys cannot have protection_level {word:?}: HSMs do not have this cipher")));
+            return Ok(Some(format!("{name} keys cannot have protection_level {word:?}: HSMs cannot do all of its operations")));
         };
         let Some(facts) = self.facts()? else {
             return Ok(Some(format!("protection_level {word:?} needs an HSM, and the server runs without one")));
@@ -301,9 +303,23 @@ pub struct Material {
 }
 
 impl Material {
-    /// Fresh material for a type.
-    pub fn random(kind: KeyType) -> Self {
-        Self { key: SecretBytes::random(kind.key_len()), hmac_key: SecretBytes::random(32) }
+    /// Fresh material for a type, with the text of the public half where there is one.
+    pub async fn fresh(kind: KeyType, key_size: u32) -> Result<(Self, Option<String>), Failure> {
+        if kind == KeyType::Hmac {
+            let key = SecretBytes::random(usize::try_from(key_size).map_err(Failure::internal)?);
+            return Ok((Self { hmac_key: key.duplicate(), key }, None));
+        }
+        let hmac_key = SecretBytes::random(32);
+        if kind.is_cipher() {
+            return Ok((Self { key: SecretBytes::random(kind.key_len()), hmac_key }, None));
+        }
+        // Finding primes takes up to seconds: not on the threads that serve requests.
+        let made = tokio::task::spawn_blocking(move || {
+            let key = PrivateKey::generate(kind)?;
+            Ok::<_, AsymError>((key.to_stored()?, key.public()?.to_text()?))
+        });
+        let (key, public) = made.await.map_err(Failure::internal)?.map_err(Failure::internal)?;
+        Ok((Self { key, hmac_key }, Some(public)))
     }
 
     /// Fresh material of a version whose key is in the HSM.
@@ -325,6 +341,22 @@ impl Material {
         let (len, rest) = joined.expose().split_first_chunk::<2>()?;
         let (key, hmac_key) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
         Some(Self { key: SecretBytes::new(key.to_vec()), hmac_key: SecretBytes::new(hmac_key.to_vec()) })
+    }
+}
+
+/// The stored form of a private key as the HSM takes it: PKCS#8 for all but AES keys.
+fn to_hsm_form(kind: KeyKind, material: &SecretBytes) -> Result<SecretBytes, Failure> {
+    match asym::of_hsm(kind).filter(|kind| kind.is_asymmetric()) {
+        Some(kind) => PrivateKey::from_stored(kind, material.expose()).and_then(|key| key.to_pkcs8()).map_err(Failure::internal),
+        None => Ok(material.duplicate()),
+    }
+}
+
+/// The opposite of [`to_hsm_form`].
+fn from_hsm_form(kind: KeyKind, material: SecretBytes) -> Result<SecretBytes, Failure> {
+    match asym::of_hsm(kind).filter(|kind| kind.is_asymmetric()) {
+        Some(kind) => PrivateKey::from_pkcs8(kind, material.expose()).and_then(|key| key.to_stored()).map_err(Failure::internal),
+        None => Ok(material),
     }
 }
 
@@ -387,7 +419,10 @@ impl Vault<'_> {
         let mut material = self.open(id, record).await?;
         match &record.key {
             StoredKey::Software => {}
-            StoredKey::Hsm(wrapped) => material.key = self.protection.hsm()?.unwrap_material(wrapped).await?,
+            StoredKey::Hsm(wrapped) => {
+                let brought = self.protection.hsm()?.unwrap_material(wrapped).await?;
+                material.key = from_hsm_form(wrapped.kind, brought)?;
+            }
             StoredKey::Token(_) => {
                 return Err(Failure::invalid("the key has protection_level \"hsm-only\" and never leaves its HSM"));
             }
@@ -396,13 +431,13 @@ impl Vault<'_> {
     }
 
     /// Makes a key inside the HSM that leaves it only wrapped.
-    pub async fn generate(&self, kind: KeyKind) -> Result<WrappedKey, Failure> {
+    pub async fn generate(&self, kind: KeyKind) -> Result<hsm::NewKey, Failure> {
         self.zones()?.generate(self.zone, kind).await
     }
 
     /// Wraps material that was in software so that it is used inside the HSM from now on.
     pub async fn wrap_into_hsm(&self, kind: KeyKind, material: &SecretBytes) -> Result<WrappedKey, Failure> {
-        self.zones()?.wrap_key(self.zone, kind, material).await
+        self.zones()?.wrap_key(self.zone, kind, &to_hsm_form(kind, material)?).await
     }
 
     fn zones(&self) -> Result<&Arc<dyn ZoneKeys>, Failure> {

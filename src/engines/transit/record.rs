@@ -75,6 +75,15 @@ pub struct VersionLine {
     /// Counts rewrites of the material at another level, so that caches see them.
     #[serde(default)]
     pub revision: u32,
+    /// The public half of an asymmetric key: PEM, or base64 for Ed25519.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+    /// Only the public half is known (imported so).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub public_only: bool,
+    /// Certificates of the key, leaf first, DER in base64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificate_chain: Vec<String>,
 }
 
 /// Time and latest version at a backup or restore.
@@ -95,6 +104,9 @@ pub struct KeyRecord {
     pub uid: KeyUid,
     /// Its type.
     pub kind: KeyType,
+    /// Bytes of an HMAC key to come; 0 for other types.
+    #[serde(default)]
+    pub key_size: u32,
     /// How a context makes the keys in use; absent for keys that are used as they are.
     pub kdf: Option<Kdf>,
     /// Whether equal plaintexts and contexts give equal ciphertexts.

@@ -6,7 +6,7 @@ use super::{
     Transit,
     batch::{Batch, Item, Needs},
     decrypt::{MISSING, to_decrypt},
-    encrypt::{batch_of, batch_reply, contexts_set, decoded, single_reply, worn},
+    encrypt::{batch_of, batch_reply, contexts_set, decoded, padding_of, single_reply, worn},
     ops::{ItemError, ToEncrypt},
     usage::Wear,
 };
@@ -29,6 +29,10 @@ params! {
         pub nonce: String,
         /// Version of the key to encrypt with; 0 is the latest.
         pub key_version: i64,
+        /// How RSA keys pad the new ciphertext: `oaep` (the default) or `pkcs1v15`.
+        pub encrypt_padding_scheme: String,
+        /// How RSA keys padded the old ciphertext.
+        pub decrypt_padding_scheme: String,
         /// Items to rewrap, each with the parameters above and a `reference`.
         pub batch_input: Batch,
     }
@@ -55,7 +59,9 @@ pub async fn rewrap(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure>
     items.iter_mut().for_each(|item| item.associated_data = Cow::Borrowed(""));
     contexts_set(&items)?;
     let key = engine.existing(&params.name, "encryption key not found")?;
-    let opened = engine.decrypt_all(&key, items.iter().map(to_decrypt).collect()).await?;
+    let decrypt_padding = padding_of("decrypt_padding_scheme", &params.decrypt_padding_scheme)?;
+    let padding = padding_of("encrypt_padding_scheme", &params.encrypt_padding_scheme)?;
+    let opened = engine.decrypt_all(&key, items.iter().map(|item| to_decrypt(item, decrypt_padding)).collect()).await?;
     let mut texts = Vec::with_capacity(items.len());
     for (item, opened) in items.iter().zip(opened) {
         let text = match opened {
@@ -65,6 +71,7 @@ pub async fn rewrap(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure>
                 context: Cow::Owned(decoded(&item.context).map_err(ItemError::into_failure)?),
                 nonce: decoded(&item.nonce).map_err(ItemError::into_failure)?,
                 associated_data: Cow::Borrowed(""),
+                padding,
             }),
             // What is not the caller's mistake stops a rewrap, unlike other batches.
             Err(error) if error.internal => return Err(error.into_failure()),

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Transit, config, datakey, decrypt, encrypt, keys, later, random, rewrap};
+use super::{Transit, config, datakey, decrypt, encrypt, hash, hmac, keys, later, random, rewrap, sign};
 use crate::{
     core::route::{Access, OperationSpec, Route, RouteTable, Verb},
     op,
@@ -109,20 +109,36 @@ static ROUTES: &[Route<Transit>] = &[
         "Random bytes.",
         &[op!(Write, "Makes random bytes.", random::random, random::RandomParams)],
     ),
+    route(&["hash", "hash/{urlalgorithm:rest}"], "Hashes.", &[op!(Write, "Hashes the input.", hash::hash, hash::HashParams)]),
     route(
         &["sign/{name}", "sign/{name}/{urlalgorithm:segment}"],
         "Signs with a named key.",
-        &[op!(Write, "Signs.", later::sign, later::AnyParams)],
+        &[OperationSpec {
+            verb: Verb::Write,
+            summary: "Signs.",
+            fields: sign::SignParams::FIELDS,
+            run: |engine, call| Box::pin(sign::sign(engine, call)),
+        }],
     ),
     route(
         &["verify/{name}", "verify/{name}/{urlalgorithm:segment}"],
         "Verifies a signature or HMAC with a named key.",
-        &[op!(Write, "Verifies.", later::verify, later::AnyParams)],
+        &[OperationSpec {
+            verb: Verb::Write,
+            summary: "Verifies.",
+            fields: sign::VerifyParams::FIELDS,
+            run: |engine, call| Box::pin(sign::verify(engine, call)),
+        }],
     ),
     route(
         &["hmac/{name}", "hmac/{name}/{urlalgorithm:segment}"],
         "Makes an HMAC with a named key.",
-        &[op!(Write, "Makes an HMAC.", later::hmac, later::AnyParams)],
+        &[OperationSpec {
+            verb: Verb::Write,
+            summary: "Makes an HMAC.",
+            fields: hmac::HmacParams::FIELDS,
+            run: |engine, call| Box::pin(hmac::hmac(engine, call)),
+        }],
     ),
     route(
         &[
@@ -145,8 +161,6 @@ static ROUTES: &[Route<Transit>] = &[
             "keys/{name}/csr",
             "keys/{name}/set-certificate",
             "derive-key/{name}",
-            "hash",
-            "hash/{urlalgorithm:segment}",
         ],
         "Not available yet.",
         &[op!(Write, "Not available yet.", later::absent)],

@@ -12,9 +12,15 @@ use std::{
 
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
+use tokio::sync::OnceCell;
 
 use super::{
-    alg::{aead::Cipher, kdf::Kdf},
+    alg::{
+        KeyType,
+        aead::Cipher,
+        asym::{PrivateKey, PublicKey},
+        kdf::Kdf,
+    },
     protect::{Protection, Vault, VersionId},
     record::{KeyRecord, KeyUid, StoredKey, VersionRecord, decode, encode, key_path, material_path},
     usage::Usage,
@@ -51,6 +57,10 @@ pub struct Key {
 pub enum LoadedKey {
     /// Ready to encrypt.
     Cipher(Cipher),
+    /// A private key.
+    Private(PrivateKey),
+    /// Nothing but the version's HMAC key, or the public half.
+    Nothing,
     /// The secret that contexts derive keys from.
     Derived(Kdf, SecretBytes),
     /// Wrapped, used inside the HSM.
@@ -67,6 +77,10 @@ pub struct Loaded {
     pub convergent_version: u8,
     /// Its count of encryptions.
     pub usage: Arc<Usage>,
+    /// The public half of an asymmetric key.
+    pub public: Option<PublicKey>,
+    /// The HMAC key, opened when it is first needed.
+    pub hmac_key: OnceCell<SecretBytes>,
     opened: Instant,
 }
 
@@ -229,22 +243,38 @@ impl Store {
         let (record, _) = self.version_record(uid, version)?;
         let convergent_version = record.convergent_version;
         let usage = self.usage(uid, version)?;
+        let line = key.record.line(version);
+        let public = line.and_then(|line| line.public_key.as_deref()).map(|text| PublicKey::from_text(key.record.kind, text));
+        let public = public.transpose().map_err(Failure::internal)?;
+        let mut hmac_key = OnceCell::new();
         let vault = Vault { protection: &self.protection, zone };
         let loaded = match record.key {
             StoredKey::Hsm(wrapped) => LoadedKey::Wrapped(Box::new(wrapped)),
             StoredKey::Token(id) => LoadedKey::Token(id),
             StoredKey::Software => {
-                let material = vault.open(VersionId { uid, version }, &record).await?.key;
-                match key.record.kdf {
-                    Some(kdf) => LoadedKey::Derived(kdf, material),
-                    None => LoadedKey::Cipher(
-                        Cipher::new(key.record.kind, material.expose())
-                            .ok_or_else(|| Failure::internal("a stored key has the wrong length"))?,
-                    ),
-                }
+                let material = vault.open(VersionId { uid, version }, &record).await?;
+                hmac_key = OnceCell::new_with(Some(material.hmac_key));
+                software(&key.record, material.key)?
             }
         };
-        Ok(Loaded { key: loaded, convergent_version, usage, opened: Instant::now() })
+        Ok(Loaded { key: loaded, convergent_version, usage, public, hmac_key, opened: Instant::now() })
+    }
+
+    /// The HMAC key of an opened version; empty where an old server made none.
+    pub async fn hmac_key<'a>(
+        &self,
+        zone: &str,
+        key: &Key,
+        version: u32,
+        loaded: &'a Loaded,
+    ) -> Result<&'a SecretBytes, Failure> {
+        let open = || async {
+            let uid = key.record.uid;
+            let (record, _) = self.version_record(uid, version)?;
+            let vault = Vault { protection: &self.protection, zone };
+            Ok(vault.open(VersionId { uid, version }, &record).await?.hmac_key)
+        };
+        loaded.hmac_key.get_or_try_init(open).await
     }
 
     /// The record of a version, which must exist.
@@ -283,6 +313,22 @@ impl Store {
             self.usages.lock().remove(&(record.uid, line.version));
         }
     }
+}
+
+/// Material that is used in this process.
+fn software(record: &KeyRecord, material: SecretBytes) -> Result<LoadedKey, Failure> {
+    let kind = record.kind;
+    if material.is_empty() || kind == KeyType::Hmac {
+        return Ok(LoadedKey::Nothing);
+    }
+    if let Some(kdf) = record.kdf {
+        return Ok(LoadedKey::Derived(kdf, material));
+    }
+    if kind.is_asymmetric() {
+        return PrivateKey::from_stored(kind, material.expose()).map(LoadedKey::Private).map_err(Failure::internal);
+    }
+    let cipher = Cipher::new(kind, material.expose());
+    cipher.map(LoadedKey::Cipher).ok_or_else(|| Failure::internal("a stored key has the wrong length"))
 }
 
 /// What a look at a key leads to.

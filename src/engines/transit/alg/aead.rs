@@ -34,6 +34,7 @@ impl Cipher {
             KeyType::Aes256Gcm96 => Cipher::Aes256(Box::new(Aes256Gcm::new_from_slice(key).ok()?)),
             KeyType::ChaCha20Poly1305 => Cipher::ChaCha(ChaCha20Poly1305::new_from_slice(key).ok()?),
             KeyType::XChaCha20Poly1305 => Cipher::XChaCha(XChaCha20Poly1305::new_from_slice(key).ok()?),
+            _ => return None,
         })
     }
 
@@ -102,7 +103,7 @@ mod tests {
             aad in proptest::collection::vec(any::<u8>(), 0..40),
             flip in any::<prop::sample::Index>(),
         ) {
-            for kind in KeyType::ALL {
+            for kind in KeyType::CIPHERS {
                 let cipher = Cipher::new(kind, &vec![7; kind.key_len()]).unwrap();
                 let nonce = vec![9; kind.nonce_len()];
                 let mut sealed = cipher.seal(&nonce, &aad, &text).unwrap();
@@ -118,7 +119,7 @@ mod tests {
 
     #[test]
     fn wrong_lengths_are_refused() {
-        for kind in KeyType::ALL {
+        for kind in KeyType::CIPHERS {
             assert!(Cipher::new(kind, &[1; 8]).is_none());
             let cipher = Cipher::new(kind, &vec![1; kind.key_len()]).unwrap();
             assert!(cipher.seal(&[0; 5], b"", b"x").is_none());

@@ -1,0 +1,327 @@
+//! RSA, ECDSA and Ed25519 keys, through OpenSSL: it has every hash, salt length and padding of the API, and its private
+//! operations take constant time.
+//!
+//! Stored form of private keys: PKCS#8 DER for RSA and EC, seed and public key (64 bytes) for Ed25519. Text form of
+//! public keys: PEM (SubjectPublicKeyInfo) for RSA and EC, base64 of 32 bytes for Ed25519.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use openssl::{
+    bn::BigNumContext,
+    ec::{EcGroup, EcKey, PointConversionForm},
+    error::ErrorStack,
+    nid::Nid,
+    pkey::{HasPublic, Id, PKey, PKeyRef, Private, Public},
+    rsa::Rsa,
+    sign::{Signer, Verifier},
+};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::KeyType;
+use crate::{hsm, secret::SecretBytes};
+
+/// Why an operation with an asymmetric key fails.
+#[derive(Debug, Error)]
+pub enum AsymError {
+    /// The bytes are no key of the type.
+    #[error("{0}")]
+    Key(String),
+    /// The algorithm does not take the input.
+    #[error("{0}")]
+    Input(String),
+    /// The library refuses.
+    #[error("{0}")]
+    Library(#[from] ErrorStack),
+}
+
+/// A private key ready for use; the library overwrites it when it is dropped.
+pub enum PrivateKey {
+    /// RSA.
+    Rsa(PKey<Private>),
+    /// EC.
+    Ec(EcKey<Private>),
+    /// Ed25519.
+    Ed(PKey<Private>),
+}
+
+/// A public key ready for use.
+pub enum PublicKey {
+    /// RSA.
+    Rsa(PKey<Public>),
+    /// EC.
+    Ec(EcKey<Public>),
+    /// Ed25519.
+    Ed(PKey<Public>),
+}
+
+/// The curve of an EC type.
+pub fn curve(kind: KeyType) -> Option<Nid> {
+    match kind {
+        KeyType::EcdsaP256 => Some(Nid::X9_62_PRIME256V1),
+        KeyType::EcdsaP384 => Some(Nid::SECP384R1),
+        KeyType::EcdsaP521 => Some(Nid::SECP521R1),
+        _ => None,
+    }
+}
+
+/// The group of an EC type.
+pub fn group(kind: KeyType) -> Result<EcGroup, AsymError> {
+    let curve = curve(kind).ok_or_else(|| AsymError::Key(format!("{} is no EC key type", kind.name())))?;
+    Ok(EcGroup::from_curve_name(curve)?)
+}
+
+/// What a parsed key is, in the words of the API's errors.
+fn described<T>(key: &PKeyRef<T>, private: bool) -> String {
+    let name = match key.id() {
+        Id::RSA | Id::RSA_PSS => "rsa",
+        Id::EC => "ecdsa",
+        Id::ED25519 => return if private { "ed25519.PrivateKey".into() } else { "ed25519.PublicKey".into() },
+        _ => return "another key".into(),
+    };
+    format!("*{name}.{}Key", if private { "Private" } else { "Public" })
+}
+
+/// Whether a key is of a type: algorithm, curve, size.
+fn check<T: HasPublic>(kind: KeyType, key: &PKeyRef<T>, private: bool) -> Result<(), AsymError> {
+    let mismatch = || Err(AsymError::Key(format!("invalid key type: expected {}, got {}", kind.name(), described(key, private))));
+    match key.id() {
+        Id::RSA | Id::RSA_PSS => match kind.rsa_bits() {
+            None => mismatch(),
+            Some(bits) => {
+                let (expected, got) = (usize::try_from(bits / 8).unwrap_or(0), key.size());
+                if expected == got {
+                    return Ok(());
+                }
+                Err(AsymError::Key(format!("invalid key size: expected {expected} bytes, got {got} bytes")))
+            }
+        },
+        Id::EC => match curve(kind) {
+            None => mismatch(),
+            Some(expected) => {
+                let got = key.ec_key()?.group().curve_name();
+                if got == Some(expected) {
+                    return Ok(());
+                }
+                let name = |curve: Option<Nid>| match curve {
+                    Some(Nid::X9_62_PRIME256V1) => "P-256",
+                    Some(Nid::SECP384R1) => "P-384",
+                    Some(Nid::SECP521R1) => "P-521",
+                    Some(Nid::SECP224R1) => "P-224",
+                    _ => "another curve",
+                };
+                Err(AsymError::Key(format!("invalid curve: expected {}, got {}", name(Some(expected)), name(got))))
+            }
+        },
+        Id::ED25519 if kind == KeyType::Ed25519 => Ok(()),
+        _ => mismatch(),
+    }
+}
+
+impl PrivateKey {
+    /// A fresh key. Takes long for RSA: not for the threads that serve requests.
+    pub fn generate(kind: KeyType) -> Result<Self, AsymError> {
+        Ok(match kind.rsa_bits() {
+            Some(bits) => Self::Rsa(PKey::from_rsa(Rsa::generate(bits)?)?),
+            None if kind == KeyType::Ed25519 => Self::from_seed(SecretBytes::random(32).expose())?,
+            None => Self::Ec({
+                let group = group(kind)?;
+                EcKey::generate(&group)?
+            }),
+        })
+    }
+
+    /// The Ed25519 key of a 32-byte seed (RFC 8032).
+    pub fn from_seed(seed: &[u8]) -> Result<Self, AsymError> {
+        Ok(Self::Ed(PKey::private_key_from_raw_bytes(seed, Id::ED25519)?))
+    }
+
+    /// From the stored form.
+    pub fn from_stored(kind: KeyType, bytes: &[u8]) -> Result<Self, AsymError> {
+        if kind == KeyType::Ed25519 {
+            let seed = bytes.get(..32).ok_or_else(|| AsymError::Key("an Ed25519 key has 64 bytes".into()))?;
+            return Self::from_seed(seed);
+        }
+        Self::from_pkcs8(kind, bytes)
+    }
+
+    /// From PKCS#8 DER, which must hold a key of the type.
+    pub fn from_pkcs8(kind: KeyType, der: &[u8]) -> Result<Self, AsymError> {
+        let parsed = match super::pkcs8::usual(der) {
+            Some(changed) => PKey::private_key_from_pkcs8(&changed),
+            None => PKey::private_key_from_pkcs8(der),
+        };
+        let key = parsed.map_err(|error| AsymError::Key(format!("error parsing asymmetric key: {error}")))?;
+        check(kind, &key, true)?;
+        Ok(match key.id() {
+            Id::EC => Self::Ec(key.ec_key()?),
+            Id::ED25519 => Self::Ed(key),
+            _ => Self::Rsa(key),
+        })
+    }
+
+    /// The stored form.
+    pub fn to_stored(&self) -> Result<SecretBytes, AsymError> {
+        match self {
+            Self::Ed(key) => {
+                let seed = Zeroizing::new(key.raw_private_key()?);
+                let mut bytes = Vec::with_capacity(64);
+                bytes.extend_from_slice(&seed);
+                bytes.extend_from_slice(&key.raw_public_key()?);
+                Ok(SecretBytes::new(bytes))
+            }
+            Self::Rsa(_) | Self::Ec(_) => self.to_pkcs8(),
+        }
+    }
+
+    /// PKCS#8 DER.
+    pub fn to_pkcs8(&self) -> Result<SecretBytes, AsymError> {
+        Ok(SecretBytes::new(match self {
+            Self::Rsa(key) | Self::Ed(key) => key.private_key_to_pkcs8()?,
+            Self::Ec(key) => PKey::from_ec_key(key.clone())?.private_key_to_pkcs8()?,
+        }))
+    }
+
+    /// Its public half.
+    pub fn public(&self) -> Result<PublicKey, AsymError> {
+        Ok(match self {
+            Self::Rsa(key) => PublicKey::Rsa(PKey::public_key_from_der(&key.public_key_to_der()?)?),
+            Self::Ec(key) => PublicKey::Ec(EcKey::from_public_key(key.group(), key.public_key())?),
+            Self::Ed(key) => PublicKey::Ed(PKey::public_key_from_raw_bytes(&key.raw_public_key()?, Id::ED25519)?),
+        })
+    }
+
+    /// Ed25519 signature (RFC 8032) of a message.
+    pub fn sign_message(&self, message: &[u8]) -> Result<Vec<u8>, AsymError> {
+        match self {
+            Self::Ed(key) => Ok(Signer::new_without_digest(key)?.sign_oneshot_to_vec(message)?),
+            Self::Rsa(_) | Self::Ec(_) => Err(AsymError::Key("the key is not an Ed25519 key".into())),
+        }
+    }
+}
+
+impl PublicKey {
+    /// From the text form.
+    pub fn from_text(kind: KeyType, text: &str) -> Result<Self, AsymError> {
+        if kind == KeyType::Ed25519 {
+            let bytes = STANDARD.decode(text).map_err(|error| AsymError::Key(error.to_string()))?;
+            return Ok(Self::Ed(PKey::public_key_from_raw_bytes(&bytes, Id::ED25519)?));
+        }
+        let key = PKey::public_key_from_pem(text.as_bytes())?;
+        Self::checked(kind, key)
+    }
+
+    /// From SubjectPublicKeyInfo in DER, which must hold a key of the type.
+    pub fn from_der(kind: KeyType, der: &[u8]) -> Result<Self, AsymError> {
+        let key = PKey::public_key_from_der(der);
+        let key = key.map_err(|error| AsymError::Key(format!("error parsing public key: {error}")))?;
+        Self::checked(kind, key)
+    }
+
+    fn checked(kind: KeyType, key: PKey<Public>) -> Result<Self, AsymError> {
+        check(kind, &key, false)?;
+        Ok(match key.id() {
+            Id::EC => Self::Ec(key.ec_key()?),
+            Id::ED25519 => Self::Ed(key),
+            _ => Self::Rsa(key),
+        })
+    }
+
+    /// The text form.
+    pub fn to_text(&self) -> Result<String, AsymError> {
+        let pem = match self {
+            Self::Ed(key) => return Ok(STANDARD.encode(key.raw_public_key()?)),
+            Self::Rsa(key) => key.public_key_to_pem()?,
+            Self::Ec(key) => PKey::from_ec_key(key.clone())?.public_key_to_pem()?,
+        };
+        String::from_utf8(pem).map_err(|error| AsymError::Key(error.to_string()))
+    }
+
+    /// SubjectPublicKeyInfo in DER.
+    pub fn to_der(&self) -> Result<Vec<u8>, AsymError> {
+        Ok(match self {
+            Self::Rsa(key) | Self::Ed(key) => key.public_key_to_der()?,
+            Self::Ec(key) => PKey::from_ec_key(key.clone())?.public_key_to_der()?,
+        })
+    }
+
+    /// Whether an Ed25519 signature of a message is right.
+    pub fn verify_message(&self, message: &[u8], signature: &[u8]) -> Result<bool, AsymError> {
+        match self {
+            // The library counts a signature of another length as an error.
+            Self::Ed(key) => Ok(Verifier::new_without_digest(key)?.verify_oneshot(signature, message).unwrap_or(false)),
+            Self::Rsa(_) | Self::Ec(_) => Err(AsymError::Key("the key is not an Ed25519 key".into())),
+        }
+    }
+}
+
+/// The point of an EC key, uncompressed (SEC 1, section 2.3.3).
+pub fn point_bytes(key: &EcKey<Public>) -> Result<Vec<u8>, AsymError> {
+    let mut context = BigNumContext::new()?;
+    Ok(key.public_key().to_bytes(key.group(), PointConversionForm::UNCOMPRESSED, &mut context)?)
+}
+
+/// The type of an HSM's key.
+pub fn of_hsm(kind: hsm::KeyKind) -> Option<KeyType> {
+    KeyType::ALL.into_iter().find(|known| known.in_hsm() == Some(kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUICK: [KeyType; 5] = [KeyType::EcdsaP256, KeyType::EcdsaP384, KeyType::EcdsaP521, KeyType::Ed25519, KeyType::Rsa2048];
+
+    #[test]
+    fn keys_come_back_as_stored() {
+        for kind in QUICK {
+            let key = PrivateKey::generate(kind).unwrap();
+            let text = key.public().unwrap().to_text().unwrap();
+            let back = PrivateKey::from_stored(kind, key.to_stored().unwrap().expose()).unwrap();
+            assert_eq!(back.public().unwrap().to_text().unwrap(), text, "{}", kind.name());
+            let back = PrivateKey::from_pkcs8(kind, key.to_pkcs8().unwrap().expose()).unwrap();
+            assert_eq!(back.public().unwrap().to_text().unwrap(), text, "{}", kind.name());
+            let public = PublicKey::from_text(kind, &text).unwrap();
+            let der = public.to_der().unwrap();
+            assert_eq!(PublicKey::from_der(kind, &der).unwrap().to_text().unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn keys_of_other_types_are_told_apart() {
+        let p256 = PrivateKey::generate(KeyType::EcdsaP256).unwrap().to_pkcs8().unwrap();
+        let refused = |kind| PrivateKey::from_pkcs8(kind, p256.expose()).err().unwrap().to_string();
+        assert_eq!(refused(KeyType::EcdsaP384), "invalid curve: expected P-384, got P-256");
+        assert_eq!(refused(KeyType::Rsa2048), "invalid key type: expected rsa-2048, got *ecdsa.PrivateKey");
+        assert_eq!(refused(KeyType::Ed25519), "invalid key type: expected ed25519, got *ecdsa.PrivateKey");
+        assert!(PrivateKey::from_pkcs8(KeyType::EcdsaP256, b"junk").is_err());
+    }
+
+    /// RFC 8032, section 7.1, tests 1 and 2.
+    #[test]
+    fn ed25519_as_in_rfc_8032() {
+        for (seed, public, message, signature) in [
+            (
+                "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+                "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+                "",
+                "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b",
+            ),
+            (
+                "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
+                "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
+                "72",
+                "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00",
+            ),
+        ] {
+            let key = PrivateKey::from_seed(&hex::decode(seed).unwrap()).unwrap();
+            let text = key.public().unwrap().to_text().unwrap();
+            assert_eq!(text, STANDARD.encode(hex::decode(public).unwrap()));
+            let message = hex::decode(message).unwrap();
+            let made = key.sign_message(&message).unwrap();
+            assert_eq!(hex::encode(&made), signature);
+            assert!(key.public().unwrap().verify_message(&message, &made).unwrap());
+            assert!(!key.public().unwrap().verify_message(b"other", &made).unwrap());
+            assert!(!key.public().unwrap().verify_message(&message, &made[..63]).unwrap());
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! PKCS#8 in unusual dress: Ed25519 keys in the EC layout and RSA keys under the RSASSA-PSS identifier, as some
+//! libraries write them.
+
+use zeroize::Zeroizing;
+
+/// `1.2.840.10045.2.1` (EC), with tag and length.
+const EC: &[u8] = &[0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
+/// `1.2.840.113549.1.1.10` (RSASSA-PSS).
+const PSS: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a];
+/// `1.2.840.113549.1.1.1` with NULL parameters (RSA).
+const RSA: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
+/// `1.3.101.112` (Ed25519, RFC 8410) and what older NSS wrote: `1.3.6.1.4.1.11591.15.1`; `1.3.101.110` is written too.
+const EDWARDS: [&[u8]; 3] = [
+    &[0x06, 0x03, 0x2b, 0x65, 0x70],
+    &[0x06, 0x03, 0x2b, 0x65, 0x6e],
+    &[0x06, 0x09, 0x2b, 0x06, 0x01, 0x04, 0x01, 0xda, 0x47, 0x0f, 0x01],
+];
+
+/// The same key in the usual layout; `None` when the given bytes need no change.
+pub fn usual(der: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let (body, _) = element(der, 0x30)?;
+    let (_, body) = element(body, 0x02)?;
+    let (algorithm, body) = element(body, 0x30)?;
+    let (key, _) = element(body, 0x04)?;
+    if algorithm.starts_with(PSS) {
+        return Some(wrapped(RSA, key));
+    }
+    let parameters = algorithm.strip_prefix(EC)?;
+    if !EDWARDS.contains(&parameters) {
+        return None;
+    }
+    // ECPrivateKey (RFC 5915): version, then the seed as the private key.
+    let (inner, _) = element(key, 0x30)?;
+    let (_, inner) = element(inner, 0x02)?;
+    let (seed, _) = element(inner, 0x04)?;
+    let seed = Zeroizing::new(encoded(0x04, seed));
+    Some(wrapped(EDWARDS[0], &seed))
+}
+
+/// PKCS#8 of an algorithm and the contents of its private key.
+fn wrapped(algorithm: &[u8], key: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut body = Zeroizing::new(Vec::with_capacity(key.len() + 64));
+    body.extend_from_slice(&[0x02, 0x01, 0x00]);
+    body.extend_from_slice(&encoded(0x30, algorithm));
+    body.extend_from_slice(&Zeroizing::new(encoded(0x04, key)));
+    Zeroizing::new(encoded(0x30, &body))
+}
+
+/// A DER element.
+fn encoded(tag: u8, contents: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(contents.len() + 6);
+    out.push(tag);
+    let len = contents.len();
+    match u8::try_from(len) {
+        Ok(short) if short < 0x80 => out.push(short),
+        _ => {
+            let bytes = len.to_be_bytes();
+            let bytes: Vec<u8> = bytes.into_iter().skip_while(|byte| *byte == 0).collect();
+            out.push(0x80 | u8::try_from(bytes.len()).unwrap_or(8));
+            out.extend_from_slice(&bytes);
+        }
+    }
+    out.extend_from_slice(contents);
+    out
+}
+
+/// The contents of the element with `tag` at the beginning, and what follows it. Lengths must be minimal (X.690,
+/// section 10.1).
+pub fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+    let (first, rest) = der.split_first()?;
+    let (len, rest) = rest.split_first()?;
+    if *first != tag {
+        return None;
+    }
+    let (len, rest) = match len {
+        0..=0x7f => (usize::from(*len), rest),
+        0x81..=0x84 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(len - 0x80))?;
+            let value = bytes.iter().fold(0_usize, |value, byte| (value << 8) | usize::from(*byte));
+            if value < 0x80 || bytes.first() == Some(&0) {
+                return None;
+            }
+            (value, rest)
+        }
+        _ => return None,
+    };
+    rest.split_at_checked(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engines::transit::alg::{KeyType, asym::PrivateKey};
+
+    #[test]
+    fn usual_layouts_stay() {
+        let der = PrivateKey::generate(KeyType::EcdsaP256).unwrap().to_pkcs8().unwrap();
+        assert!(usual(der.expose()).is_none());
+        assert!(usual(b"").is_none());
+        assert!(usual(&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff]).is_none());
+    }
+
+    #[test]
+    fn ed25519_in_the_ec_layout_is_read() {
+        let seed = [7; 32];
+        let ec_key = encoded(0x30, &[&[0x02, 0x01, 0x01][..], &encoded(0x04, &seed)].concat());
+        let algorithm = [EC, EDWARDS[2]].concat();
+        let odd = wrapped(&algorithm, &ec_key);
+        let key = PrivateKey::from_pkcs8(KeyType::Ed25519, &odd).unwrap();
+        let same = PrivateKey::from_seed(&seed).unwrap();
+        assert_eq!(key.public().unwrap().to_text().unwrap(), same.public().unwrap().to_text().unwrap());
+    }
+
+    #[test]
+    fn rsa_under_the_pss_identifier_is_read() {
+        let key = PrivateKey::generate(KeyType::Rsa2048).unwrap();
+        let der = key.to_pkcs8().unwrap();
+        let (body, _) = element(der.expose(), 0x30).unwrap();
+        let (_, body) = element(body, 0x02).unwrap();
+        let (_, body) = element(body, 0x30).unwrap();
+        let (inner, _) = element(body, 0x04).unwrap();
+        let odd = wrapped(PSS, inner);
+        let back = PrivateKey::from_pkcs8(KeyType::Rsa2048, &odd).unwrap();
+        assert_eq!(back.public().unwrap().to_text().unwrap(), key.public().unwrap().to_text().unwrap());
+    }
+
+    #[test]
+    fn lengths_must_be_minimal() {
+        assert_eq!(element(&[0x02, 0x01, 5, 9], 0x02), Some((&[5][..], &[9][..])));
+        assert_eq!(element(&[0x02, 0x81, 0x01, 5], 0x02), None);
+        assert_eq!(element(&[0x02, 0x80], 0x02), None);
+        assert_eq!(element(&[0x02], 0x02), None);
+    }
+}

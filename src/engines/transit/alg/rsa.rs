@@ -1,0 +1,298 @@
+//! RSA: signatures (RSASSA-PSS and RSASSA-PKCS1-v1_5 over given digests) and encryption (RSAES-OAEP and
+//! RSAES-PKCS1-v1_5), RFC 8017.
+
+use std::ffi::c_int;
+
+use openssl::{
+    hash::MessageDigest,
+    md::{Md, MdRef},
+    pkey::{HasPublic, PKeyRef, Private, Public},
+    pkey_ctx::PkeyCtx,
+    rsa::Padding,
+    sign::RsaPssSaltlen,
+};
+
+use super::{asym::AsymError, hash::HashAlgorithm};
+use crate::secret::SecretBytes;
+
+/// How an RSA signature is padded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// RSASSA-PSS with a salt of so many bytes.
+    Pss(Salt),
+    /// RSASSA-PKCS1-v1_5.
+    Pkcs1v15,
+}
+
+/// The salt of RSASSA-PSS (`salt_length`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Salt {
+    /// As long as possible when signing, any length when verifying.
+    Auto,
+    /// As long as the hash.
+    Hash,
+    /// So many bytes.
+    Bytes(i64),
+}
+
+impl Salt {
+    /// Reads `salt_length`; the error is the API's.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let lower = text.to_lowercase();
+        match lower.as_str() {
+            "auto" => Ok(Self::Auto),
+            "hash" => Ok(Self::Hash),
+            _ => match lower.parse::<i64>() {
+                Err(_) => Err(format!("salt length neither 'auto', 'hash', nor an int: {text}")),
+                // The API's numbers for "auto" and "hash".
+                Ok(0) => Ok(Self::Auto),
+                Ok(-1) => Ok(Self::Hash),
+                Ok(length) if length < 0 => Err(format!("salt length is invalid: {length}")),
+                Ok(length) => Ok(Self::Bytes(length)),
+            },
+        }
+    }
+}
+
+/// How a text is padded for encryption.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encryption {
+    /// RSAES-OAEP with SHA-256 and an empty label.
+    #[default]
+    Oaep,
+    /// RSAES-PKCS1-v1_5.
+    Pkcs1v15,
+}
+
+impl Encryption {
+    /// Reads `padding_scheme`; nothing means OAEP.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "" | "oaep" => Some(Self::Oaep),
+            "pkcs1v15" => Some(Self::Pkcs1v15),
+            _ => None,
+        }
+    }
+}
+
+/// The library's digest of a hash algorithm.
+fn digest_of(hash: HashAlgorithm) -> Option<&'static MdRef> {
+    Some(match hash {
+        HashAlgorithm::None => return None,
+        HashAlgorithm::Sha1 => Md::sha1(),
+        HashAlgorithm::Sha2_224 => Md::sha224(),
+        HashAlgorithm::Sha2_256 => Md::sha256(),
+        HashAlgorithm::Sha2_384 => Md::sha384(),
+        HashAlgorithm::Sha2_512 => Md::sha512(),
+        HashAlgorithm::Sha3_224 => Md::sha3_224(),
+        HashAlgorithm::Sha3_256 => Md::sha3_256(),
+        HashAlgorithm::Sha3_384 => Md::sha3_384(),
+        HashAlgorithm::Sha3_512 => Md::sha3_512(),
+    })
+}
+
+/// The longest salt for a key of `bytes` bytes (RFC 8017, section 9.1.1; all keys here have whole bytes).
+fn longest_salt(bytes: usize, hash: HashAlgorithm) -> i64 {
+    let hash = hash.function().map_or(0, |function| MessageDigest::size(&function));
+    i64::try_from(bytes).unwrap_or(0) - 2 - i64::try_from(hash).unwrap_or(0)
+}
+
+/// Sets padding, hash and salt.
+fn configure<T: HasPublic>(
+    context: &mut PkeyCtx<T>,
+    bytes: usize,
+    hash: HashAlgorithm,
+    scheme: Scheme,
+    signing: bool,
+) -> Result<(), AsymError> {
+    match scheme {
+        Scheme::Pkcs1v15 => {
+            context.set_rsa_padding(Padding::PKCS1)?;
+            if let Some(digest) = digest_of(hash) {
+                context.set_signature_md(digest)?;
+            }
+        }
+        Scheme::Pss(salt) => {
+            /// What tells the library to find the salt's length out (RSA_PSS_SALTLEN_AUTO).
+            const ANY: c_int = -2;
+            let digest = digest_of(hash).ok_or_else(|| AsymError::Input("unsupported hash algorithm".into()))?;
+            let longest = longest_salt(bytes, hash);
+            let number = |length: i64| c_int::try_from(length).unwrap_or(c_int::MAX);
+            let length = match salt {
+                Salt::Bytes(length) if length > longest => {
+                    return Err(AsymError::Input(format!("requested salt length {length} is invalid")));
+                }
+                Salt::Bytes(length) => RsaPssSaltlen::custom(number(length)),
+                Salt::Hash => RsaPssSaltlen::DIGEST_LENGTH,
+                Salt::Auto if signing => RsaPssSaltlen::custom(number(longest)),
+                Salt::Auto => RsaPssSaltlen::custom(ANY),
+            };
+            context.set_rsa_padding(Padding::PKCS1_PSS)?;
+            context.set_signature_md(digest)?;
+            context.set_rsa_mgf1_md(digest)?;
+            context.set_rsa_pss_saltlen(length)?;
+        }
+    }
+    Ok(())
+}
+
+/// Signs a digest.
+pub fn sign(key: &PKeyRef<Private>, digest: &[u8], hash: HashAlgorithm, scheme: Scheme) -> Result<Vec<u8>, AsymError> {
+    check_length(digest, hash)?;
+    let mut context = PkeyCtx::new(key)?;
+    context.sign_init()?;
+    configure(&mut context, key.size(), hash, scheme, true)?;
+    let mut out = Vec::with_capacity(key.size());
+    context.sign_to_vec(digest, &mut out)?;
+    Ok(out)
+}
+
+/// Whether a signature of a digest is right. Only a salt that no signature can have is an error.
+pub fn verify(
+    key: &PKeyRef<Public>,
+    digest: &[u8],
+    signature: &[u8],
+    hash: HashAlgorithm,
+    scheme: Scheme,
+) -> Result<bool, AsymError> {
+    let mut context = PkeyCtx::new(key)?;
+    context.verify_init()?;
+    configure(&mut context, key.size(), hash, scheme, false)?;
+    if check_length(digest, hash).is_err() {
+        return Ok(false);
+    }
+    // A signature of another length, or one that decodes to nothing, is not right either.
+    Ok(context.verify(digest, signature).unwrap_or(false))
+}
+
+fn check_length(digest: &[u8], hash: HashAlgorithm) -> Result<(), AsymError> {
+    match hash.function() {
+        Some(function) if function.size() != digest.len() => {
+            Err(AsymError::Input("crypto/rsa: input must be hashed message".into()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Encrypts a text.
+pub fn encrypt(key: &PKeyRef<Public>, plaintext: &[u8], padding: Encryption) -> Result<Vec<u8>, AsymError> {
+    let mut context = PkeyCtx::new(key)?;
+    context.encrypt_init()?;
+    pad(&mut context, padding, HashAlgorithm::Sha2_256)?;
+    let mut out = Vec::with_capacity(key.size());
+    context.encrypt_to_vec(plaintext, &mut out)?;
+    Ok(out)
+}
+
+/// Decrypts a text.
+pub fn decrypt(key: &PKeyRef<Private>, ciphertext: &[u8], padding: Encryption) -> Result<SecretBytes, AsymError> {
+    decrypt_with(key, ciphertext, padding, HashAlgorithm::Sha2_256)
+}
+
+/// Decrypts RSAES-OAEP with any hash (`hash_function` of imports).
+pub fn decrypt_oaep(key: &PKeyRef<Private>, ciphertext: &[u8], hash: HashAlgorithm) -> Result<SecretBytes, AsymError> {
+    decrypt_with(key, ciphertext, Encryption::Oaep, hash)
+}
+
+/// Encrypts by RSAES-OAEP with any hash.
+pub fn encrypt_oaep(key: &PKeyRef<Public>, plaintext: &[u8], hash: HashAlgorithm) -> Result<Vec<u8>, AsymError> {
+    let mut context = PkeyCtx::new(key)?;
+    context.encrypt_init()?;
+    pad(&mut context, Encryption::Oaep, hash)?;
+    let mut out = Vec::with_capacity(key.size());
+    context.encrypt_to_vec(plaintext, &mut out)?;
+    Ok(out)
+}
+
+fn decrypt_with(
+    key: &PKeyRef<Private>,
+    ciphertext: &[u8],
+    padding: Encryption,
+    hash: HashAlgorithm,
+) -> Result<SecretBytes, AsymError> {
+    let mut context = PkeyCtx::new(key)?;
+    context.decrypt_init()?;
+    pad(&mut context, padding, hash)?;
+    // Room for the library's own upper bound, so that the text is never moved and left behind.
+    let mut out = zeroize::Zeroizing::new(vec![0; key.size()]);
+    let length = context.decrypt(ciphertext, Some(&mut out))?;
+    Ok(SecretBytes::new(out.get(..length).unwrap_or_default().to_vec()))
+}
+
+fn pad<T>(context: &mut PkeyCtx<T>, padding: Encryption, hash: HashAlgorithm) -> Result<(), AsymError> {
+    match padding {
+        Encryption::Pkcs1v15 => context.set_rsa_padding(Padding::PKCS1)?,
+        Encryption::Oaep => {
+            let digest = digest_of(hash).ok_or_else(|| AsymError::Input("unsupported hash algorithm".into()))?;
+            context.set_rsa_padding(Padding::PKCS1_OAEP)?;
+            context.set_rsa_oaep_md(digest)?;
+            context.set_rsa_mgf1_md(digest)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engines::transit::alg::{
+        KeyType,
+        asym::{PrivateKey, PublicKey},
+    };
+
+    #[test]
+    fn every_hash_signs_with_every_scheme() {
+        let PrivateKey::Rsa(key) = PrivateKey::generate(KeyType::Rsa2048).unwrap() else { panic!() };
+        let PublicKey::Rsa(public) = PrivateKey::Rsa(key.clone()).public().unwrap() else { panic!() };
+        let salts = [Salt::Auto, Salt::Hash, Salt::Bytes(5)];
+        let schemes: Vec<Scheme> = salts.into_iter().map(Scheme::Pss).chain([Scheme::Pkcs1v15]).collect();
+        for hash in HashAlgorithm::ALL.into_iter().skip(1) {
+            let digest = hash.digest(b"hello").unwrap();
+            let other = hash.digest(b"other").unwrap();
+            for scheme in &schemes {
+                let signature = sign(&key, &digest, hash, *scheme).unwrap();
+                assert!(verify(&public, &digest, &signature, hash, *scheme).unwrap(), "{hash:?} {scheme:?}");
+                assert!(!verify(&public, &other, &signature, hash, *scheme).unwrap());
+                assert!(!verify(&public, &digest, &signature[1..], hash, *scheme).unwrap());
+            }
+            let long = sign(&key, &digest, hash, Scheme::Pss(Salt::Bytes(longest_salt(256, hash)))).unwrap();
+            assert!(verify(&public, &digest, &long, hash, Scheme::Pss(Salt::Auto)).unwrap());
+            assert!(!verify(&public, &digest, &long, hash, Scheme::Pss(Salt::Hash)).unwrap());
+            let too_long = Scheme::Pss(Salt::Bytes(longest_salt(256, hash) + 1));
+            assert!(sign(&key, &digest, hash, too_long).unwrap_err().to_string().starts_with("requested salt length "));
+        }
+        let plain = sign(&key, b"as it is", HashAlgorithm::None, Scheme::Pkcs1v15).unwrap();
+        assert!(verify(&public, b"as it is", &plain, HashAlgorithm::None, Scheme::Pkcs1v15).unwrap());
+        assert!(sign(&key, b"short", HashAlgorithm::Sha2_256, Scheme::Pkcs1v15).is_err());
+    }
+
+    #[test]
+    fn texts_come_back() {
+        let PrivateKey::Rsa(key) = PrivateKey::generate(KeyType::Rsa2048).unwrap() else { panic!() };
+        let PublicKey::Rsa(public) = PrivateKey::Rsa(key.clone()).public().unwrap() else { panic!() };
+        for padding in [Encryption::Oaep, Encryption::Pkcs1v15] {
+            for text in [&b""[..], b"hello", &[7; 190]] {
+                let sealed = encrypt(&public, text, padding).unwrap();
+                assert_eq!(decrypt(&key, &sealed, padding).unwrap().expose(), text);
+            }
+        }
+        assert!(encrypt(&public, &[7; 191], Encryption::Oaep).is_err());
+        assert!(decrypt(&key, &[1; 256], Encryption::Oaep).is_err());
+        assert!(decrypt(&key, b"", Encryption::Oaep).is_err());
+        for hash in [HashAlgorithm::Sha1, HashAlgorithm::Sha2_224, HashAlgorithm::Sha2_512] {
+            let sealed = encrypt_oaep(&public, b"key", hash).unwrap();
+            assert_eq!(decrypt_oaep(&key, &sealed, hash).unwrap().expose(), b"key");
+        }
+    }
+
+    #[test]
+    fn salt_lengths_are_read_as_the_api_reads_them() {
+        assert_eq!(Salt::parse("AUTO"), Ok(Salt::Auto));
+        assert_eq!(Salt::parse("hash"), Ok(Salt::Hash));
+        assert_eq!(Salt::parse("0"), Ok(Salt::Auto));
+        assert_eq!(Salt::parse("-1"), Ok(Salt::Hash));
+        assert_eq!(Salt::parse("20"), Ok(Salt::Bytes(20)));
+        assert_eq!(Salt::parse("-2"), Err("salt length is invalid: -2".into()));
+        assert_eq!(Salt::parse("long"), Err("salt length neither 'auto', 'hash', nor an int: long".into()));
+    }
+}
