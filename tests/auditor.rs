@@ -54,8 +54,8 @@ fn the_look_itself() {
     let (Ok(module), Ok(pin)) = (std::env::var(MODULE), std::env::var(PIN_FILE)) else { return };
     let module = Pkcs11::new(module).unwrap();
     module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).unwrap();
-    let slot = module.get_slots_with_token().unwrap().into_iter();
-    let slot = slot.filter(|slot| module.get_token_info(*slot).is_ok_and(|token| token.label() == "sos-test")).next().unwrap();
+    let mut slots = module.get_slots_with_token().unwrap().into_iter();
+    let slot = slots.find(|slot| module.get_token_info(*slot).is_ok_and(|token| token.label() == "sos-test")).unwrap();
     let session = module.open_ro_session(slot).unwrap();
     let pin = std::fs::read_to_string(pin).unwrap();
     session.login(UserType::User, Some(&AuthPin::new(pin.trim().into()))).unwrap();
