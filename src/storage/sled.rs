@@ -10,7 +10,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io,
     ops::Bound,
     path::Path,
@@ -225,11 +225,30 @@ fn being_reopened() -> Fault {
 
 fn start(folder: &Folder, cache_bytes: u64) -> Result<(::sled::Db, Durability), Fault> {
     let config = ::sled::Config::new().path(folder.path()).flush_every_ms(None).cache_capacity(cache_bytes);
+    wait_for_own_predecessor(folder.path())?;
     let db = guarded(|| Ok(config.open()?))?;
     let mut durability = Durability::open(folder.path())?;
     durability.sync()?;
     folder.sync_names()?;
     Ok((db, durability))
+}
+
+/// Waits until an earlier store of this process has let go of the log: sled unlocks it on a thread of its own, some time
+/// after the store was dropped. Other processes are kept out by the folder's lock, which is held by now.
+fn wait_for_own_predecessor(folder: &Path) -> io::Result<()> {
+    let log = match File::open(folder.join("db")) {
+        Ok(log) => log,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let until = Instant::now() + LET_GO;
+    while let Err(TryLockError::WouldBlock) = log.try_lock() {
+        if Instant::now() >= until {
+            break;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    log.unlock()
 }
 
 /// The syncs that sled leaves out.
