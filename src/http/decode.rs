@@ -7,7 +7,7 @@ use actix_web::{
     http::{Method, header},
 };
 use bytes::Bytes;
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::{
     core::{
@@ -47,6 +47,25 @@ pub fn has_request_header(http: &HttpRequest) -> bool {
     text(http, "x-vault-request").is_some_and(|value| value == "true")
 }
 
+/// Where a request with empty path segments belongs: the same without them. Policies name paths without them, so
+/// `secret//a` must not be another way to `secret/a`.
+pub fn without_empty_segments(http: &HttpRequest) -> Option<String> {
+    const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+    let decoded = percent_decode_str(http.uri().path().strip_prefix("/v1/")?).decode_utf8().ok()?;
+    if !decoded.starts_with('/') && !decoded.contains("//") {
+        return None;
+    }
+    let mut clean = decoded.split('/').filter(|segment| !segment.is_empty()).collect::<Vec<_>>().join("/");
+    if decoded.ends_with('/') && !clean.is_empty() {
+        clean.push('/');
+    }
+    let clean = utf8_percent_encode(&clean, KEPT);
+    Some(match http.uri().query() {
+        Some(query) => format!("/v1/{clean}?{query}"),
+        None => format!("/v1/{clean}"),
+    })
+}
+
 /// The decoded path below `/v1/`.
 fn path(raw: &str) -> Result<String, Failure> {
     let Some(raw) = raw.strip_prefix("/v1/") else {
@@ -59,6 +78,9 @@ fn path(raw: &str) -> Result<String, Failure> {
     }
     if path.is_empty() {
         return Err(Failure::silent(Kind::UnsupportedPath));
+    }
+    if path.chars().any(char::is_control) {
+        return Err(Failure::invalid("control characters are not supported in paths"));
     }
     Ok(path.into_owned())
 }
@@ -188,4 +210,36 @@ pub fn body(http: &HttpRequest, bytes: Bytes) -> Result<Bytes, Failure> {
     let fields: serde_json::Map<String, serde_json::Value> =
         pairs(raw).map(|(name, value)| (name, serde_json::Value::String(value))).collect();
     serde_json::to_vec(&fields).map(Bytes::from).map_err(Failure::internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    #[test]
+    fn empty_segments_are_redirected_however_they_are_written() {
+        let place = |uri: &str| without_empty_segments(&TestRequest::with_uri(uri).to_http_request());
+        for (uri, clean) in [
+            ("/v1//sys/health", "/v1/sys/health"),
+            ("/v1/kv//a/b?list=true", "/v1/kv/a/b?list=true"),
+            ("/v1/kv/a%2F%2fb", "/v1/kv/a/b"),
+            ("/v1/kv///a%0d%0ab//", "/v1/kv/a%0D%0Ab/"),
+            ("/v1///", "/v1/"),
+        ] {
+            assert_eq!(place(uri).as_deref(), Some(clean), "{uri}");
+        }
+        for uri in ["/v1/kv/a", "/v1/kv/a/", "/v1/", "/ui//", "/v1/kv/a?b=//"] {
+            assert_eq!(place(uri), None, "{uri}");
+        }
+    }
+
+    #[test]
+    fn paths_hold_no_control_characters_and_no_way_up() {
+        for raw in ["/v1/kv/a%00b", "/v1/kv/a%0ab", "/v1/kv/%7f", "/v1/kv/../sys", "/v1/kv/%2e%2e/sys"] {
+            assert_eq!(path(raw).unwrap_err().kind(), Kind::Invalid, "{raw}");
+        }
+        assert_eq!(path("/v1/kv/sch%C3%B6n").unwrap(), "kv/sch\u{f6}n");
+    }
 }

@@ -56,9 +56,12 @@ async fn answer(http: HttpRequest, payload: web::Payload, front: web::Data<Front
         Verdict::Pass(headers) => headers,
         Verdict::Answer(answer) => return write(answer, false),
     };
-    let mut answer = match decode_request(&http, payload, &front).await {
-        Ok(request) => carry_out(&front, request).await,
-        Err(failure) => refused(&failure),
+    let mut answer = match decode::without_empty_segments(&http) {
+        Some(place) => redirect(place),
+        None => match decode_request(&http, payload, &front).await {
+            Ok(request) => carry_out(&front, request).await,
+            Err(failure) => refused(&failure),
+        },
     };
     answer.headers.extend(cors);
     write(answer, *http.method() == Method::HEAD)
@@ -134,6 +137,16 @@ async fn collect(http: &HttpRequest, mut payload: web::Payload, limit: u64) -> R
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
+}
+
+/// The same request, method and body, at another path.
+fn redirect(place: String) -> Answer {
+    Answer {
+        status: 307,
+        content_type: "application/json",
+        body: Vec::new(),
+        headers: vec![(header::LOCATION.as_str().to_owned(), place)],
+    }
 }
 
 fn refused(failure: &Failure) -> Answer {
