@@ -3,7 +3,7 @@
 //! The [`params!`](crate::params) macro makes of one declaration the typed struct, its decoder and the schema that
 //! help texts, the OpenAPI document and the "unrecognized parameters" warning read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, value::RawValue};
 use thiserror::Error;
@@ -83,30 +83,25 @@ impl Input<'_> {
     pub fn notes(&self, fields: &[Field]) -> Vec<String> {
         let known = |name: &str| fields.iter().any(|field| field.name == name);
         let captured = |name: &str| self.captures.iter().any(|(capture, _)| *capture == name);
-        let mut ignored: Vec<&str> = Vec::new();
-        let mut replaced: Vec<&str> = Vec::new();
+        // A body can hold millions of names: no looking through lists here.
+        let mut ignored: BTreeSet<&str> = BTreeSet::new();
+        let mut replaced: BTreeSet<&str> = BTreeSet::new();
         for name in self.body.names().chain(self.query.iter().map(|(name, _)| name.as_str())) {
-            let list = if captured(name) {
-                &mut replaced
-            } else if known(name) {
-                continue;
-            } else {
-                &mut ignored
-            };
-            if !list.contains(&name) {
-                list.push(name);
+            if captured(name) {
+                replaced.insert(name);
+            } else if !known(name) {
+                ignored.insert(name);
             }
         }
+        let joined = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(" ");
         let mut notes = Vec::new();
         if !ignored.is_empty() {
-            ignored.sort_unstable();
-            notes.push(format!("Endpoint ignored these unrecognized parameters: [{}]", ignored.join(" ")));
+            notes.push(format!("Endpoint ignored these unrecognized parameters: [{}]", joined(ignored)));
         }
         if !replaced.is_empty() {
-            replaced.sort_unstable();
             notes.push(format!(
                 "Endpoint replaced the value of these parameters with the values captured from the endpoint's path: [{}]",
-                replaced.join(" ")
+                joined(replaced)
             ));
         }
         notes
@@ -271,7 +266,7 @@ impl FromField for i64 {
             Some("0o" | "0O") => i64::from_str_radix(&digits[2..], 8),
             _ => digits.parse::<i64>(),
         };
-        parsed.map(|number| sign * number).map_err(|_| "cannot parse as a whole number".into())
+        parsed.ok().and_then(|number| number.checked_mul(sign)).ok_or_else(|| "cannot parse as a whole number".into())
     }
 
     fn missing() -> Self {
@@ -527,6 +522,25 @@ mod tests {
         assert_eq!((sample.count, sample.on), (Some(0), Some(false)));
         let sample = decode("{}").unwrap();
         assert_eq!((sample.count, sample.on), (None, None));
+    }
+
+    #[test]
+    fn numbers_beyond_the_range_are_errors() {
+        for text in ["--9223372036854775808", "-0x-8000000000000000", "9223372036854775808", "-", "+-1"] {
+            assert!(i64::from_text(text).is_err(), "{text}");
+        }
+        assert_eq!((i64::from_text("-0x10"), i64::from_text("+7")), (Ok(-16), Ok(7)));
+    }
+
+    #[test]
+    fn a_body_of_very_many_unknown_names_costs_no_more_than_its_length() {
+        let body: String = (0..300_000).map(|number| format!("\"x{number}\":0,")).collect();
+        let body = format!("{{{}}}", body.trim_end_matches(','));
+        let object = RawObject::parse(body.as_bytes()).unwrap();
+        let started = std::time::Instant::now();
+        let notes = Input { captures: &[], body: &object, query: &[] }.notes(Sample::FIELDS);
+        assert!(notes[0].ends_with(" x99999]"));
+        assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
     }
 
     #[test]

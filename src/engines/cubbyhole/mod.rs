@@ -5,7 +5,12 @@
 //!
 //! <https://developer.hashicorp.com/vault/api-docs/secret/cubbyhole>
 
-use std::sync::LazyLock;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::LazyLock,
+};
+
+use serde_json::value::RawValue;
 
 use crate::{
     barrier::{Txn, View},
@@ -117,20 +122,17 @@ async fn list(engine: &Cubbyhole, call: &Call<'_>) -> Result<Reply, Failure> {
 
 /// The object with each member once and its value's bytes untouched.
 pub fn object_bytes(body: &RawObject<'_>) -> Result<Vec<u8>, Failure> {
-    let mut names: Vec<&str> = Vec::new();
-    for name in body.names() {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
+    // A body can hold millions of members: one pass over them, and no looking through lists.
+    let last: HashMap<&str, &RawValue> = body.iter().collect();
+    let mut seen = HashSet::with_capacity(last.len());
     let mut out = vec![b'{'];
-    for name in names {
+    for name in body.names().filter(|name| seen.insert(*name)) {
         if out.len() > 1 {
             out.push(b',');
         }
         serde_json::to_writer(&mut out, name).map_err(Failure::internal)?;
         out.push(b':');
-        out.extend_from_slice(body.member(name).map_or("null", |value| value.get()).as_bytes());
+        out.extend_from_slice(last.get(name).map_or("null", |value| value.get()).as_bytes());
     }
     out.push(b'}');
     Ok(out)
