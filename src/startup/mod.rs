@@ -9,9 +9,9 @@ pub mod process;
 mod sanitized;
 pub mod tls;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{FutureExt, future::join_all};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -153,7 +153,8 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
         async move {
             loop {
                 tokio::time::sleep(TICK).await;
-                core.tick().await;
+                // A defect in one piece of periodic work must not end all of it.
+                drop(AssertUnwindSafe(core.tick()).catch_unwind().await);
             }
         }
     });

@@ -57,9 +57,19 @@ fn checked(system: &System, params: &RawParams) -> Result<String, Failure> {
         return Err(Failure::not_implemented("compression of records"));
     }
     let path = params.path.clone();
-    let guarded = ["core/keyring", "core/seal", "core/init-intent", "core/cluster", "core/audit", "sos", "sys/token/salt"];
+    let guarded = [
+        "core/keyring",
+        "core/seal",
+        "core/init-intent",
+        "core/cluster",
+        "core/audit",
+        "sos",
+        "sys/token/salt",
+        "sys/token/batch-key",
+        "sys/token/wrapping-key",
+    ];
     let inside = |name: &str| path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if guarded.iter().any(|name| inside(name)) || path.starts_with("sys/token/batch-key") {
+    if guarded.iter().any(|name| inside(name)) {
         return Err(Failure::invalid(format!("cannot access {path:?}: it holds keys")));
     }
     Ok(path)
