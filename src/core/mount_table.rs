@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 
 use super::{
     Active, Core,
+    engine::Engine,
     failure::Failure,
     mounts::{MountConfig, MountEntry, Mounted, Router, Table},
     sys::System,
@@ -68,7 +69,7 @@ impl MountTable {
         active: &Active,
         cubbyhole: &View,
         entry: &MountEntry,
-    ) -> Result<Arc<dyn super::engine::Engine>, Failure> {
+    ) -> Result<Arc<dyn Engine>, Failure> {
         Ok(match (entry.table, entry.kind.as_str()) {
             (Table::Secret, "system") => Arc::new(System::new(core)),
             (Table::Secret, "identity") => Arc::new(engines::identity::Identity),
@@ -99,6 +100,15 @@ impl MountTable {
         })
     }
 
+    /// Starts the engine of a mount whose record is durable, and shows it. As after an unseal, an engine that does not
+    /// start is shown all the same: hidden, its path would look free and a second mount could take it.
+    async fn serve(&self, entry: MountEntry, engine: Arc<dyn Engine>) {
+        if let Err(failure) = engine.start().await {
+            tracing::error!(mount = %entry.full_path(), error = ?failure, "the engine did not start; its requests may fail");
+        }
+        self.router.put(Arc::new(Mounted { entry, engine }));
+    }
+
     /// Mounts a secrets engine or auth method at a free path.
     pub async fn mount(&self, core: &Arc<Core>, entry: MountEntry) -> Result<(), Failure> {
         let _one = self.changing.lock().await;
@@ -109,8 +119,7 @@ impl MountTable {
         };
         let path = format!("mounts/{}", entry.uuid);
         self.view.commit(Txn::new().check(&path, Expect::Absent).put(&path, encode(&entry)?)).await?;
-        engine.start().await?;
-        self.router.put(Arc::new(Mounted { entry, engine }));
+        self.serve(entry, engine).await;
         Ok(())
     }
 
@@ -135,18 +144,34 @@ impl MountTable {
         let txn = Txn::new().delete(format!("mounts/{}", entry.uuid)).put(format!("removed/{}", entry.uuid), record);
         self.view.commit(txn).await?;
         self.router.take(full_path);
-        if let Err(failure) = mounted.engine.retire().await {
-            tracing::error!(mount = %full_path, error = ?failure, "what the mount held outside the store could not be destroyed");
-        }
-        self.delete_data(entry).await
+        self.remove(entry, mounted.engine.as_ref()).await
     }
 
     /// Goes on with removals that a crash interrupted.
-    pub async fn finish_removals(&self) -> Result<(), Failure> {
+    pub async fn finish_removals(&self, core: &Arc<Core>) -> Result<(), Failure> {
+        // What is still being removed by a request is not touched: its engine reads the records that would go.
+        let _one = self.changing.lock().await;
         for (path, entry) in self.view.scan("removed/", None, usize::MAX)? {
-            self.delete_data(&decode(&path, &entry)?).await?;
+            let entry = decode(&path, &entry)?;
+            match self.context(core, &entry).and_then(engines::build) {
+                Ok(engine) => self.remove(&entry, engine.as_ref()).await?,
+                Err(failure) => {
+                    tracing::error!(mount = %entry.full_path(), error = ?failure, "a removed mount has no engine; what it held outside the store stays");
+                    self.delete_data(&entry).await?;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Destroys what a removed mount held outside the store, then its records: these tell what there is to destroy, so
+    /// they wait for an HSM that is away.
+    async fn remove(&self, entry: &MountEntry, engine: &dyn Engine) -> Result<(), Failure> {
+        if let Err(failure) = engine.retire().await {
+            tracing::warn!(mount = %entry.full_path(), error = ?failure, "what the mount held outside the store is not destroyed yet; it is tried again");
+            return Ok(());
+        }
+        self.delete_data(entry).await
     }
 
     async fn delete_data(&self, entry: &MountEntry) -> Result<(), Failure> {
@@ -187,8 +212,7 @@ impl MountTable {
             (Table::Auth, _) => auth::build(self.context(core, &entry)?)?,
         };
         self.view.commit(Txn::new().put(format!("mounts/{}", entry.uuid), encode(&entry)?)).await?;
-        rebuilt.start().await?;
-        self.router.put(Arc::new(Mounted { entry, engine: rebuilt }));
+        self.serve(entry, rebuilt).await;
         Ok(())
     }
 
@@ -203,9 +227,8 @@ impl MountTable {
             Table::Auth => auth::build(self.context(core, &entry)?)?,
         };
         self.view.commit(Txn::new().put(format!("mounts/{}", entry.uuid), encode(&entry)?)).await?;
-        engine.start().await?;
         self.router.take(from);
-        self.router.put(Arc::new(Mounted { entry, engine }));
+        self.serve(entry, engine).await;
         Ok(())
     }
 }

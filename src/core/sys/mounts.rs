@@ -2,7 +2,7 @@
 //!
 //! <https://developer.hashicorp.com/vault/api-docs/system/mounts>, `…/system/auth`
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use crate::{
         engine::Call,
         failure::Failure,
         mount_table::new_entry,
-        mounts::{MountConfig, MountEntry, Table},
+        mounts::{MountConfig, MountEntry, Mounted, Table},
         reply::Reply,
         route::{Access, Route},
     },
@@ -260,6 +260,11 @@ fn full_path(table: Table, path: &str) -> String {
     }
 }
 
+/// The mount at a full path, when it is of this table: `auth/token` is no secrets engine, and its rules are stricter.
+fn at(system: &System, table: Table, full: &str) -> Result<Option<Arc<Mounted>>, Failure> {
+    Ok(system.active()?.router.at(full).filter(|mounted| mounted.entry.table == table))
+}
+
 async fn read_secret(system: &System, _: &Call<'_>, params: MountParams) -> Result<Reply, Failure> {
     read(system, Table::Secret, &params.path)
 }
@@ -276,7 +281,7 @@ fn read(system: &System, table: Table, path: &str) -> Result<Reply, Failure> {
     let absent = || {
         Failure::invalid(format!("No {what} engine at {}", folder(path)).replace("secret engine at", "secret engine mount at"))
     };
-    let mounted = system.active()?.router.at(&full_path(table, path)).ok_or_else(absent)?;
+    let mounted = at(system, table, &full_path(table, path))?.ok_or_else(absent)?;
     Reply::mirrored(&Shown::new(&mounted.entry))
 }
 
@@ -450,7 +455,7 @@ fn read_tune(system: &System, table: Table, path: &str) -> Result<Reply, Failure
     let core = system.core()?;
     let full = full_path(table, path);
     let absent = || Failure::invalid(format!("cannot fetch sysview for path {full:?}"));
-    let mounted = core.active()?.router.at(&full).ok_or_else(absent)?;
+    let mounted = at(system, table, &full)?.ok_or_else(absent)?;
     let entry = &mounted.entry;
     let shown = Shown::new(entry);
     let or = |ttl: u64, default: u64| if ttl == 0 { default } else { ttl };
@@ -478,7 +483,7 @@ async fn write_tune(system: &System, table: Table, params: TuneParams) -> Result
     let core = system.core()?;
     let active = core.active()?;
     let full = full_path(table, &params.path);
-    if active.router.at(&full).is_none() {
+    if at(system, table, &full)?.is_none() {
         return Err(Failure::invalid(format!("tune of path {full:?} failed: no mount entry found")));
     }
     let mut warning = None;

@@ -121,6 +121,9 @@ impl Transit {
         }
         self.find_doomed()?;
         self.destroy_doomed().await;
-        Ok(())
+        if self.store.doomed.lock().is_empty() {
+            return Ok(());
+        }
+        Err(Failure::unavailable("objects of this mount are still in the HSM"))
     }
 }
