@@ -102,6 +102,13 @@ impl Broker {
         !self.devices.load().is_empty()
     }
 
+    /// The devices as they are now, for a request that begins: should the server be sealed while it runs, they still
+    /// record it.
+    pub fn hold(&self) -> Held<'_> {
+        let devices = self.devices.load();
+        Held { broker: self, devices: (!devices.is_empty()).then(|| Arc::clone(&devices)) }
+    }
+
     /// Starts the devices that are stored below `view` (`core/`), after the barrier was opened.
     ///
     /// # Errors
@@ -140,38 +147,31 @@ impl Broker {
         }
     }
 
-    /// Records a request (`type: request`), allowed or refused, before it is carried out.
+    /// [`Held::request`] with the devices of this moment.
     ///
     /// # Errors
-    /// When devices are enabled and none took the record in time: the request must not go on.
+    /// As there.
     pub async fn request(&self, exchange: Exchange<'_>, refused: Option<&Failure>) -> Result<(), Failure> {
-        let now = self.clock.now();
-        let text = "internal error: no audit device could record the request, so it was not carried out";
-        self.record(|formatter| formatter.request(exchange, refused, now), text).await
+        self.hold().request(exchange, refused).await
     }
 
-    /// Records an answer (`type: response`) before it is sent.
+    /// [`Held::response`] with the devices of this moment.
     ///
     /// # Errors
-    /// As for [`Broker::request`]; the answer must not be sent.
+    /// As there.
     pub async fn response(&self, exchange: Exchange<'_>, outcome: Outcome<'_>) -> Result<(), Failure> {
-        let now = self.clock.now();
-        let text = "internal error: no audit device could record the answer, so it is not sent";
-        self.record(|formatter| formatter.response(exchange, outcome, now), text).await
+        self.hold().response(exchange, outcome).await
     }
 
     async fn record(
         &self,
+        devices: &[Arc<Device>],
         format: impl Fn(&Formatter<'_>) -> serde_json::Result<Vec<u8>> + Send,
         failed: &str,
     ) -> Result<(), Failure> {
-        let devices = self.devices.load_full();
-        if devices.is_empty() {
-            return Ok(());
-        }
         let headers = self.headers.load_full();
         let mut waiting = FuturesUnordered::new();
-        for device in devices.iter() {
+        for device in devices {
             let line = format(&Formatter::new(device, &headers)).map_err(Failure::internal)?;
             waiting.push(device.write(line));
         }
@@ -256,6 +256,46 @@ impl Broker {
 
     fn view(&self) -> Result<Arc<View>, Failure> {
         self.view.load_full().ok_or_else(|| Failure::unavailable("Vault is sealed"))
+    }
+}
+
+/// The audit devices as one request found them.
+pub struct Held<'a> {
+    broker: &'a Broker,
+    devices: Option<Arc<Vec<Arc<Device>>>>,
+}
+
+impl Held<'_> {
+    /// The enabled devices; after a seal those that were enabled before.
+    fn devices(&self) -> Option<Arc<Vec<Arc<Device>>>> {
+        let now = self.broker.devices.load();
+        // A seal takes the view away first, so devices that went by a seal are never taken for disabled ones.
+        if self.broker.view.load().is_none() {
+            return self.devices.clone();
+        }
+        (!now.is_empty()).then(|| Arc::clone(&now))
+    }
+
+    /// Records a request (`type: request`), allowed or refused, before it is carried out.
+    ///
+    /// # Errors
+    /// When devices are enabled and none took the record in time: the request must not go on.
+    pub async fn request(&self, exchange: Exchange<'_>, refused: Option<&Failure>) -> Result<(), Failure> {
+        let Some(devices) = self.devices() else { return Ok(()) };
+        let now = self.broker.clock.now();
+        let text = "internal error: no audit device could record the request, so it was not carried out";
+        self.broker.record(&devices, |formatter| formatter.request(exchange, refused, now), text).await
+    }
+
+    /// Records an answer (`type: response`) before it is sent.
+    ///
+    /// # Errors
+    /// As for [`Held::request`]; the answer must not be sent.
+    pub async fn response(&self, exchange: Exchange<'_>, outcome: Outcome<'_>) -> Result<(), Failure> {
+        let Some(devices) = self.devices() else { return Ok(()) };
+        let now = self.broker.clock.now();
+        let text = "internal error: no audit device could record the answer, so it is not sent";
+        self.broker.record(&devices, |formatter| formatter.response(exchange, outcome, now), text).await
     }
 }
 

@@ -11,6 +11,8 @@ pub mod help;
 pub mod mount_table;
 pub mod mounts;
 mod pipeline;
+#[cfg(test)]
+mod pipeline_tests;
 pub mod policy;
 pub mod reply;
 pub mod request;
@@ -81,6 +83,10 @@ impl Default for Settings {
     }
 }
 
+/// Expired tokens removed at a time, and how often in one tick: more than can be made between two ticks.
+const SWEEP: usize = 1000;
+const SWEEPS: usize = 50;
+
 /// The server without its front: what requests are answered from.
 pub struct Core {
     /// The encrypting layer over the store.
@@ -145,6 +151,11 @@ impl Core {
         self.active.load_full().ok_or_else(|| Failure::unavailable("Vault is sealed"))
     }
 
+    /// Whether the server was not sealed since `active` was asked for.
+    fn is_still(&self, active: &Arc<Active>) -> bool {
+        self.active.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, active))
+    }
+
     /// Builds everything behind an unlocked barrier and starts to answer.
     pub async fn activate(self: &Arc<Self>) -> Result<(), Failure> {
         let view = |prefix: &str| View::new(Arc::clone(&self.barrier), prefix);
@@ -183,10 +194,17 @@ impl Core {
         if let Err(error) = self.barrier.rotate_if_due(self.clock.now()).await {
             tracing::error!(%error, "the barrier's key was due for rotation and could not be rotated");
         }
-        if let Err(failure) = active.tokens.sweep(1000).await {
-            tracing::error!(error = ?failure, "expired tokens could not be removed");
+        for _ in 0..SWEEPS {
+            match active.tokens.sweep(SWEEP).await {
+                Ok(SWEEP..) => {}
+                Ok(_) => break,
+                Err(failure) => {
+                    tracing::error!(error = ?failure, "expired tokens could not be removed");
+                    break;
+                }
+            }
         }
-        if let Err(failure) = active.mounts.finish_removals().await {
+        if let Err(failure) = active.mounts.finish_removals(self).await {
             tracing::error!(error = ?failure, "records of removed mounts could not be deleted");
         }
         if let Err(error) = self.services.zones.tick(self.clock.now()).await {

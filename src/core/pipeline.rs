@@ -37,7 +37,7 @@ impl Core {
 
     fn refuse(&self, request: &Request, failure: &Failure) -> Answer {
         if let Some(cause) = failure.cause() {
-            tracing::error!(request_id = %request.id, path = %request.path, error = %failure, cause = %chain(cause), "request failed");
+            tracing::error!(request_id = %request.id, path = ?request.path, error = %failure, cause = %chain(cause), "request failed");
         }
         Answer {
             status: crate::http::errors::status(failure.kind()),
@@ -88,11 +88,12 @@ impl Core {
             remote: request.remote,
         };
         // Reading the state is not worth a record; unsealing, initialising and root generation are.
-        let audited = request.operation != Operation::Read && self.audit.is_enabled();
-        if audited {
+        let audited = request.operation != Operation::Read;
+        if audited && self.audit.is_enabled() {
             self.audit.request(exchange, None).await?;
         }
         let result = (spec.run)(&system, &call).await;
+        // The share that unseals finds no device open when it comes, but leaves a record of its answer.
         if audited && self.audit.is_enabled() {
             self.audit.response(exchange, outcome(&result)).await?;
         }
@@ -101,6 +102,11 @@ impl Core {
 
     async fn serve(self: &Arc<Self>, request: &Request) -> Result<(Reply, String), Failure> {
         let active = self.active()?;
+        let audit = self.audit.hold();
+        // Sealing ends the answering before it lets go of the audit devices: who is still active holds them.
+        if !self.is_still(&active) {
+            return Err(Failure::unavailable("Vault is sealed"));
+        }
         if request.operation.is_write() && request.path.ends_with('/') {
             return Err(Failure::invalid("cannot write to a path ending in '/'"));
         }
@@ -114,29 +120,25 @@ impl Core {
             Ok(admitted) => admitted,
             Err((caller, failure)) => {
                 let exchange = Exchange { request, operation, caller: caller.as_ref(), mount, remote: request.remote };
-                if self.audit.is_enabled() {
-                    self.audit.request(exchange, Some(&failure)).await?;
-                }
+                audit.request(exchange, Some(&failure)).await?;
                 return Err(failure);
             }
         };
 
         let exchange = Exchange { request, operation, caller: Some(&caller), mount, remote: request.remote };
-        if self.audit.is_enabled() {
-            self.audit.request(exchange, None).await?;
-        }
+        audit.request(exchange, None).await?;
         let mut result = self.run(request, &body, &target, &caller, operation).await;
         if let (Ok(reply), Some(ttl)) = (&mut result, wrap_ttl) {
             result = self.wrap(&active, request, &target, std::mem::take(reply), ttl).await;
         }
         if let Some(token) = &caller.token
             && token.num_uses != 0
+            && let Err(failure) = active.tokens.finish_use(token).await
         {
-            active.tokens.finish_use(token).await?;
+            // The token is dead since its last use was counted; what it was used for is done, and may be all there is.
+            tracing::warn!(request_id = %request.id, error = ?failure, "a used-up token is removed later");
         }
-        if self.audit.is_enabled() {
-            self.audit.response(exchange, outcome(&result)).await?;
-        }
+        audit.response(exchange, outcome(&result)).await?;
         result.map(|reply| (reply, target.kind()))
     }
 

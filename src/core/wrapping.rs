@@ -142,7 +142,10 @@ pub async fn unwrap(tokens: &TokenStore, token: &SecretString) -> Result<Unwrapp
     let entry = tokens.lookup(token)?.filter(|entry| entry.is_wrapping()).ok_or_else(invalid_token)?;
     tokens.count_use(&entry).await.map_err(|failure| if failure.kind() == Kind::Denied { invalid_token() } else { failure })?;
     let unwrapped = open(tokens, &entry);
-    tokens.finish_use(&entry).await?;
+    if let Err(failure) = tokens.finish_use(&entry).await {
+        // The token is dead already; the answer must not be lost with it.
+        tracing::warn!(error = ?failure, "a used-up wrapping token is removed later");
+    }
     unwrapped
 }
 

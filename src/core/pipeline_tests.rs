@@ -1,0 +1,103 @@
+//! What the pipeline and the mount table do at their edges: sealing and unsealing, paths of the other table, removals
+//! that a crash interrupted.
+
+use std::sync::Arc;
+
+use super::{
+    Core,
+    envelope::Answer,
+    mount_table::new_entry,
+    mounts::Table,
+    request::{Operation, Request},
+    testing::services,
+};
+use crate::{
+    audit::DeviceRecord,
+    barrier::{Barrier, Txn, View},
+    core::{Settings, clock::Clock},
+    seal::{
+        Seal, SealSettings,
+        wire::{InitRequest, UnsealRequest},
+    },
+    secret::SecretString,
+    storage::InMem,
+};
+
+struct Server {
+    core: Arc<Core>,
+    share: SecretString,
+    root: SecretString,
+}
+
+async fn server() -> Server {
+    let barrier = Arc::new(Barrier::new(Arc::new(InMem::open().unwrap())));
+    let services = services(&barrier);
+    let seal = Arc::new(Seal::new(barrier, None, SealSettings::default()));
+    let settings = Settings { audit_paths: vec![std::env::temp_dir().display().to_string()], ..Settings::default() };
+    let core = Core::new(seal, Clock::system(), settings, services);
+    let request = InitRequest { secret_shares: 1, secret_threshold: 1, ..InitRequest::default() };
+    let made = core.seal.init(request, core.clock.now()).await.unwrap();
+    let share = SecretString::new(made.keys_base64[0].clone());
+    core.seal.unseal(UnsealRequest { key: share.duplicate(), ..UnsealRequest::default() }).await.unwrap();
+    Server { core, share, root: SecretString::new(made.root_token.clone()) }
+}
+
+impl Server {
+    async fn ask(&self, operation: Operation, path: &str, body: &str) -> Answer {
+        let mut request = Request::internal(operation, path, body.to_owned());
+        request.token = Some(self.root.duplicate());
+        self.core.handle(request).await
+    }
+}
+
+#[tokio::test]
+async fn sealing_and_unsealing_leave_audit_records() {
+    let server = server().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("audit.log").display().to_string();
+    let record = DeviceRecord {
+        uuid: "u".into(),
+        path: "file/".into(),
+        kind: "file".into(),
+        description: String::new(),
+        options: [("file_path".to_owned(), file.clone())].into(),
+        local: false,
+    };
+    server.core.audit.enable(record).await.unwrap();
+    assert_eq!(server.ask(Operation::Update, "sys/seal", "").await.status, 204);
+    let body = format!("{{\"key\": {:?}}}", server.share.expose());
+    assert_eq!(server.core.handle(Request::internal(Operation::Update, "sys/unseal", body)).await.status, 200);
+    let log = std::fs::read_to_string(file).unwrap();
+    for path in ["sys/seal", "sys/unseal"] {
+        let path = format!("\"path\":{path:?}");
+        assert!(log.lines().any(|line| line.contains(&path) && line.contains("\"type\":\"response\"")), "{path} {log}");
+    }
+    assert!(!log.contains(server.share.expose()));
+}
+
+#[tokio::test]
+async fn auth_methods_are_not_reached_by_the_paths_of_secrets_engines() {
+    let server = server().await;
+    for (operation, path, body) in [
+        (Operation::Read, "sys/mounts/auth/token", ""),
+        (Operation::Read, "sys/mounts//auth/token/tune", ""),
+        (Operation::Update, "sys/mounts//auth/token/tune", r#"{"description": "x"}"#),
+    ] {
+        assert_eq!(server.ask(operation, path, body).await.status, 400, "{path}");
+    }
+    assert_eq!(server.ask(Operation::Read, "sys/mounts/auth/token/tune", "").await.status, 200);
+}
+
+#[tokio::test]
+async fn removals_that_were_interrupted_are_finished() {
+    let server = server().await;
+    let view = |prefix: &str| View::new(Arc::clone(&server.core.barrier), prefix).unwrap();
+    let entry = new_entry(Table::Secret, "old/", "kv");
+    let data = view(&format!("logical/{}/", entry.uuid));
+    data.commit(Txn::new().put("v1/a", b"x".to_vec())).await.unwrap();
+    let removed = Txn::new().put(format!("removed/{}", entry.uuid), serde_json::to_vec(&entry).unwrap());
+    view("core/").commit(removed).await.unwrap();
+    server.core.tick().await;
+    assert!(data.get("v1/a").unwrap().is_none());
+    assert!(view("core/").list("removed/", None, 10).unwrap().is_empty());
+}
