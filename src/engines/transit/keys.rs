@@ -118,7 +118,9 @@ pub fn level_param(text: Option<&str>) -> Result<Option<Level>, Failure> {
 /// LIST `keys`.
 pub async fn list(engine: &Transit, call: &Call<'_>, _: ListParams) -> Result<Reply, Failure> {
     let (after, limit) = call.page()?;
-    Reply::keys(engine.store.view.list("key/", after.as_deref(), limit)?)
+    let mut names = engine.store.view.list("key/", after.as_deref(), limit)?;
+    names.retain(|name| name != super::import::HIDDEN);
+    Reply::keys(names)
 }
 
 /// POST `keys/:name`.
@@ -435,19 +437,22 @@ fn versions<'a>(record: &'a KeyRecord, mut derived: BTreeMap<u32, String>) -> Op
 }
 
 /// Certificates as PEM, one after the other.
-fn pem_chain(chain: &[String]) -> String {
-    let mut out = String::new();
-    for der in chain {
-        if !out.is_empty() {
-            out.push('\n');
-        }
-        out.push_str("-----BEGIN CERTIFICATE-----\n");
-        for line in der.as_bytes().chunks(64) {
-            out.push_str(&String::from_utf8_lossy(line));
-            out.push('\n');
-        }
-        out.push_str("-----END CERTIFICATE-----");
+pub fn pem_chain(chain: &[String]) -> String {
+    chain.iter().map(|der| pem("CERTIFICATE", der)).collect::<Vec<_>>().join("\n")
+}
+
+/// A PEM block (RFC 7468) around base64, without a line break at its end.
+pub fn pem(label: &str, base64: &str) -> String {
+    let mut out = String::with_capacity(base64.len() * 65 / 64 + 64);
+    out.push_str(&format!("-----BEGIN {label}-----\n"));
+    let mut rest = base64;
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at_checked(64).unwrap_or((rest, ""));
+        out.push_str(line);
+        out.push('\n');
+        rest = after;
     }
+    out.push_str(&format!("-----END {label}-----"));
     out
 }
 

@@ -9,7 +9,7 @@ use super::{
     alg::{HMAC_KEY_BYTES, KeyType, asym::PublicKey, kdf::Kdf},
     objects::Making,
     protect::{Demands, Level, Material, Vault, VersionId},
-    record::{FORMAT, KeyRecord, KeyUid, StoredKey, VersionLine, VersionRecord, auto_path, encode, material_path, usage_path},
+    record::{KeyRecord, StoredKey, VersionLine, VersionRecord, auto_path, encode, material_path, usage_path},
     store::{Change, Decision, Key},
     usage::Usage,
 };
@@ -111,6 +111,11 @@ impl Transit {
         let demands =
             Demands { kind: new.kind, derived: new.derived, exportable: new.exportable, backup: new.allow_plaintext_backup };
         let level = self.store.protection.choose(new.level, &self.mount, demands)?;
+        self.create_at(name, new, level).await
+    }
+
+    /// Makes a key at a level that was judged already.
+    pub async fn create_at(&self, name: &str, new: &NewKey, level: Level) -> Result<(Arc<Key>, bool), Failure> {
         let (key, created) = self
             .store
             .change(name, move |existing| {
@@ -132,30 +137,15 @@ impl Transit {
     }
 
     async fn first_version(&self, name: &str, new: &NewKey, level: Level) -> Result<Decision<Option<Committing>>, Failure> {
-        let uid = KeyUid::random();
         let record = KeyRecord {
-            format: FORMAT,
-            uid,
-            kind: new.kind,
             key_size: new.key_size,
             kdf: new.derived.then_some(Kdf::HkdfSha256),
             convergent: new.convergent,
             convergent_version: if new.convergent { -1 } else { 0 },
             exportable: new.exportable,
             allow_plaintext_backup: new.allow_plaintext_backup,
-            deletion_allowed: false,
-            soft_deleted: false,
-            min_decryption_version: 1,
-            min_encryption_version: 0,
-            min_available_version: 0,
-            latest_version: 0,
             auto_rotate_period: new.auto_rotate_period,
-            imported: false,
-            allow_imported_key_rotation: false,
-            level,
-            backup: None,
-            restore: None,
-            versions: Vec::new(),
+            ..KeyRecord::empty(new.kind, level)
         };
         let (record, txn, committing) = self.add_version(name, record).await?;
         let txn = if new.auto_rotate_period > 0 { txn.put(auto_path(name), Vec::new()) } else { txn };
@@ -322,7 +312,7 @@ impl Transit {
     }
 
     /// Adds to `txn` what takes a version's material away; an object on the HSM is destroyed after the commit.
-    fn drop_version(&self, name: &str, key: &KeyRecord, version: u32, txn: Txn) -> Result<Txn, Failure> {
+    pub fn drop_version(&self, name: &str, key: &KeyRecord, version: u32, txn: Txn) -> Result<Txn, Failure> {
         let (record, _) = self.store.version_record(key.uid, version)?;
         let txn = txn.delete(material_path(key.uid, version)).delete(usage_path(key.uid, version));
         match record.key {

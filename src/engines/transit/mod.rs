@@ -6,14 +6,20 @@
 
 pub mod alg;
 mod b64;
+mod backup;
 mod batch;
+mod blob;
+mod byok_export;
 mod ciphertext;
 mod config;
 mod datakey;
 mod decrypt;
 mod encrypt;
+mod export;
+mod given;
 mod hash;
 mod hmac;
+mod import;
 mod items;
 mod keys;
 mod later;

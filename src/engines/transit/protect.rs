@@ -322,6 +322,11 @@ impl Material {
         Ok((Self { key, hmac_key }, Some(public)))
     }
 
+    /// A second copy (a visible call on purpose: there is no `Clone`).
+    pub fn duplicate(&self) -> Self {
+        Self { key: self.key.duplicate(), hmac_key: self.hmac_key.duplicate() }
+    }
+
     /// Fresh material of a version whose key is in the HSM.
     pub fn hmac_only() -> Self {
         Self { key: SecretBytes::default(), hmac_key: SecretBytes::random(32) }

@@ -2,7 +2,10 @@
 
 use std::sync::LazyLock;
 
-use super::{Transit, config, datakey, decrypt, encrypt, hash, hmac, keys, later, random, rewrap, sign};
+use super::{
+    Transit, backup, byok_export, config, datakey, decrypt, encrypt, export, hash, hmac, import, keys, later, random, rewrap,
+    sign,
+};
 use crate::{
     core::route::{Access, OperationSpec, Route, RouteTable, Verb},
     op,
@@ -141,27 +144,48 @@ static ROUTES: &[Route<Transit>] = &[
         }],
     ),
     route(
-        &[
-            "backup/{name}",
-            "export/{type:segment}/{name}",
-            "export/{type:segment}/{name}/{version:segment}",
-            "byok-export/{destination}/{source}",
-            "byok-export/{destination}/{source}/{version:segment}",
-            "wrapping_key",
-        ],
-        "Takes keys out: not available yet.",
-        &[op!(Read, "Not available yet.", later::absent)],
+        &["export/{type:segment}/{name}", "export/{type:segment}/{name}/{version:segment}"],
+        "Exports the versions of a named key.",
+        &[op!(Read, "Exports.", export::export, export::ExportParams)],
+    ),
+    route(&["backup/{name}"], "Backs a named key up.", &[op!(Read, "Backs up.", backup::backup, backup::BackupParams)]),
+    route(
+        &["restore", "restore/{name:rest}"],
+        "Restores a key from a backup.",
+        &[op!(Write, "Restores.", backup::restore, backup::RestoreParams)],
     ),
     route(
-        &[
-            "restore",
-            "restore/{name}",
-            "keys/{name}/import",
-            "keys/{name}/import_version",
-            "keys/{name}/csr",
-            "keys/{name}/set-certificate",
-            "derive-key/{name}",
-        ],
+        &["wrapping_key"],
+        "The public key that imported keys are wrapped with.",
+        &[op!(Read, "Reads the public key.", import::wrapping_key)],
+    ),
+    route(
+        &["keys/{name}/import"],
+        "Makes a key of material from outside.",
+        &[OperationSpec {
+            verb: Verb::Write,
+            summary: "Imports.",
+            fields: import::ImportParams::FIELDS,
+            run: |engine, call| Box::pin(import::import(engine, call)),
+        }],
+    ),
+    route(
+        &["keys/{name}/import_version"],
+        "Adds a version from outside to an imported key.",
+        &[OperationSpec {
+            verb: Verb::Write,
+            summary: "Imports a version.",
+            fields: import::VersionParams::FIELDS,
+            run: |engine, call| Box::pin(import::import_version(engine, call)),
+        }],
+    ),
+    route(
+        &["byok-export/{destination}/{source}", "byok-export/{destination}/{source}/{version:segment}"],
+        "Exports a key wrapped for import elsewhere.",
+        &[op!(Read, "Exports.", byok_export::export, byok_export::WrappedExportParams)],
+    ),
+    route(
+        &["keys/{name}/csr", "keys/{name}/set-certificate", "derive-key/{name}"],
         "Not available yet.",
         &[op!(Write, "Not available yet.", later::absent)],
     ),

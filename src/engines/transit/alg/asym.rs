@@ -177,8 +177,24 @@ impl PrivateKey {
     pub fn to_pkcs8(&self) -> Result<SecretBytes, AsymError> {
         Ok(SecretBytes::new(match self {
             Self::Rsa(key) | Self::Ed(key) => key.private_key_to_pkcs8()?,
-            Self::Ec(key) => PKey::from_ec_key(key.clone())?.private_key_to_pkcs8()?,
+            Self::Ec(key) => {
+                let (kind, number, point) = ec_parts(key)?;
+                let der = super::pkcs8::of_ec(kind, &number, &point);
+                der.ok_or_else(|| AsymError::Key("the curve is unknown".into()))?.to_vec()
+            }
         }))
+    }
+
+    /// The older layouts: PKCS#1 DER for RSA, SEC 1 DER for EC; `None` for Ed25519, which has none.
+    pub fn to_traditional(&self) -> Result<Option<SecretBytes>, AsymError> {
+        Ok(match self {
+            Self::Rsa(key) => Some(SecretBytes::new(key.rsa()?.private_key_to_der()?)),
+            Self::Ec(key) => {
+                let (kind, number, point) = ec_parts(key)?;
+                super::pkcs8::sec1_of_ec(kind, &number, &point).map(|der| SecretBytes::new(der.to_vec()))
+            }
+            Self::Ed(_) => None,
+        })
     }
 
     /// Its public half.
@@ -254,10 +270,16 @@ impl PublicKey {
     }
 }
 
-/// The point of an EC key, uncompressed (SEC 1, section 2.3.3).
-pub fn point_bytes(key: &EcKey<Public>) -> Result<Vec<u8>, AsymError> {
+/// Type, private number at its full width, and uncompressed point (SEC 1, section 2.3.3) of an EC key.
+fn ec_parts(key: &EcKey<Private>) -> Result<(KeyType, Zeroizing<Vec<u8>>, Vec<u8>), AsymError> {
+    let name = key.group().curve_name();
+    let kind = KeyType::ALL.into_iter().find(|kind| name.is_some() && curve(*kind) == name);
+    let kind = kind.ok_or_else(|| AsymError::Key("the curve is unknown".into()))?;
+    let width = i32::try_from(key.group().degree().div_ceil(8)).unwrap_or(0);
+    let number = Zeroizing::new(key.private_key().to_vec_padded(width)?);
     let mut context = BigNumContext::new()?;
-    Ok(key.public_key().to_bytes(key.group(), PointConversionForm::UNCOMPRESSED, &mut context)?)
+    let point = key.public_key().to_bytes(key.group(), PointConversionForm::UNCOMPRESSED, &mut context)?;
+    Ok((kind, number, point))
 }
 
 /// The type of an HSM's key.

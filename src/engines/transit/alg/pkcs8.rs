@@ -1,7 +1,10 @@
 //! PKCS#8 in unusual dress: Ed25519 keys in the EC layout and RSA keys under the RSASSA-PSS identifier, as some
-//! libraries write them.
+//! libraries write them; and EC keys as everybody writes them, with their public half, which OpenSSL leaves out once a
+//! key without it was read.
 
 use zeroize::Zeroizing;
+
+use super::KeyType;
 
 /// `1.2.840.10045.2.1` (EC), with tag and length.
 const EC: &[u8] = &[0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
@@ -35,6 +38,40 @@ pub fn usual(der: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let (seed, _) = element(inner, 0x04)?;
     let seed = Zeroizing::new(encoded(0x04, seed));
     Some(wrapped(EDWARDS[0], &seed))
+}
+
+/// The object identifier of an EC type's curve, with tag and length.
+fn curve_identifier(kind: KeyType) -> Option<&'static [u8]> {
+    match kind {
+        KeyType::EcdsaP256 => Some(&[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07]),
+        KeyType::EcdsaP384 => Some(&[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22]),
+        KeyType::EcdsaP521 => Some(&[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23]),
+        _ => None,
+    }
+}
+
+/// ECPrivateKey (RFC 5915): the private number at its full width, the curve where it is not named around it, and the
+/// uncompressed point.
+fn ec_private_key(curve: Option<&[u8]>, number: &[u8], point: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut body = Zeroizing::new(Vec::with_capacity(number.len() + point.len() + 64));
+    body.extend_from_slice(&[0x02, 0x01, 0x01]);
+    body.extend_from_slice(&Zeroizing::new(encoded(0x04, number)));
+    if let Some(curve) = curve {
+        body.extend_from_slice(&encoded(0xa0, curve));
+    }
+    body.extend_from_slice(&encoded(0xa1, &encoded(0x03, &[&[0], point].concat())));
+    Zeroizing::new(encoded(0x30, &body))
+}
+
+/// PKCS#8 DER of an EC key; `None` for other types.
+pub fn of_ec(kind: KeyType, number: &[u8], point: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let algorithm = [EC, curve_identifier(kind)?].concat();
+    Some(wrapped(&algorithm, &ec_private_key(None, number, point)))
+}
+
+/// SEC 1 DER of an EC key (`EC PRIVATE KEY` in PEM); `None` for other types.
+pub fn sec1_of_ec(kind: KeyType, number: &[u8], point: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    Some(ec_private_key(Some(curve_identifier(kind)?), number, point))
 }
 
 /// PKCS#8 of an algorithm and the contents of its private key.

@@ -1,0 +1,280 @@
+//! `backup/:name` and `restore`.
+
+use std::{borrow::Cow, sync::Arc};
+
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::{
+    Transit,
+    alg::kdf::Kdf,
+    b64,
+    blob::{self, Blob, Entry, Policy},
+    export::Shown,
+    given::Given,
+    keys::level_param,
+    lifecycle::{SOFT_DELETED, nanos},
+    protect::Level,
+    record::{KeyRecord, Passage, auto_path},
+    store::{Change, Decision, Key},
+};
+use crate::{
+    barrier::Txn,
+    core::{
+        engine::Call,
+        failure::{Failure, Kind},
+        reply::Reply,
+    },
+    params,
+    secret::SecretBytes,
+};
+
+params! {
+    /// Parameters of a backup.
+    pub struct BackupParams {
+        /// Name of the key.
+        pub name: String,
+    }
+}
+
+params! {
+    /// Parameters of a restore.
+    pub struct RestoreParams {
+        /// The new name of the key; that of the backup by default.
+        pub name: String,
+        /// The text of a backup.
+        pub backup: String,
+        /// Whether a key of the same name is replaced.
+        pub force: bool,
+        /// `hsm` or `software`.
+        pub protection_level: Option<String>,
+    }
+}
+
+#[derive(Serialize)]
+struct BackupData {
+    backup: Shown,
+}
+
+fn stop(text: impl Into<String>) -> Failure {
+    Failure::listed(Kind::Internal, text)
+}
+
+/// GET `backup/:name`.
+pub async fn backup(engine: &Transit, _: &Call<'_>, params: BackupParams) -> Result<Reply, Failure> {
+    let name = params.name.as_str();
+    let (key, ()) = engine.store.change(name, move |key| Box::pin(async move { noted(engine, name, key) })).await?;
+    let key = key.ok_or_else(|| stop(format!("key {name:?} not found")))?;
+    let mut versions = Vec::with_capacity(key.record.versions.len());
+    for line in &key.record.versions {
+        let (record, _) = engine.store.version_record(key.record.uid, line.version)?;
+        versions.push((line, record.convergent_version, engine.material_of(&key, line.version).await?));
+    }
+    let json = blob::write(name, &key.record, &versions).map_err(Failure::internal)?;
+    Reply::data(&BackupData { backup: Shown(Zeroizing::new(b64::encode(json.expose()))) })
+}
+
+/// Writes the time of a backup down, if one may be taken.
+fn noted(engine: &Transit, name: &str, key: Option<Arc<Key>>) -> Result<Decision<()>, Failure> {
+    let key = key.ok_or_else(|| stop(format!("key {name:?} not found")))?;
+    let mut record = key.record.clone();
+    if record.soft_deleted {
+        return Err(stop(SOFT_DELETED));
+    }
+    if !record.exportable {
+        return Err(stop("exporting is disallowed on the policy"));
+    }
+    if !record.allow_plaintext_backup {
+        return Err(stop("plaintext backup is disallowed on the policy"));
+    }
+    record.backup = Some(Passage { time: nanos(engine.clock.now()), version: record.latest_version });
+    Ok(Decision::Write(Change { record: Some(record), txn: Txn::new(), outcome: () }))
+}
+
+/// POST `restore`.
+pub async fn restore(engine: &Transit, _: &Call<'_>, params: RestoreParams) -> Result<Reply, Failure> {
+    if params.backup.is_empty() {
+        return Err(Failure::invalid("'backup' must be supplied"));
+    }
+    if params.name.contains('/') {
+        return Err(stop("key names cannot be paths"));
+    }
+    let level = level_param(params.protection_level.as_deref())?;
+    let backup = Zeroizing::new(params.backup);
+    let json = SecretBytes::new(b64::decode(&backup).map_err(|error| stop(error.to_string()))?);
+    let blob: Blob<'_> = serde_json::from_slice(json.expose()).map_err(|error| stop(error.to_string()))?;
+    let policy = blob.policy.ok_or_else(|| stop("the backup holds no key"))?;
+    let name = match params.name.as_str() {
+        "" => policy.name.clone().unwrap_or_default().into_owned(),
+        name => name.to_owned(),
+    };
+    if !usable(&name) {
+        return Err(stop(format!("{name:?} cannot be the name of a key")));
+    }
+    let archive = blob.archived_keys.and_then(|archive| archive.keys).unwrap_or_default();
+    let refuse = |error: String| stop(format!("failed to restore the policy {name:?}: {error}"));
+    let (record, versions) = read(policy, &archive, nanos(engine.clock.now())).map_err(refuse)?;
+    store(engine, &name, params.force, level, &record, &versions).await
+}
+
+/// Whether a key can have the name: what a path of the API can hold.
+fn usable(name: &str) -> bool {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    name.starts_with(word) && name.ends_with(word) && name.chars().all(|c| word(c) || c == '-' || c == '.')
+}
+
+async fn store(
+    engine: &Transit,
+    name: &str,
+    force: bool,
+    level: Option<Level>,
+    record: &KeyRecord,
+    versions: &[(u32, Given)],
+) -> Result<Reply, Failure> {
+    let level = engine.level_of_given(level, record)?;
+    let (key, replaced) = engine
+        .store
+        .change(name, move |existing| {
+            Box::pin(async move {
+                if existing.is_some() && !force {
+                    return Err(stop(format!("key {name:?} already exists")));
+                }
+                let mut record = KeyRecord { level, ..record.clone() };
+                let mut txn = Txn::new();
+                if let Some(old) = &existing {
+                    for line in &old.record.versions {
+                        txn = engine.drop_version(name, &old.record, line.version, txn)?;
+                    }
+                }
+                for (version, given) in versions {
+                    txn = engine.add_given(&mut record, *version, given, txn).await?;
+                }
+                txn = match record.auto_rotate_period {
+                    0 => txn.delete(auto_path(name)),
+                    _ => txn.put(auto_path(name), Vec::new()),
+                };
+                Ok(Decision::Write(Change { record: Some(record), txn, outcome: existing }))
+            })
+        })
+        .await?;
+    if let Some(old) = replaced {
+        engine.store.forget(&old.record);
+        engine.destroy_doomed().await;
+    }
+    if let Some(key) = key {
+        engine.reschedule(&key);
+    }
+    Ok(Reply::empty())
+}
+
+/// What a backup says, in this server's terms.
+fn read(mut policy: Policy<'_>, archive: &[Entry<'_>], now: i64) -> Result<(KeyRecord, Vec<(u32, Given)>), String> {
+    upgrade(&mut policy);
+    let key_size = u32::try_from(policy.key_size.unwrap_or(0)).unwrap_or(0);
+    let number = policy.kind.unwrap_or(0);
+    let kind = blob::type_of(number, key_size).ok_or_else(|| format!("unsupported key type {number}"))?;
+    let keys = policy.keys.take().unwrap_or_default();
+    let bounds = Bounds::of(&policy, |version| keys.contains_key(version.to_string().as_str()))?;
+    let convergent = policy.convergent_encryption.unwrap_or(false);
+    let fallback = policy.convergent_version.unwrap_or(0);
+    let kdf = match (policy.derived.unwrap_or(false), policy.kdf.unwrap_or(0)) {
+        (false, _) => None,
+        (true, 0) => Some(Kdf::HmacSha256Counter),
+        (true, 1) => Some(Kdf::HkdfSha256),
+        (true, other) => return Err(format!("unsupported key derivation mode {other}")),
+    };
+    let mut versions = Vec::new();
+    for version in bounds.available.max(1)..=bounds.latest {
+        let in_archive = || archive.get(usize::try_from(version - bounds.available).unwrap_or(usize::MAX));
+        let entry = keys.get(version.to_string().as_str()).or_else(in_archive).filter(|entry| !entry.is_empty());
+        match entry {
+            Some(entry) => {
+                let given = entry.given(kind, convergent, fallback, now);
+                versions.push((version, given.map_err(|error| format!("version {version}: {error}"))?));
+            }
+            None if version >= bounds.decryption => return Err(format!("version {version} is missing")),
+            None => {}
+        }
+    }
+    let mut record = KeyRecord::empty(kind, Level::Software);
+    record.key_size = if kind == super::alg::KeyType::Hmac { key_size } else { 0 };
+    record.kdf = kdf;
+    record.convergent = convergent;
+    record.convergent_version = i32::try_from(fallback).unwrap_or(0);
+    record.exportable = policy.exportable.unwrap_or(false);
+    record.allow_plaintext_backup = policy.allow_plaintext_backup.unwrap_or(false);
+    record.deletion_allowed = policy.deletion_allowed.unwrap_or(false);
+    record.soft_deleted = policy.soft_deleted.unwrap_or(false);
+    record.min_decryption_version = bounds.decryption;
+    record.min_encryption_version = bounds.encryption;
+    record.min_available_version = bounds.available;
+    record.latest_version = bounds.latest;
+    record.auto_rotate_period = policy.auto_rotate_period.unwrap_or(0).max(0) / 1_000_000_000;
+    record.imported = policy.imported.unwrap_or(false);
+    record.allow_imported_key_rotation = policy.allow_imported_key_rotation.unwrap_or(false);
+    record.backup = policy.backup_info.as_ref().and_then(blob::Info::passage);
+    record.restore = Some(Passage { time: now, version: bounds.latest });
+    Ok((record, versions))
+}
+
+/// The very first layout had one key without a version.
+fn upgrade(policy: &mut Policy<'_>) {
+    let none = policy.keys.as_ref().is_none_or(|keys| keys.is_empty());
+    if let Some(key) = policy.key.take().filter(|key| none && !key.is_empty()) {
+        policy.keys = Some([(Cow::Borrowed("1"), Entry::of_key(key))].into_iter().collect());
+        policy.latest_version = policy.latest_version.filter(|version| *version > 0).or(Some(1));
+        policy.min_decryption_version = policy.min_decryption_version.filter(|version| *version > 0).or(Some(1));
+        policy.archive_version = policy.latest_version;
+    }
+}
+
+/// The version numbers of a key.
+struct Bounds {
+    available: u32,
+    decryption: u32,
+    encryption: u32,
+    latest: u32,
+}
+
+impl Bounds {
+    /// Refuses numbers that contradict each other. `held` tells whether a version is among the key's own.
+    fn of(policy: &Policy<'_>, held: impl Fn(u32) -> bool) -> Result<Self, String> {
+        /// Beyond this many versions a backup is a mistake or an attack on memory.
+        const MOST: i64 = 1_000_000;
+        let number = |name: &str, value: Option<i64>| {
+            let value = value.unwrap_or(0);
+            u32::try_from(value).ok().filter(|_| value <= MOST).ok_or_else(|| format!("{name} of {value} is out of range"))
+        };
+        let decryption = number("minimum decryption version", policy.min_decryption_version)?;
+        let latest = number("latest version", policy.latest_version)?;
+        let encryption = number("minimum encryption version", policy.min_encryption_version)?;
+        let available = number("minimum available version", policy.min_available_version)?;
+        let archive = number("archive version", policy.archive_version)?;
+        if decryption < 1 {
+            return Err(format!("minimum decryption version of {decryption} is less than 1"));
+        }
+        if latest < 1 {
+            return Err(format!("latest version of {latest} is less than 1"));
+        }
+        if !held(decryption) && archive != latest {
+            return Err("need to move keys from archive but archive version not up-to-date".to_owned());
+        }
+        if archive > latest {
+            return Err(format!("archive version of {archive} is greater than the latest version {latest}"));
+        }
+        if encryption > 0 && encryption < decryption {
+            return Err(format!(
+                "minimum decryption version of {decryption} is greater than minimum encryption version {encryption}"
+            ));
+        }
+        if decryption > latest || encryption > latest {
+            return Err(format!("minimum decryption version of {decryption} is greater than the latest version {latest}"));
+        }
+        if available > decryption {
+            return Err(format!(
+                "minimum available version of {available} is greater than minimum decryption version {decryption}"
+            ));
+        }
+        Ok(Self { available, decryption, encryption, latest })
+    }
+}
