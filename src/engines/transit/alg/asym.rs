@@ -178,7 +178,7 @@ impl PrivateKey {
         Ok(SecretBytes::new(match self {
             Self::Rsa(key) | Self::Ed(key) => key.private_key_to_pkcs8()?,
             Self::Ec(key) => {
-                let (kind, number, point) = ec_parts(key)?;
+                let EcParts { kind, number, point } = ec_parts(key)?;
                 let der = super::pkcs8::of_ec(kind, &number, &point);
                 der.ok_or_else(|| AsymError::Key("the curve is unknown".into()))?.to_vec()
             }
@@ -190,7 +190,7 @@ impl PrivateKey {
         Ok(match self {
             Self::Rsa(key) => Some(SecretBytes::new(key.rsa()?.private_key_to_der()?)),
             Self::Ec(key) => {
-                let (kind, number, point) = ec_parts(key)?;
+                let EcParts { kind, number, point } = ec_parts(key)?;
                 super::pkcs8::sec1_of_ec(kind, &number, &point).map(|der| SecretBytes::new(der.to_vec()))
             }
             Self::Ed(_) => None,
@@ -270,8 +270,16 @@ impl PublicKey {
     }
 }
 
-/// Type, private number at its full width, and uncompressed point (SEC 1, section 2.3.3) of an EC key.
-fn ec_parts(key: &EcKey<Private>) -> Result<(KeyType, Zeroizing<Vec<u8>>, Vec<u8>), AsymError> {
+/// What the layouts of an EC key are made of.
+struct EcParts {
+    kind: KeyType,
+    /// The private number at its full width.
+    number: Zeroizing<Vec<u8>>,
+    /// The uncompressed point (SEC 1, section 2.3.3).
+    point: Vec<u8>,
+}
+
+fn ec_parts(key: &EcKey<Private>) -> Result<EcParts, AsymError> {
     let name = key.group().curve_name();
     let kind = KeyType::ALL.into_iter().find(|kind| name.is_some() && curve(*kind) == name);
     let kind = kind.ok_or_else(|| AsymError::Key("the curve is unknown".into()))?;
@@ -279,7 +287,7 @@ fn ec_parts(key: &EcKey<Private>) -> Result<(KeyType, Zeroizing<Vec<u8>>, Vec<u8
     let number = Zeroizing::new(key.private_key().to_vec_padded(width)?);
     let mut context = BigNumContext::new()?;
     let point = key.public_key().to_bytes(key.group(), PointConversionForm::UNCOMPRESSED, &mut context)?;
-    Ok((kind, number, point))
+    Ok(EcParts { kind, number, point })
 }
 
 /// The type of an HSM's key.
