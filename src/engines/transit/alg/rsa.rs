@@ -158,10 +158,11 @@ pub fn verify(
     let mut context = PkeyCtx::new(key)?;
     context.verify_init()?;
     configure(&mut context, key.size(), hash, scheme, false)?;
-    if check_length(digest, hash).is_err() {
+    // The library takes a signature without its leading zeros for the same number; it is not the same signature.
+    if check_length(digest, hash).is_err() || signature.len() != key.size() {
         return Ok(false);
     }
-    // A signature of another length, or one that decodes to nothing, is not right either.
+    // One that decodes to nothing is not right either.
     Ok(context.verify(digest, signature).unwrap_or(false))
 }
 
