@@ -9,29 +9,36 @@ use super::{Environment, Warning, values};
 use crate::hcl::{Block, Document, Error, Kind, Position, Reader};
 use crate::secret::SecretString;
 
-const USED: [&str; 20] = [
+const USED: [&str; 15] = [
     "lib",
     "slot",
     "token_label",
     "pin",
     "pin_file",
     "key_label",
-    "default_key_label",
-    "key_id",
-    "hmac_key_label",
     "mechanism",
     "rsa_oaep_hash",
-    "force_rw_session",
     "max_parallel",
+    // Sessions are read-write in any case.
+    "force_rw_session",
     "max_sessions",
-    "disable_software_encryption",
-    "generate_key",
     "disabled",
     "name",
     "priority",
     "escrow",
 ];
-const ACCEPTED: [&str; 5] = ["hmac_mechanism", "default_hmac_key_label", "rsa_encrypt_local", "key_params", "recover"];
+const ACCEPTED: [&str; 10] = [
+    "default_key_label",
+    "key_id",
+    "hmac_key_label",
+    "disable_software_encryption",
+    "generate_key",
+    "hmac_mechanism",
+    "default_hmac_key_label",
+    "rsa_encrypt_local",
+    "key_params",
+    "recover",
+];
 
 /// `seal "pkcs11" { ... }`: one HSM that holds the seal key and the zone master keys.
 #[derive(Debug)]

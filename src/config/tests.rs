@@ -105,6 +105,14 @@ fn defaults_are_vaults() {
 }
 
 #[test]
+fn settings_of_the_seal_that_change_nothing_say_so() {
+    for setting in ["generate_key = false", "key_id = \"01\"", "disable_software_encryption = true"] {
+        let (_, warnings) = read(&with(&format!("seal \"pkcs11\" {{ lib = \"l\" token_label = \"t\" {setting} }}")));
+        assert!(warnings.len() == 1 && warnings[0].to_string().contains("has no effect"), "{setting}: {warnings:?}");
+    }
+}
+
+#[test]
 fn unknown_and_unneeded_keys_are_warnings_with_their_place() {
     let (_, warnings) = read(&with("telemetry { statsd_address = \"x\" }\nplugin_directory = \"p\"\ncolour = 1"));
     let texts: Vec<_> = warnings.iter().map(ToString::to_string).collect();
