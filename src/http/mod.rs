@@ -58,9 +58,11 @@ async fn answer(http: HttpRequest, payload: web::Payload, front: web::Data<Front
     };
     let mut answer = match decode::without_empty_segments(&http) {
         Some(place) => redirect(place),
-        None => match decode_request(&http, payload, &front).await {
-            Ok(request) => carry_out(&front, request).await,
-            Err(failure) => refused(&failure),
+        // A body that trickles in holds its connection no longer than a request may take.
+        None => match tokio::time::timeout(front.max_duration, decode_request(&http, payload, &front)).await {
+            Ok(Ok(request)) => carry_out(&front, request).await,
+            Ok(Err(failure)) => refused(&failure),
+            Err(_) => refused(&took_too_long(front.max_duration)),
         },
     };
     answer.headers.extend(cors);
@@ -78,11 +80,12 @@ async fn carry_out(front: &Front, request: crate::core::request::Request) -> Ans
     })));
     match tokio::time::timeout(front.max_duration, &mut work).await {
         Ok(answer) => answer,
-        Err(_) => {
-            let limit = front.max_duration.as_secs();
-            refused(&Failure::unavailable(format!("the request took longer than max_request_duration ({limit} s)")))
-        }
+        Err(_) => refused(&took_too_long(front.max_duration)),
     }
+}
+
+fn took_too_long(limit: Duration) -> Failure {
+    Failure::unavailable(format!("the request took longer than max_request_duration ({} s)", limit.as_secs()))
 }
 
 /// A request's work, which goes on by itself when nobody waits for it any longer.

@@ -41,6 +41,9 @@ const BUILD_DATE: &str = match option_env!("SOS_BUILD_DATE") {
 /// How often periodic work is done.
 const TICK: Duration = Duration::from_secs(2);
 
+/// How long the end of the process waits for the seal; with the listeners' time to drain it is below ten seconds.
+const CLOSING: Duration = Duration::from_secs(1);
+
 /// Why the server did not start.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -181,7 +184,10 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
         }
     }
     ticking.abort();
-    core.seal.shut_down().await;
+    // An unseal that waits for a hung HSM must not hold up the end; what is committed is durable without it.
+    if tokio::time::timeout(CLOSING, core.seal.shut_down()).await.is_err() {
+        tracing::warn!("the seal is busy; the server stops without waiting for it");
+    }
     drop((token, certificates));
     tracing::info!("stopped");
     Ok(())
