@@ -214,7 +214,7 @@ impl<'a> Shown<'a> {
             description: &entry.description,
             external_entropy_access: entry.external_entropy_access,
             local: entry.local,
-            options: (!is_built_in(entry)).then_some(&entry.options),
+            options: options(entry),
             plugin_version: "",
             running_plugin_version: concat!("v", env!("CARGO_PKG_VERSION"), "+builtin.sos"),
             running_sha256: "",
@@ -225,8 +225,10 @@ impl<'a> Shown<'a> {
     }
 }
 
-fn is_built_in(entry: &MountEntry) -> bool {
-    matches!(entry.kind.as_str(), "system" | "identity" | "cubbyhole" | "token")
+/// Mounts that the server makes itself have no options at all (`null`), others may have none (`{}`).
+pub(super) fn options(entry: &MountEntry) -> Option<&BTreeMap<String, String>> {
+    let built_in = matches!(entry.kind.as_str(), "system" | "identity" | "cubbyhole" | "token");
+    (!built_in).then_some(&entry.options)
 }
 
 async fn list_secret(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
-use super::System;
+use super::{System, mounts};
 use crate::{
     core::{
         engine::Call,
@@ -48,43 +48,13 @@ crate::params! {
     }
 }
 
-/// A mount as callers with a token see it.
+/// A mount as callers see it who may see inside it.
 #[derive(Serialize)]
 struct Full<'a> {
-    #[serde(rename = "type")]
-    kind: &'a str,
-    description: &'a str,
-    accessor: &'a str,
-    local: bool,
-    seal_wrap: bool,
-    external_entropy_access: bool,
-    options: Option<&'a BTreeMap<String, String>>,
-    uuid: &'a str,
-    plugin_version: &'static str,
-    running_plugin_version: &'static str,
-    running_sha256: &'static str,
-    config: Config<'a>,
+    #[serde(flatten)]
+    mount: mounts::Shown<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct Config<'a> {
-    default_lease_ttl: u64,
-    max_lease_ttl: u64,
-    force_no_cache: bool,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    listing_visibility: &'a str,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    audit_non_hmac_request_keys: &'a [String],
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    audit_non_hmac_response_keys: &'a [String],
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    passthrough_request_headers: &'a [String],
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    allowed_response_headers: &'a [String],
-    #[serde(skip_serializing_if = "str::is_empty")]
-    token_type: &'a str,
 }
 
 /// A mount as callers without a token see it.
@@ -105,39 +75,8 @@ enum Shown<'a> {
 
 impl<'a> Full<'a> {
     fn of(entry: &'a MountEntry, path: Option<&'a str>) -> Self {
-        let config = &entry.config;
-        Self {
-            kind: &entry.kind,
-            description: &entry.description,
-            accessor: &entry.accessor,
-            local: entry.local,
-            seal_wrap: entry.seal_wrap,
-            external_entropy_access: entry.external_entropy_access,
-            options: options(entry),
-            uuid: &entry.uuid,
-            plugin_version: "",
-            running_plugin_version: "",
-            running_sha256: "",
-            config: Config {
-                default_lease_ttl: config.default_lease_ttl,
-                max_lease_ttl: config.max_lease_ttl,
-                force_no_cache: config.force_no_cache,
-                listing_visibility: &config.listing_visibility,
-                audit_non_hmac_request_keys: &config.audit_non_hmac_request_keys,
-                audit_non_hmac_response_keys: &config.audit_non_hmac_response_keys,
-                passthrough_request_headers: &config.passthrough_request_headers,
-                allowed_response_headers: &config.allowed_response_headers,
-                token_type: &config.token_type,
-            },
-            path,
-        }
+        Self { mount: mounts::Shown::new(entry), path }
     }
-}
-
-/// Mounts that the server makes itself have no options at all, others may have none.
-fn options(entry: &MountEntry) -> Option<&BTreeMap<String, String>> {
-    let built_in = matches!(entry.kind.as_str(), "system" | "identity" | "cubbyhole" | "token");
-    (!built_in || !entry.options.is_empty()).then_some(&entry.options)
 }
 
 /// What the caller may do, when a token came along: these routes are open, so the pipeline has not looked at it.
@@ -165,7 +104,7 @@ async fn list(system: &System, call: &Call<'_>, _: NoParams) -> Result<Reply, Fa
         }
         let shown = match acl {
             Some(_) => Shown::Full(Box::new(Full::of(entry, None))),
-            None => Shown::Brief(Brief { kind: &entry.kind, description: &entry.description, options: options(entry) }),
+            None => Shown::Brief(Brief { kind: &entry.kind, description: &entry.description, options: mounts::options(entry) }),
         };
         let table = match entry.table {
             Table::Secret => &mut tables.secret,
