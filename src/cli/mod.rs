@@ -14,6 +14,7 @@ mod generate_root;
 mod hsm;
 mod init;
 mod output;
+mod recover_hsm;
 mod rekey;
 mod rotate;
 mod secret_argument;
@@ -72,6 +73,8 @@ enum Operator {
     GenerateRoot(generate_root::GenerateRootArgs),
     /// Start a new term of the storage encryption key
     Rotate(rotate::RotateArgs),
+    /// Put the keys of a lost HSM onto a new one, with the escrow shares
+    RecoverHsm(recover_hsm::RecoverArgs),
 }
 
 #[derive(Subcommand, Debug)]
@@ -141,6 +144,7 @@ fn dispatch(command: Command, program: &OsString, terminal: &mut Terminal<'_>) -
         Command::Operator(Operator::Rekey(args)) => rekey::run(args, terminal),
         Command::Operator(Operator::GenerateRoot(args)) => generate_root::run(args, terminal),
         Command::Operator(Operator::Rotate(args)) => rotate::run(&args, terminal),
+        Command::Operator(Operator::RecoverHsm(args)) => recover_hsm::run(&args, terminal),
         Command::Hsm(HsmCommand::Doctor(args)) => hsm::doctor(args, terminal),
         Command::Version => version(program, terminal),
     }

@@ -52,14 +52,38 @@ pub(super) fn run(mut args: ServerArgs, terminal: &mut Terminal<'_>) -> Result<u
     }
 }
 
-/// The error and its causes, one sentence.
+/// The error and its causes, one sentence. Many errors repeat their cause in their own text; it is said once.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Outer {
+        text: &'static str,
+        source: io::Error,
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = || io::Error::other("no space");
+        assert_eq!(chain(&Outer { text: "cannot write", source: cause() }), "cannot write: no space");
+        assert_eq!(chain(&Outer { text: "cannot write: no space", source: cause() }), "cannot write: no space");
+    }
 }

@@ -226,13 +226,17 @@ impl From<BarrierError> for Failure {
     }
 }
 
+/// A key that an operator can bring back (`sys/sos/hsm/recover`), unless it is one that never left its HSM.
+const KEY_MISSING: &str = "the HSM does not hold this key: it is another HSM, or was wiped";
+
 impl From<HsmError> for Failure {
     fn from(error: HsmError) -> Self {
         match error {
             HsmError::BadInput(text) => Self::invalid(text),
             HsmError::Unsupported(text) => Self::invalid(text),
             HsmError::Unavailable { .. } | HsmError::Timeout => Self::unavailable(error.to_string()),
-            HsmError::KeyMissing(_) | HsmError::KeyExists(_) => Self::internal(error),
+            HsmError::KeyMissing(_) => Self::unavailable(KEY_MISSING).caused_by(error),
+            HsmError::KeyExists(_) => Self::internal(error),
         }
     }
 }
@@ -246,9 +250,8 @@ impl From<ZoneError> for Failure {
             ZoneError::HsmUnavailable { .. } => Self::unavailable(error.to_string()),
             ZoneError::Hsm(error) => error.into(),
             ZoneError::Barrier(error) => error.into(),
-            ZoneError::WrongKey { .. } | ZoneError::Material | ZoneError::Record { .. } | ZoneError::Rewrap(_) => {
-                Self::internal(error)
-            }
+            ZoneError::WrongKey { .. } => Self::unavailable(error.to_string()),
+            ZoneError::Material | ZoneError::Record { .. } | ZoneError::Rewrap(_) => Self::internal(error),
         }
     }
 }

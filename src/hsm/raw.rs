@@ -21,6 +21,15 @@ use super::ck_error::CkError;
 /// Longest attribute that is read: a module that claims more is not believed.
 const MAX_ATTRIBUTE: usize = 1 << 20;
 
+/// Makes this process deaf to the signals that end the server. A terminal or a service manager sends them to every process
+/// of the service; the worker has to outlive the server's requests in flight, and ends when the server closes the socket.
+pub fn ignore_stop_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: SIG_IGN installs no handler of ours; the call only changes the disposition of a valid signal number.
+        let _ = unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// An open session's number. It is a plain number on purpose: closing is a visible call, see the module text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session(CK_SESSION_HANDLE);

@@ -204,12 +204,40 @@ pub fn body(http: &HttpRequest, bytes: Bytes) -> Result<Bytes, Failure> {
     let form = text(http, "content-type").is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"));
     let looks_like_json = bytes.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| *byte == b'{');
     if !form || looks_like_json {
+        if nested_too_deeply(&bytes) {
+            return Err(Failure::invalid("failed to parse JSON input: exceeded max depth"));
+        }
         return Ok(bytes);
     }
     let raw = std::str::from_utf8(&bytes).map_err(|error| Failure::invalid("the form is not valid UTF-8").caused_by(error))?;
     let fields: serde_json::Map<String, serde_json::Value> =
         pairs(raw).map(|(name, value)| (name, serde_json::Value::String(value))).collect();
     serde_json::to_vec(&fields).map(Bytes::from).map_err(Failure::internal)
+}
+
+/// Objects and lists inside each other that Go's decoder, and with it Vault and its clients, still takes.
+const MAX_DEPTH: usize = 10_000;
+
+/// Whether `json` is nested deeper than any client could read again. Text that is no JSON may give either answer.
+fn nested_too_deeply(json: &[u8]) -> bool {
+    if json.len() <= MAX_DEPTH {
+        return false;
+    }
+    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'{' | b'[' if !in_text => depth += 1,
+            b'}' | b']' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return true;
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -241,5 +269,15 @@ mod tests {
             assert_eq!(path(raw).unwrap_err().kind(), Kind::Invalid, "{raw}");
         }
         assert_eq!(path("/v1/kv/sch%C3%B6n").unwrap(), "kv/sch\u{f6}n");
+    }
+
+    #[test]
+    fn only_true_nesting_counts_as_depth() {
+        let nested = |levels: usize| format!("{}1{}", "{\"a\":[".repeat(levels / 2), "]}".repeat(levels / 2));
+        assert!(!nested_too_deeply(nested(MAX_DEPTH).as_bytes()));
+        assert!(nested_too_deeply(nested(MAX_DEPTH + 2).as_bytes()));
+        let text = format!("{{\"a\":\"\\\"{}\"}}", "[".repeat(MAX_DEPTH * 2));
+        assert!(!nested_too_deeply(text.as_bytes()));
+        assert!(!nested_too_deeply("[],".repeat(MAX_DEPTH).as_bytes()));
     }
 }

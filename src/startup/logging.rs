@@ -65,7 +65,9 @@ fn filter(level: LogLevel) -> EnvFilter {
     } else {
         "warn"
     };
-    EnvFilter::new(format!("{libraries},sos={level}"))
+    // actix reports every client that sends no proper HTTP as an error; anybody could fill the log with that.
+    let http = if level == "trace" { "debug" } else { "off" };
+    EnvFilter::new(format!("{libraries},actix_http={http},sos={level}"))
 }
 
 #[derive(Clone)]

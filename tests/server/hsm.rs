@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -171,4 +172,63 @@ fn the_worker_dies_in_the_middle_and_nobody_notices_for_long() {
         });
     }
     assert_eq!(server.status()["sealed"], false);
+}
+
+/// The HSM is lost for good. The shares open the store and put its keys onto an empty token; nobody needs them again.
+#[test]
+fn a_lost_hsm_is_replaced_with_the_shares() {
+    let Some(place) = Place::hsm() else { return };
+    let mut server = place.start();
+    let made = server.init(3, 2);
+    server.put("sys/mounts/transit", json!({"type": "transit"})).ok();
+    let mut sealed = Vec::new();
+    for level in ["hsm", "software"] {
+        server.put(&format!("transit/keys/{level}"), json!({"protection_level": level})).ok();
+        let reply = server.put(&format!("transit/encrypt/{level}"), json!({"plaintext": "YQ=="})).ok();
+        sealed.push((format!("transit/decrypt/{level}"), json!({"ciphertext": reply["data"]["ciphertext"]})));
+    }
+    server.terminate();
+
+    fs::rename(place.path("hsm"), place.path("lost")).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/make-token");
+    let done = Command::new(script).arg(place.path("hsm")).arg("sos-test").output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let mut server = place.start();
+    server.token = Some(made.root);
+    server.wait_reason("hsm-key-missing");
+    for share in &made.shares[..2] {
+        server.put("sys/unseal", json!({"key": share})).ok();
+    }
+    for (path, body) in &sealed {
+        let refused = server.put(path, body.clone());
+        assert_eq!(refused.status, 503, "{}", refused.text);
+        assert!(refused.errors().contains("the HSM does not hold"), "{}", refused.text);
+    }
+    assert_eq!(server.put("sys/sos/hsm/recover", json!({"keys": [made.shares[0]]})).status, 400);
+    let (code, out, errors) = server.operator(&["operator", "recover-hsm", "-"], &made.shares[1..].join("\n"));
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(out.contains("Seal key: made anew") && out.contains("default/v1"), "{out}");
+    for (path, body) in &sealed {
+        assert_eq!(server.put(path, body.clone()).ok()["data"]["plaintext"], "YQ==");
+    }
+    server.terminate();
+    place.start().wait_unsealed();
+}
+
+/// A terminal's Ctrl-C and a service manager's stop reach every process; the worker must outlive the requests in flight.
+#[test]
+fn the_worker_does_not_stop_before_its_server() {
+    let Some(place) = Place::hsm() else { return };
+    let mut server = place.start();
+    server.init(1, 1);
+    let before = server.pids();
+    for worker in &before[1..] {
+        let pid = rustix::process::Pid::from_raw((*worker).try_into().unwrap()).unwrap();
+        for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT, rustix::process::Signal::HUP] {
+            rustix::process::kill_process(pid, signal).unwrap();
+        }
+    }
+    server.put("sys/mounts/transit", json!({"type": "transit"})).ok();
+    server.put("transit/keys/held", json!({"protection_level": "hsm"})).ok();
+    assert_eq!(server.pids(), before);
 }

@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod config;
 pub mod health;
 pub mod host_info;
+pub mod hsm;
 pub mod leases;
 pub mod mounts;
 pub mod openapi;
@@ -58,6 +59,7 @@ static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| {
         catalog::ROUTES,
         config::ROUTES,
         host_info::ROUTES,
+        hsm::ROUTES,
         leases::ROUTES,
         mounts::ROUTES,
         openapi::ROUTES,

@@ -27,7 +27,7 @@ use self::pool::Pool;
 use super::DownReason;
 use super::ck_error::CkError;
 use super::proto::{self, Event, Failure, Frame, Hello, Lane, Op, Pin, Reply};
-use super::raw::{LoadError, Module};
+use super::raw::{self, LoadError, Module};
 use crate::secret::SecretString;
 
 /// Why this process cannot go on.
@@ -65,6 +65,7 @@ impl From<CkError> for Trouble {
 /// The whole life of the worker process. To be called before anything has started a thread.
 pub fn main() -> ExitCode {
     harden();
+    raw::ignore_stop_signals();
     let Ok(stream) = io::stdin().as_fd().try_clone_to_owned().map(|fd: OwnedFd| UnixStream::from(fd)) else {
         return ExitCode::FAILURE;
     };
