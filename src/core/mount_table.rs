@@ -2,15 +2,20 @@
 //!
 //! Records: `mounts/<uuid>` (a [`MountEntry`]) and `removed/<uuid>` (the same, while its data is being deleted).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
 
 use tokio::sync::Mutex;
 
 use super::{
     Active, Core,
-    engine::Engine,
+    engine::{Call, Engine},
     failure::Failure,
     mounts::{MountConfig, MountEntry, Mounted, Router, Table},
+    reply::Reply,
+    route::{RouteTable, Routed},
     sys::System,
 };
 use crate::{
@@ -52,7 +57,11 @@ impl MountTable {
         }
         let mut mounts = BTreeMap::new();
         for entry in entries {
-            let engine = self.engine(core, active, cubbyhole, &entry)?;
+            let engine = self.engine(core, active, cubbyhole, &entry).unwrap_or_else(|failure| {
+                // One mount that cannot be served must not keep all the others sealed.
+                tracing::error!(mount = %entry.full_path(), error = ?failure, "this mount cannot be served; its requests answer 503");
+                Arc::new(Broken { reason: failure.to_string() })
+            });
             mounts.insert(entry.full_path(), Arc::new(Mounted { entry, engine }));
         }
         self.router.set(mounts);
@@ -286,4 +295,20 @@ fn built_in() -> Vec<MountEntry> {
     identity.config.passthrough_request_headers = vec!["Authorization".into()];
     let token = described(Table::Auth, "token/", "token", "token based credentials");
     vec![cubbyhole, system, identity, token]
+}
+
+/// Stands for a mount whose engine cannot be made: it keeps the path and the data, and says what is wrong.
+struct Broken {
+    reason: String,
+}
+
+impl Routed for Broken {
+    fn table() -> &'static RouteTable<Self> {
+        static TABLE: LazyLock<RouteTable<Broken>> = LazyLock::new(|| RouteTable::new(&[]));
+        &TABLE
+    }
+
+    fn unmatched(&self, _: &Call<'_>) -> Result<Reply, Failure> {
+        Err(Failure::unavailable(format!("this mount cannot be served: {}; see the server's log", self.reason)))
+    }
 }
