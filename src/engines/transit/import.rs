@@ -200,7 +200,7 @@ fn public_half(kind: KeyType, text: &str) -> Result<String, String> {
 }
 
 /// The bytes of the first PEM block.
-fn pem_contents(text: &str) -> Option<Vec<u8>> {
+pub fn pem_contents(text: &str) -> Option<Vec<u8>> {
     let (_, rest) = text.split_once("-----BEGIN ")?;
     let (label, rest) = rest.split_once("-----")?;
     let (body, _) = rest.split_once(&format!("-----END {label}-----"))?;

@@ -10,6 +10,7 @@ mod backup;
 mod batch;
 mod blob;
 mod byok_export;
+mod certificates;
 mod ciphertext;
 mod config;
 mod datakey;

@@ -3,8 +3,8 @@
 use std::sync::LazyLock;
 
 use super::{
-    Transit, backup, byok_export, config, datakey, decrypt, encrypt, export, hash, hmac, import, keys, later, random, rewrap,
-    sign,
+    Transit, backup, byok_export, certificates, config, datakey, decrypt, encrypt, export, hash, hmac, import, keys, later,
+    random, rewrap, sign,
 };
 use crate::{
     core::route::{Access, OperationSpec, Route, RouteTable, Verb},
@@ -185,8 +185,14 @@ static ROUTES: &[Route<Transit>] = &[
         &[op!(Read, "Exports.", byok_export::export, byok_export::WrappedExportParams)],
     ),
     route(
-        &["keys/{name}/csr", "keys/{name}/set-certificate", "derive-key/{name}"],
-        "Not available yet.",
-        &[op!(Write, "Not available yet.", later::absent)],
+        &["keys/{name}/csr"],
+        "Makes a request for a certificate of a named key.",
+        &[op!(Write, "Makes a request.", certificates::csr, certificates::CsrParams)],
     ),
+    route(
+        &["keys/{name}/set-certificate"],
+        "Puts certificates beside a version of a named key.",
+        &[op!(Write, "Sets certificates.", certificates::set_certificate, certificates::ChainParams)],
+    ),
+    route(&["derive-key/{name}"], "Not available yet.", &[op!(Write, "Not available yet.", later::absent)]),
 ];

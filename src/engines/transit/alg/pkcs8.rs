@@ -84,7 +84,7 @@ fn wrapped(algorithm: &[u8], key: &[u8]) -> Zeroizing<Vec<u8>> {
 }
 
 /// A DER element.
-fn encoded(tag: u8, contents: &[u8]) -> Vec<u8> {
+pub fn encoded(tag: u8, contents: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(contents.len() + 6);
     out.push(tag);
     let len = contents.len();
