@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Warning, values};
+use super::{Place, Warning, values};
 use crate::hcl::{Block, Error, Reader};
 
 /// Vault's limit for one request's body.
@@ -65,6 +65,8 @@ pub enum Listener {
 /// `listener "tcp" { ... }`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpListener {
+    /// Where the stanza was written.
+    pub place: Place,
     /// Host and port.
     pub address: String,
     /// Certificates; plain HTTP when absent.
@@ -81,6 +83,7 @@ impl TcpListener {
     /// Plain HTTP on `address` with Vault's limits.
     pub fn plain(address: impl Into<String>) -> Self {
         Self {
+            place: Place::default(),
             address: address.into(),
             tls: None,
             max_request_size: DEFAULT_REQUEST_SIZE,
@@ -120,6 +123,8 @@ pub enum TlsVersion {
 /// `listener "unix" { ... }`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnixListener {
+    /// Where the stanza was written.
+    pub place: Place,
     /// The socket's path.
     pub address: PathBuf,
     /// The socket file's mode.
@@ -171,6 +176,7 @@ fn tcp(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<TcpListener, Er
     values::warn_of_others(block.body, "listener \"tcp\"", &used, &ACCEPTED, warnings);
     let tls = if block.body.bool("tls_disable")?.unwrap_or(false) { None } else { Some(tls(block)?) };
     Ok(TcpListener {
+        place: Place::of(block),
         address: address(block)?,
         tls,
         max_request_size: request_size(block)?,
@@ -232,6 +238,7 @@ fn unix(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<UnixListener, 
     let missing = || block.body.error(block.at, "a unix listener needs its socket: write address = \"/run/sos/sos.sock\"");
     let octal = |text: &str| u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
     Ok(UnixListener {
+        place: Place::of(block),
         address: values::text(block.body, "address")?.map(PathBuf::from).ok_or_else(missing)?,
         mode: socket_mode(block, octal)?,
         user: values::text(block.body, "socket_user")?,

@@ -209,13 +209,37 @@ pub enum ConfigError {
     #[error("the folder {0} holds no *.hcl and no *.json file: put the configuration there, or name a file with -config")]
     EmptyFolder(String),
     /// No `storage` stanza.
-    #[error("no storage is configured: write storage \"sled\" {{ path = \"/var/lib/sos\" }}")]
-    NoStorage,
+    #[error("{0}: no storage is configured: write storage \"sled\" {{ path = \"/var/lib/sos\" }}")]
+    NoStorage(String),
     /// No `listener` stanza.
     #[error(
-        "no listener is configured: write listener \"tcp\" {{ address = \"127.0.0.1:8200\" tls_cert_file = \"...\" tls_key_file = \"...\" }}"
+        "{0}: no listener is configured: write listener \"tcp\" {{ address = \"127.0.0.1:8200\" tls_cert_file = \"...\" tls_key_file = \"...\" }}"
     )]
-    NoListener,
+    NoListener(String),
+}
+
+/// Where a stanza was written, for errors that only show when it is used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place(Option<(String, Position)>);
+
+impl Place {
+    fn of(block: &hcl::Block<'_>) -> Self {
+        Self(Some((block.body.file.to_owned(), block.at)))
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Some((file, at)) => write!(f, "{file}:{}:{}", at.line, at.column),
+            None => f.write_str("command line or environment"),
+        }
+    }
+}
+
+/// The files of a configuration, for errors about what none of them says.
+fn files(documents: &[hcl::Document]) -> String {
+    documents.iter().map(|document| document.reader().file).collect::<Vec<_>>().join(", ")
 }
 
 /// Looks up an environment variable; a parameter so that tests need not touch the process.
@@ -260,10 +284,10 @@ fn from_documents(
     }
     config.fill_defaults(environment);
     if config.storage.is_none() {
-        return Err(ConfigError::NoStorage);
+        return Err(ConfigError::NoStorage(files(documents)));
     }
     if config.listeners.is_empty() {
-        return Err(ConfigError::NoListener);
+        return Err(ConfigError::NoListener(files(documents)));
     }
     Ok((config, warnings))
 }

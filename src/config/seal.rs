@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::{Environment, Warning, values};
+use super::{Environment, Place, Warning, values};
 use crate::hcl::{Block, Document, Error, Kind, Position, Reader};
 use crate::secret::SecretString;
 
@@ -43,6 +43,8 @@ const ACCEPTED: [&str; 10] = [
 /// `seal "pkcs11" { ... }`: one HSM that holds the seal key and the zone master keys.
 #[derive(Debug)]
 pub struct Pkcs11Seal {
+    /// Where the stanza was written.
+    pub place: Place,
     /// Name in messages; `pkcs11` unless the stanza names itself.
     pub name: String,
     /// Order among several, smallest first.
@@ -201,7 +203,7 @@ impl<'a> Overrides<'a> {
         }
         let body = crate::hcl::Body::default();
         let reader = Reader { file: "environment", body: &body };
-        Source { reader, overrides: self, at: Position::START }.seal().map(Some)
+        Source { reader, overrides: self, at: Position::START, place: Place::default() }.seal().map(Some)
     }
 }
 
@@ -213,7 +215,7 @@ pub(super) fn read(top: Reader<'_>, overrides: &Overrides<'_>, warnings: &mut Ve
         match block.label() {
             Some("pkcs11") => {
                 values::warn_of_others(block.body, "seal \"pkcs11\"", &USED, &ACCEPTED, warnings);
-                seals.push(Source { reader: block.body, overrides, at: block.at }.seal()?);
+                seals.push(Source { reader: block.body, overrides, at: block.at, place: Place::of(&block) }.seal()?);
             }
             Some("shamir") if block.body.bool("disabled")?.unwrap_or(false) => {}
             Some("shamir") => shamir = Some(at),
@@ -245,6 +247,7 @@ struct Source<'a> {
     reader: Reader<'a>,
     overrides: &'a Overrides<'a>,
     at: Position,
+    place: Place,
 }
 
 impl<'a> Source<'a> {
@@ -266,6 +269,7 @@ impl<'a> Source<'a> {
             None => self.number("max_parallel")?,
         };
         Ok(Pkcs11Seal {
+            place: self.place.clone(),
             name: values::text(self.reader, "name")?.unwrap_or_else(|| "pkcs11".into()),
             priority: self.reader.int("priority")?.unwrap_or(0),
             disabled: self.reader.bool("disabled")?.unwrap_or(false),

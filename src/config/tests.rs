@@ -100,7 +100,9 @@ fn defaults_are_vaults() {
     for disable in ["true", "1", "\"true\"", "\"1\""] {
         let (config, _) =
             read(&format!("storage \"inmem\" {{}} listener \"tcp\" {{ tls_disable = {disable} address = \":8201\" }}"));
-        assert_eq!(tcp(&config, 0), &TcpListener::plain("0.0.0.0:8201"));
+        let listener = tcp(&config, 0);
+        assert_eq!(listener.place.to_string(), "sos.hcl:1:20");
+        assert_eq!(listener, &TcpListener { place: listener.place.clone(), ..TcpListener::plain("0.0.0.0:8201") });
     }
 }
 

@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::tls::{self, Certificate, TlsError};
 use crate::{
-    config::{self, Listener},
+    config::{self, Listener, Place},
     core::Core,
     http::{self, Front},
 };
@@ -29,24 +29,32 @@ const DRAIN_SECONDS: u64 = 8;
 #[derive(Debug, Error)]
 pub enum ListenError {
     /// The address is taken, not ours or malformed.
-    #[error("cannot listen on {address}: {source}; is another server running there, or is the address not of this machine?")]
+    #[error(
+        "{place}: cannot listen on {address}: {source}; is another server running there, or is the address not of this machine?"
+    )]
     Bind {
+        /// Where the listener stands.
+        place: Place,
         /// What the configuration says.
         address: String,
         /// Why not.
         source: io::Error,
     },
     /// Its TLS settings do not work.
-    #[error("listener {address}: {source}")]
+    #[error("{place}: listener {address}: {source}")]
     Tls {
+        /// Where the listener stands.
+        place: Place,
         /// What the configuration says.
         address: String,
         /// Why not.
         source: TlsError,
     },
     /// The owner or mode of a unix socket cannot be set.
-    #[error("listener {address}: {reason}")]
+    #[error("{place}: listener {address}: {reason}")]
     Socket {
+        /// Where the listener stands.
+        place: Place,
         /// The socket's path.
         address: String,
         /// Why not.
@@ -97,7 +105,7 @@ impl Bound {
 
     fn tcp(&mut self, tcp: &config::TcpListener) -> Result<One, ListenError> {
         let address = tcp.address.clone();
-        let failed = |source| ListenError::Bind { address: address.clone(), source };
+        let failed = |source| ListenError::Bind { place: tcp.place.clone(), address: address.clone(), source };
         let socket = bind_tcp(&address).map_err(failed)?;
         let local = socket.local_addr().map_err(failed)?;
         let one = |socket, scheme: &str| One {
@@ -108,7 +116,7 @@ impl Bound {
             url: format!("{scheme}://{local}"),
         };
         let Some(settings) = &tcp.tls else { return Ok(one(Socket::Tcp(socket), "http")) };
-        let wrong = |source| ListenError::Tls { address: address.clone(), source };
+        let wrong = |source| ListenError::Tls { place: tcp.place.clone(), address: address.clone(), source };
         let certificate = Certificate::load(settings).map_err(wrong)?;
         let config = tls::server_config(settings, Arc::clone(&certificate)).map_err(wrong)?;
         self.certificates.push(certificate);
@@ -179,9 +187,13 @@ fn unix_socket(unix: &config::UnixListener) -> Result<UnixListener, ListenError>
     let address = path.display().to_string();
     remove_stale(path)
         .and_then(|()| UnixListener::bind(path))
-        .map_err(|source| ListenError::Bind { address: address.clone(), source })
+        .map_err(|source| ListenError::Bind { place: unix.place.clone(), address: address.clone(), source })
         .and_then(|socket| {
-            let failed = |error: io::Error| ListenError::Socket { address: address.clone(), reason: error.to_string() };
+            let failed = |error: io::Error| ListenError::Socket {
+                place: unix.place.clone(),
+                address: address.clone(),
+                reason: error.to_string(),
+            };
             socket.set_nonblocking(true).map_err(failed)?;
             let mode = unix.mode.unwrap_or(0o600);
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;

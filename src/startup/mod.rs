@@ -102,7 +102,12 @@ pub fn run(args: ServerArgs) -> Result<(), StartError> {
         tracing::warn!(%error, "memory is not locked and may be swapped out; raise ulimit -l, or set disable_mlock = true on a machine without swap");
     }
     let _pid = match &config.pid_file {
-        Some(path) => Some(PidFile::write(path.clone()).map_err(system("the pid file cannot be written"))?),
+        Some(path) => Some(PidFile::write(path.clone()).map_err(|error| {
+            let path = path.display();
+            StartError::Settings(format!(
+                "the pid file {path} cannot be written: {error}; make its folder writable, or change pid_file"
+            ))
+        })?),
         None => None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -220,8 +225,8 @@ fn start_hsm(config: &Config, token: Option<&ThrowAwayToken>) -> Result<Option<A
     };
     if let Some(other) = stanzas.next() {
         return Err(StartError::Settings(format!(
-            "only one seal \"pkcs11\" stanza is supported now; remove or disable {:?}",
-            other.name
+            "{}: only one seal \"pkcs11\" stanza is supported now; remove this one ({:?}), or write disabled = true into it",
+            other.place, other.name
         )));
     }
     let started = wanted.map(|wanted| hsm::start(wanted, folder)).transpose();
