@@ -4,7 +4,7 @@
 //! there is more to delete than fits that commit, it leaves a `dying/<hash>` record, and whoever comes first (this call,
 //! or the sweep after a crash) deletes descendants and cubbyhole and then that record.
 
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 
 use super::store::{Stored, TokenStore, busy, conflict, delete_all, expiry_key};
 use crate::{barrier::Txn, core::failure::Failure, storage::Expect};
@@ -14,6 +14,37 @@ const BATCH: usize = 64;
 
 /// Cubbyhole records that are deleted together with the token.
 const SMALL: usize = 32;
+
+/// How a sweep goes. One token that cannot be removed, its record being damaged, must not keep the others.
+#[derive(Default)]
+struct Swept {
+    done: usize,
+    failed: usize,
+    first: Option<Failure>,
+}
+
+impl Swept {
+    fn count(&mut self, result: Result<(), Failure>) {
+        match result {
+            Ok(()) => self.done += 1,
+            Err(failure) => {
+                self.failed += 1;
+                self.first.get_or_insert(failure);
+            }
+        }
+    }
+
+    fn end(self) -> Result<usize, Failure> {
+        match self.first {
+            Some(failure) if self.done == 0 => Err(failure),
+            Some(failure) => {
+                tracing::error!(failed = self.failed, error = ?failure, "some expired tokens could not be removed");
+                Ok(self.done)
+            }
+            None => Ok(self.done),
+        }
+    }
+}
 
 impl TokenStore {
     /// Revokes a token and all its descendants; `false` when there is none. The token is dead when this answers, also
@@ -50,15 +81,15 @@ impl TokenStore {
 
     /// Ends what is expired or half revoked, at most about `limit` tokens; answers how many. Cheap when there is nothing.
     pub async fn sweep(&self, limit: usize) -> Result<usize, Failure> {
-        let dying = self.view.list("dying/", None, limit)?;
-        for hash in &dying {
-            self.clean_up(hash).await?;
+        let mut swept = Swept::default();
+        for hash in &self.view.list("dying/", None, limit)? {
+            swept.count(self.clean_up(hash).await.map(|_| ()));
         }
         let now = self.now();
         // Most of the time nothing is due: the first name says so, and nothing is decrypted.
         let first = self.view.list("expiry/", None, 1)?;
         if first.first().and_then(|name| name.trim_end_matches('/').parse::<i64>().ok()).is_none_or(|end| end > now) {
-            return Ok(dying.len());
+            return swept.end();
         }
         let due: Vec<(i64, String)> = self
             .view
@@ -71,9 +102,11 @@ impl TokenStore {
             .take_while(|(end, _)| *end <= now)
             .collect();
         for chunk in due.chunks(BATCH) {
-            try_join_all(chunk.iter().map(|(end, hash)| self.expire(*end, hash, now))).await?;
+            for result in join_all(chunk.iter().map(|(end, hash)| self.expire(*end, hash, now))).await {
+                swept.count(result);
+            }
         }
-        Ok(dying.len() + due.len())
+        swept.end()
     }
 
     /// Sweeps until nothing is left to sweep; errors go to the log.

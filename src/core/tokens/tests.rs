@@ -101,6 +101,22 @@ async fn expiry_is_seen_at_once_and_swept_later() {
 }
 
 #[tokio::test]
+async fn a_damaged_record_does_not_keep_other_expired_tokens() {
+    let f = fixture().await;
+    let damaged = f.make(None, Duration::from_secs(1)).await;
+    let other = f.make(None, Duration::from_secs(2)).await;
+    let damaged = f.store.hash(&damaged);
+    let record = f.records().into_iter().find(|key| key.ends_with(&damaged) && !key.starts_with("expiry/")).unwrap();
+    f.view.commit(Txn::new().put(&record, b"damaged".to_vec())).await.unwrap();
+    f.clock.advance(Duration::from_secs(5));
+    // A store opened anew does not know the record from its cache.
+    let store = TokenStore::open(f.view.clone(), f.cubbyhole.clone(), f.clock.clone()).await.unwrap();
+    assert_eq!(store.sweep(10).await.unwrap(), 1);
+    assert!(!f.records().iter().any(|key| key.contains(&store.hash(&other))), "{:?}", f.records());
+    assert!(store.sweep(10).await.is_err());
+}
+
+#[tokio::test]
 async fn trees_end_with_every_descendant() {
     let f = fixture().await;
     let top = f.make(None, HOUR).await;
