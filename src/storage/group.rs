@@ -25,6 +25,7 @@ use super::{
     census::{Census, weight},
     frame,
     mark::Mark,
+    snapshot::{Snapshot, SnapshotFuture, Snapshots},
     space::Space,
 };
 
@@ -43,10 +44,15 @@ const MAX_BATCH_BYTES: usize = 16 << 20;
 pub struct Store {
     backend: Arc<dyn Backend>,
     // Options only because both must be taken apart in `drop`: the thread ends when the sender is gone.
-    jobs: Option<mpsc::Sender<Job>>,
+    jobs: Option<mpsc::Sender<Work>>,
     thread: Option<JoinHandle<()>>,
     syncs: Arc<AtomicU64>,
     lost: Arc<OnceLock<String>>,
+}
+
+enum Work {
+    Commit(Job),
+    Snapshot(oneshot::Sender<Result<Snapshot, StorageError>>),
 }
 
 struct Job {
@@ -69,6 +75,7 @@ impl Store {
             broken: false,
             syncs: syncs.clone(),
             lost: lost.clone(),
+            snapshots: Snapshots::default(),
         };
         let (jobs, waiting) = mpsc::channel();
         let thread = thread::Builder::new()
@@ -101,7 +108,7 @@ impl Drop for Store {
 
 impl Storage for Store {
     fn get(&self, key: &str) -> Result<Option<Record>, StorageError> {
-        self.refuse_when_lost()?;
+        refuse_when_lost(&self.lost)?;
         let framed = self.backend.get(key.as_bytes()).map_err(|fault| failed_at(key.as_bytes(), fault))?;
         framed.map(|framed| frame::decode(key.as_bytes(), &framed).map_err(|why| corrupt(key.as_bytes(), why))).transpose()
     }
@@ -135,7 +142,7 @@ impl Storage for Store {
         if limit == 0 {
             return Ok(records);
         }
-        let start = after.map_or(Vec::new(), just_behind).max(prefix.as_bytes().to_vec());
+        let start = after.map_or(Vec::new(), |after| just_behind(after.as_bytes())).max(prefix.as_bytes().to_vec());
         let mut wrong = None;
         self.visit(prefix, start, &mut |key, framed| {
             match std::str::from_utf8(key).map_err(|_not_utf8| "its key is not UTF-8".to_owned()) {
@@ -153,23 +160,20 @@ impl Storage for Store {
     fn commit(&self, txn: Txn) -> CommitFuture {
         let (answer, answered) = oneshot::channel();
         // A failed send drops the job, and with it `answer`: the future then says `Closed`.
-        let _ = self.jobs.as_ref().map(|jobs| jobs.send(Job { txn, answer }));
+        let _ = self.jobs.as_ref().map(|jobs| jobs.send(Work::Commit(Job { txn, answer })));
+        Box::pin(async move { answered.await.unwrap_or(Err(StorageError::Closed)) })
+    }
+
+    fn snapshot(&self) -> SnapshotFuture {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.jobs.as_ref().map(|jobs| jobs.send(Work::Snapshot(answer)));
         Box::pin(async move { answered.await.unwrap_or(Err(StorageError::Closed)) })
     }
 }
 
 impl Store {
-    /// After a failure the engine may come back with less than was acknowledged. What is missing must not read as
-    /// absent.
-    fn refuse_when_lost(&self) -> Result<(), StorageError> {
-        match self.lost.get() {
-            None => Ok(()),
-            Some(reason) => Err(StorageError::Corrupt { key: String::new(), reason: reason.clone() }),
-        }
-    }
-
     fn visit(&self, prefix: &str, start: Vec<u8>, visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), StorageError> {
-        self.refuse_when_lost()?;
+        refuse_when_lost(&self.lost)?;
         self.backend
             .visit(&start, &mut |key, framed| {
                 if key == SEQUENCE || !key.starts_with(prefix.as_bytes()) {
@@ -181,13 +185,22 @@ impl Store {
     }
 }
 
+/// After a failure the engine may come back with less than was acknowledged. What is missing must not read as absent.
+pub(super) fn refuse_when_lost(lost: &OnceLock<String>) -> Result<(), StorageError> {
+    match lost.get() {
+        None => Ok(()),
+        Some(reason) => Err(StorageError::Corrupt { key: String::new(), reason: reason.clone() }),
+    }
+}
+
 /// The first key that is not in a folder: `0` is the byte behind `/`.
 fn behind_folder(prefix: &str, folder: &str) -> Vec<u8> {
     [prefix.as_bytes(), folder.as_bytes(), b"0"].concat()
 }
 
-fn just_behind(key: &str) -> Vec<u8> {
-    [key.as_bytes(), b"\0"].concat()
+/// The first key that can follow.
+pub(super) fn just_behind(key: &[u8]) -> Vec<u8> {
+    [key, b"\0"].concat()
 }
 
 /// Names sort as their keys do, so paging needs no memory: a folder's name stands before all that is in it.
@@ -196,7 +209,7 @@ fn list_start(prefix: &str, after: Option<&str>) -> Vec<u8> {
         None => prefix.as_bytes().to_vec(),
         Some(after) => match after.split_once('/') {
             Some((folder, _)) => behind_folder(prefix, folder),
-            None => just_behind(&format!("{prefix}{after}")),
+            None => just_behind(format!("{prefix}{after}").as_bytes()),
         },
     }
 }
@@ -215,6 +228,7 @@ struct Committer {
     syncs: Arc<AtomicU64>,
     /// Why nothing is served any more, once acknowledged writes are known to be gone.
     lost: Arc<OnceLock<String>>,
+    snapshots: Snapshots,
 }
 
 /// What the accepted transactions of a batch leave at their keys.
@@ -227,17 +241,42 @@ struct Change {
 }
 
 impl Committer {
-    fn run(mut self, waiting: &mpsc::Receiver<Job>) {
-        while let Ok(first) = waiting.recv() {
+    fn run(mut self, waiting: &mpsc::Receiver<Work>) {
+        let mut put_back = None;
+        while let Some(work) = put_back.take().or_else(|| waiting.recv().ok()) {
+            let first = match work {
+                Work::Commit(job) => job,
+                Work::Snapshot(answer) => {
+                    let _ = answer.send(self.snapshot());
+                    continue;
+                }
+            };
             let mut bytes = size(&first.txn);
             let mut jobs = vec![first];
             while jobs.len() < MAX_BATCH_TXNS && bytes < MAX_BATCH_BYTES {
-                let Ok(job) = waiting.try_recv() else { break };
-                bytes += size(&job.txn);
-                jobs.push(job);
+                match waiting.try_recv() {
+                    Ok(Work::Commit(job)) => {
+                        bytes += size(&job.txn);
+                        jobs.push(job);
+                    }
+                    // It shows what was handed in before it, so it ends the batch.
+                    Ok(snapshot) => {
+                        put_back = Some(snapshot);
+                        break;
+                    }
+                    Err(_) => break,
+                }
             }
             self.commit(jobs);
         }
+    }
+
+    fn snapshot(&mut self) -> Result<Snapshot, StorageError> {
+        if self.broken {
+            self.reopen()?;
+        }
+        refuse_when_lost(&self.lost)?;
+        Ok(self.snapshots.open(&self.backend, &self.lost, self.sequence))
     }
 
     fn commit(&mut self, jobs: Vec<Job>) {
@@ -325,6 +364,7 @@ impl Committer {
             framed.iter().for_each(|framed| census.add(weight(framed)));
             batch.push((key, framed));
         }
+        self.snapshots.keep(&*self.backend, &batch);
         batch.push((SEQUENCE.to_vec(), Some(frame::encode(SEQUENCE, self.sequence, &census.encode()))));
         // The engine is foreign code: were it to panic, the store must recover as from any other failure.
         let applied = catch_unwind(AssertUnwindSafe(|| self.backend.apply(batch)))
@@ -468,13 +508,13 @@ fn is_empty(backend: &dyn Backend) -> Result<bool, StorageError> {
     visited.map_err(|fault| failed_at(SEQUENCE, fault)).map(|()| empty)
 }
 
-pub(crate) fn failed_at(key: &[u8], fault: Fault) -> StorageError {
+pub(super) fn failed_at(key: &[u8], fault: Fault) -> StorageError {
     match fault {
         Fault::Corrupt(why) => corrupt(key, why),
         Fault::Full(why) | Fault::Io(why) => StorageError::Io(why),
     }
 }
 
-fn corrupt(key: &[u8], reason: String) -> StorageError {
+pub(super) fn corrupt(key: &[u8], reason: String) -> StorageError {
     StorageError::Corrupt { key: String::from_utf8_lossy(key).into_owned(), reason }
 }

@@ -17,6 +17,7 @@ mod inmem;
 mod mark;
 mod redb;
 mod sled;
+mod snapshot;
 mod space;
 
 #[cfg(test)]
@@ -30,7 +31,13 @@ mod measure;
 #[cfg(test)]
 mod rot;
 
-pub use self::{group::Store, inmem::InMem, redb::Redb, sled::Sled};
+pub use self::{
+    group::Store,
+    inmem::InMem,
+    redb::Redb,
+    sled::Sled,
+    snapshot::{Snapshot, SnapshotFuture},
+};
 
 /// The store-wide sequence number of the commit that wrote a record. Never 0, never given twice, so that a record
 /// that was deleted and made again has another version than before.
@@ -158,6 +165,12 @@ pub trait Storage: Send + Sync + 'static {
     /// every later read, and the version is that of every record written; commits under way at the same time share one sync. The
     /// commit goes on when the future is dropped.
     fn commit(&self, txn: Txn) -> CommitFuture;
+
+    /// All records as of one commit: every commit handed in before is in it, none handed in later. Writes go on while it
+    /// is read; memory is bounded (see [`Snapshot::page`]).
+    fn snapshot(&self) -> SnapshotFuture {
+        Box::pin(async { Err(StorageError::Io("this store takes no snapshots".into())) })
+    }
 }
 
 /// Which engine keeps the records.
