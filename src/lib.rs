@@ -30,3 +30,7 @@ pub mod http;
 pub mod startup;
 
 pub mod cli;
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;

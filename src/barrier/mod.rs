@@ -9,6 +9,8 @@
 //! The keyring itself is stored at [`KEYRING_PATH`], encrypted by the root key. Who protects the root key is the
 //! business of the seal, not of this module.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod keyring;
 mod record;
 mod txn;

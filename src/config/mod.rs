@@ -292,6 +292,15 @@ fn from_documents(
     Ok((config, warnings))
 }
 
+/// Reads a configuration from a text, as fuzzing does.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn from_text(text: &str) -> Result<(Config, Vec<Warning>), ConfigError> {
+    let mut document = hcl::parse("fuzzed", text)?;
+    let result = from_documents(Config::default(), std::slice::from_ref(&document), &|_| None);
+    wipe_pins(&mut document.body);
+    result
+}
+
 /// The file itself, or a folder's `*.hcl` and `*.json` files in the order of their names.
 fn config_files(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.display().to_string(), source };

@@ -9,12 +9,12 @@
 mod ck_error;
 pub mod client;
 mod config;
-mod der;
+pub(crate) mod der;
 pub mod doctor;
 #[cfg(test)]
 pub mod fake;
 mod pin;
-mod proto;
+pub(crate) mod proto;
 mod quirks;
 mod raw;
 pub mod worker;

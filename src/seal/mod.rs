@@ -8,6 +8,8 @@
 //! (`wire.rs`). What has to happen in the rest of the server when the barrier opens or closes is behind [`Host`].
 
 mod escrow;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod init;
 mod pin_memory;
 mod progress;

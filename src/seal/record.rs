@@ -190,6 +190,6 @@ fn json<T: Serialize>(path: &'static str, value: &T) -> Result<Vec<u8>, SealErro
     serde_json::to_vec(value).map_err(|error| SealError::Record { path, reason: error.to_string() })
 }
 
-fn parse<T: for<'de> Deserialize<'de>>(path: &'static str, value: &[u8]) -> Result<T, SealError> {
+pub(super) fn parse<T: for<'de> Deserialize<'de>>(path: &'static str, value: &[u8]) -> Result<T, SealError> {
     serde_json::from_slice(value).map_err(|error| SealError::Record { path, reason: error.to_string() })
 }

@@ -12,6 +12,8 @@ mod backend;
 mod census;
 mod folder;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod group;
 mod inmem;
 mod mark;

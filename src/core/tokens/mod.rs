@@ -16,6 +16,8 @@
 //! ```
 
 mod batch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod id;
 mod jwt;
 pub mod leases;

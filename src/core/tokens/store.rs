@@ -516,13 +516,13 @@ pub(super) fn delete_all(mut txn: Txn, entry: &TokenEntry) -> Txn {
     txn
 }
 
-fn encode(entry: &TokenEntry) -> Result<Vec<u8>, Failure> {
+pub(super) fn encode(entry: &TokenEntry) -> Result<Vec<u8>, Failure> {
     let mut bytes = vec![FORMAT];
     serde_json::to_writer(&mut bytes, entry).map_err(Failure::internal)?;
     Ok(bytes)
 }
 
-fn decode(bytes: &[u8]) -> Result<TokenEntry, Failure> {
+pub(super) fn decode(bytes: &[u8]) -> Result<TokenEntry, Failure> {
     let json = bytes.strip_prefix(&[FORMAT]).ok_or_else(|| Failure::internal("a token record has an unknown format"))?;
     serde_json::from_slice(json).map_err(Failure::internal)
 }

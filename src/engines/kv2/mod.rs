@@ -12,7 +12,7 @@ mod keys;
 mod metadata;
 mod params;
 mod patch;
-mod record;
+pub(crate) mod record;
 mod show;
 mod upgrade;
 mod versions;

@@ -145,7 +145,7 @@ fn signature_algorithm(kind: KeyType) -> (HashAlgorithm, &'static [u8]) {
 }
 
 /// Subject and attributes of a request, as DER elements.
-fn template(text: &str) -> Result<(Vec<u8>, Vec<u8>), String> {
+pub(super) fn template(text: &str) -> Result<(Vec<u8>, Vec<u8>), String> {
     if text.is_empty() {
         return Ok((vec![0x30, 0], vec![0xa0, 0]));
     }
@@ -196,14 +196,14 @@ pub async fn set_certificate(engine: &Transit, _: &Call<'_>, params: ChainParams
 }
 
 /// Certificates that were checked.
-struct Chain {
+pub(super) struct Chain {
     /// DER in base64.
     certificates: Vec<String>,
     /// The key of the first, in text form, where it is of a kind that keys here have.
     public: Option<String>,
 }
 
-fn parse_chain(text: &str) -> Result<Chain, String> {
+pub(super) fn parse_chain(text: &str) -> Result<Chain, String> {
     let none = "provided certificate chain did not contain any valid PEM encoded certificate";
     let parsed = X509::stack_from_pem(text.trim().as_bytes());
     let parsed = parsed.map_err(|error| format!("could not parse a certificate in the certificate chain: {error}"))?;

@@ -193,7 +193,7 @@ pub fn oaep_hash(name: &str) -> Result<HashAlgorithm, String> {
 }
 
 /// A public key in PEM as it is stored.
-fn public_half(kind: KeyType, text: &str) -> Result<String, String> {
+pub(super) fn public_half(kind: KeyType, text: &str) -> Result<String, String> {
     let der = pem_contents(text).ok_or("error parsing public key: not in PEM format")?;
     let key = PublicKey::from_der(kind, &der).and_then(|key| key.to_text());
     key.map_err(|error| error.to_string())
@@ -209,7 +209,7 @@ pub fn pem_contents(text: &str) -> Option<Vec<u8>> {
 }
 
 /// Material as it is stored, and its public half.
-fn private_half(kind: KeyType, material: &SecretBytes) -> Result<(SecretBytes, Option<String>), String> {
+pub(super) fn private_half(kind: KeyType, material: &SecretBytes) -> Result<(SecretBytes, Option<String>), String> {
     let size = || Err(format!("invalid key size {} bytes for key type {}", material.len(), kind.name()));
     if kind.is_cipher() || kind == KeyType::Hmac {
         let fits =

@@ -17,6 +17,8 @@ mod datakey;
 mod decrypt;
 mod encrypt;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod given;
 mod hash;
 mod hmac;
