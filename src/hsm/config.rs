@@ -24,6 +24,8 @@ pub struct HsmConfig {
     pub seal_mechanism: Option<Mechanism>,
     /// How long one operation may take, waiting included.
     pub deadline: Duration,
+    /// How long the generation of an RSA key may take, waiting included: finding primes takes seconds on some tokens.
+    pub generate_deadline: Duration,
     /// How long loading the module, logging in and the self-test may take.
     pub start_deadline: Duration,
     /// Longest pause between two tries to bring the HSM back.
@@ -54,6 +56,7 @@ impl HsmConfig {
             max_sessions: None,
             seal_mechanism: None,
             deadline: Duration::from_secs(10),
+            generate_deadline: Duration::from_secs(120),
             start_deadline: Duration::from_secs(30),
             max_backoff: Duration::from_secs(30),
             health_interval: Duration::from_secs(5),

@@ -1,4 +1,5 @@
-//! A token in memory that keeps the [`Hsm`] contract, for tests. It does AES only, counts calls, and fails when told to.
+//! A token in memory that keeps the [`Hsm`] contract, for tests. It does AES, P-256 and RSA-2048, counts calls, and fails
+//! when told to.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,6 +9,11 @@ use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes128Gcm, Aes256Gcm, Nonce};
 use async_trait::async_trait;
 use aws_lc_rs::rsa::{OAEP_SHA1_MGF1SHA1, OaepPublicEncryptingKey, PublicEncryptingKey};
+use openssl::ec::{EcGroup, EcKey};
+use openssl::ecdsa::EcdsaSig;
+use openssl::nid::Nid;
+use openssl::pkey::PKey;
+use openssl::rsa::{Padding, Rsa};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
@@ -20,7 +26,8 @@ use crate::secret::{SecretBytes, random_array};
 
 struct Object {
     label: String,
-    key: [u8; 32],
+    /// As the real ones take it in: raw bytes of AES keys, PKCS#8 of the others.
+    key: Vec<u8>,
 }
 
 /// A software token. Keep it over a simulated restart, as a real token is kept.
@@ -93,15 +100,15 @@ impl FakeHsm {
 
     fn key(&self, id: KeyId) -> Result<SecretBytes, HsmError> {
         let objects = self.objects.lock();
-        objects.get(&id).map(|object| SecretBytes::new(object.key.to_vec())).ok_or(HsmError::KeyMissing(id))
+        objects.get(&id).map(|object| SecretBytes::new(object.key.clone())).ok_or(HsmError::KeyMissing(id))
     }
 
-    fn put(&self, label: &str, id: KeyId, key: [u8; 32]) -> Result<(), HsmError> {
+    fn put(&self, label: &str, id: KeyId, key: &[u8]) -> Result<(), HsmError> {
         let mut objects = self.objects.lock();
         if objects.contains_key(&id) {
             return Err(HsmError::KeyExists(id));
         }
-        objects.insert(id, Object { label: label.to_owned(), key });
+        objects.insert(id, Object { label: label.to_owned(), key: key.to_vec() });
         Ok(())
     }
 
@@ -124,13 +131,13 @@ impl FakeHsm {
 }
 
 fn ready() -> Status {
-    let aes = |kind| Support { kind, wrapped: true, token: true, reason: String::new() };
+    let can = |kind| Support { kind, wrapped: true, token: true, reason: String::new() };
     Status::Ready(Arc::new(TokenFacts {
         module: "fake".into(),
         label: "fake".into(),
         serial: "0".into(),
         seal_mechanism: Mechanism::AesGcm,
-        support: vec![aes(KeyKind::Aes128), aes(KeyKind::Aes256)],
+        support: [KeyKind::Aes128, KeyKind::Aes256, KeyKind::EcP256, KeyKind::Rsa2048].map(can).to_vec(),
         max_plaintext: 1 << 20,
     }))
 }
@@ -167,12 +174,23 @@ fn check_value(key: &[u8]) -> [u8; 32] {
     Sha256::new().chain_update(b"check").chain_update(key).finalize().into()
 }
 
-fn aes_len(kind: KeyKind) -> Result<usize, HsmError> {
-    match kind {
-        KeyKind::Aes128 => Ok(16),
-        KeyKind::Aes256 => Ok(32),
-        _ => Err(HsmError::Unsupported("the fake token does AES only".into())),
-    }
+fn unsupported() -> HsmError {
+    HsmError::Unsupported("the fake token does AES, P-256 and RSA-2048 only".into())
+}
+
+/// New material of a kind, and the public half.
+fn generate(kind: KeyKind) -> Result<(SecretBytes, Option<Vec<u8>>), HsmError> {
+    let pair = match kind {
+        KeyKind::Aes128 => return Ok((SecretBytes::random(16), None)),
+        KeyKind::Aes256 => return Ok((SecretBytes::random(32), None)),
+        KeyKind::EcP256 => {
+            let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+            PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
+        }
+        KeyKind::Rsa2048 => PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap(),
+        _ => return Err(unsupported()),
+    };
+    Ok((SecretBytes::new(pair.private_key_to_pkcs8().unwrap()), Some(pair.public_key_to_der().unwrap())))
 }
 
 #[async_trait]
@@ -200,7 +218,7 @@ impl Hsm for FakeHsm {
 
     async fn create_seal_key(&self, label: &str, id: KeyId) -> Result<(), HsmError> {
         let dies = self.enter()?;
-        self.put(label, id, random_array())?;
+        self.put(label, id, &random_array::<32>())?;
         finish((), dies)
     }
 
@@ -226,15 +244,17 @@ impl Hsm for FakeHsm {
             public.encrypt(&OAEP_SHA1_MGF1SHA1, &key, &mut blob, None).unwrap();
             exported.push((Mechanism::RsaOaepSha1, blob));
         }
-        self.put(label, id, key)?;
+        self.put(label, id, &key)?;
         finish(NewMasterKey { check_value: check_value(&key), exported }, dies)
     }
 
     async fn import_master_key(&self, label: &str, id: KeyId, material: &SecretBytes) -> Result<[u8; 32], HsmError> {
         let dies = self.enter()?;
-        let key = material.expose().try_into().map_err(|_| HsmError::BadInput("32 bytes".into()))?;
-        self.put(label, id, key)?;
-        finish(check_value(&key), dies)
+        if material.len() != 32 {
+            return Err(HsmError::BadInput("32 bytes".into()));
+        }
+        self.put(label, id, material.expose())?;
+        finish(check_value(material.expose()), dies)
     }
 
     async fn master_key_check_value(&self, id: KeyId) -> Result<[u8; 32], HsmError> {
@@ -244,18 +264,16 @@ impl Hsm for FakeHsm {
 
     async fn generate_wrapped(&self, master: KeyId, kind: KeyKind) -> Result<NewKey, HsmError> {
         let dies = self.enter()?;
-        let material = SecretBytes::random(aes_len(kind)?);
+        let (material, public_key) = generate(kind)?;
         let wrapped = Some(self.wrap(master, kind, material.expose())?);
-        finish(NewKey { wrapped, public_key: None }, dies)
+        finish(NewKey { wrapped, public_key }, dies)
     }
 
     async fn generate_on_token(&self, label: &str, id: KeyId, kind: KeyKind) -> Result<NewKey, HsmError> {
         let dies = self.enter()?;
-        if kind != KeyKind::Aes256 {
-            return Err(HsmError::Unsupported("the fake token keeps AES-256 only".into()));
-        }
-        self.put(label, id, random_array())?;
-        finish(NewKey { wrapped: None, public_key: None }, dies)
+        let (material, public_key) = generate(kind)?;
+        self.put(label, id, material.expose())?;
+        finish(NewKey { wrapped: None, public_key }, dies)
     }
 
     async fn wrap_material(&self, master: KeyId, kind: KeyKind, material: &SecretBytes) -> Result<WrappedKey, HsmError> {
@@ -289,8 +307,29 @@ impl Hsm for FakeHsm {
         finish(items.into_iter().map(one).collect(), dies)
     }
 
-    async fn sign(&self, _key: KeySource<'_>, _scheme: SignScheme, _input: &[u8]) -> Result<Vec<u8>, HsmError> {
-        self.enter()?;
-        Err(HsmError::Unsupported("the fake token does AES only".into()))
+    async fn sign(&self, key: KeySource<'_>, scheme: SignScheme, input: &[u8]) -> Result<Vec<u8>, HsmError> {
+        let dies = self.enter()?;
+        let key = PKey::private_key_from_pkcs8(self.load(key)?.expose()).unwrap();
+        let signature = match scheme {
+            SignScheme::Ecdsa => {
+                let signature = EcdsaSig::sign(input, &key.ec_key().unwrap()).unwrap();
+                [signature.r(), signature.s()].map(|number| number.to_vec_padded(32).unwrap()).concat()
+            }
+            SignScheme::RsaRaw => {
+                let mut out = vec![0; key.size()];
+                key.rsa().unwrap().private_encrypt(input, &mut out, Padding::NONE).unwrap();
+                out
+            }
+            SignScheme::Eddsa => return Err(unsupported()),
+        };
+        finish(signature, dies)
+    }
+
+    async fn rsa_decrypt(&self, key: KeySource<'_>, ciphertext: &[u8]) -> Result<SecretBytes, HsmError> {
+        let dies = self.enter()?;
+        let key = PKey::private_key_from_pkcs8(self.load(key)?.expose()).unwrap();
+        let mut out = vec![0; key.size()];
+        key.rsa().unwrap().private_decrypt(ciphertext, &mut out, Padding::NONE).unwrap();
+        finish(SecretBytes::new(out), dies)
     }
 }

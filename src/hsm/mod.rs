@@ -79,6 +79,13 @@ pub enum KeyKind {
     Rsa4096,
 }
 
+impl KeyKind {
+    /// Whether it is an RSA kind, whose generation takes long.
+    pub fn is_rsa(self) -> bool {
+        matches!(self, KeyKind::Rsa2048 | KeyKind::Rsa3072 | KeyKind::Rsa4096)
+    }
+}
+
 /// How a blob was made, so that it can be opened years later by another module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -342,6 +349,10 @@ pub trait Hsm: Send + Sync + 'static {
 
     /// Raw signature over `input` (a digest for ECDSA and RSA, the message for Ed25519).
     async fn sign(&self, key: KeySource<'_>, scheme: SignScheme, input: &[u8]) -> Result<Vec<u8>, HsmError>;
+
+    /// The raw private operation of an RSA key on a ciphertext (RSADP, RFC 8017, section 5.1.2; CKM_RSA_X_509), which must
+    /// be as long as the modulus and below it. Answers the whole block: the caller takes the padding off, in constant time.
+    async fn rsa_decrypt(&self, key: KeySource<'_>, ciphertext: &[u8]) -> Result<SecretBytes, HsmError>;
 }
 
 /// How [`Hsm::sign`] signs; hashing and encoding happen outside.

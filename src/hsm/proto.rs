@@ -28,6 +28,8 @@ pub enum Lane {
     Fast,
     /// What makes, finds, wraps or destroys objects: some of it takes milliseconds or writes to the token.
     Slow,
+    /// The generation of RSA keys, which takes seconds on some tokens.
+    Long,
     /// Answered at once by the reading thread, without touching the module.
     Control,
 }
@@ -252,6 +254,12 @@ pub enum Op<'a> {
         #[serde(borrow)]
         input: Bytes<'a>,
     },
+    RsaDecrypt {
+        #[serde(borrow)]
+        key: Key<'a>,
+        #[serde(borrow)]
+        ciphertext: Bytes<'a>,
+    },
 }
 
 impl Op<'_> {
@@ -259,7 +267,13 @@ impl Op<'_> {
     pub fn lane(&self) -> Lane {
         match self {
             Op::Running { .. } => Lane::Control,
-            Op::Seal { .. } | Op::Unseal { .. } | Op::Encrypt { .. } | Op::Decrypt { .. } | Op::Sign { .. } => Lane::Fast,
+            Op::Seal { .. }
+            | Op::Unseal { .. }
+            | Op::Encrypt { .. }
+            | Op::Decrypt { .. }
+            | Op::Sign { .. }
+            | Op::RsaDecrypt { .. } => Lane::Fast,
+            Op::GenerateWrapped { kind, .. } | Op::GenerateOnToken { kind, .. } if kind.is_rsa() => Lane::Long,
             _ => Lane::Slow,
         }
     }
@@ -379,6 +393,7 @@ pub fn request(header: Header, op: &Op<'_>) -> Result<Frame, postcard::Error> {
         Lane::Fast => 0,
         Lane::Slow => 1,
         Lane::Control => 2,
+        Lane::Long => 3,
     });
     buffer.extend_from_slice(&header.millis.to_le_bytes());
     finish(buffer, op)
@@ -417,6 +432,7 @@ pub fn split_request(frame: &[u8]) -> Option<(Header, &[u8])> {
         0 => Lane::Fast,
         1 => Lane::Slow,
         2 => Lane::Control,
+        3 => Lane::Long,
         _ => return None,
     };
     Some((Header { call: u64::from_le_bytes(*call), lane, millis: u32::from_le_bytes(*millis) }, body))

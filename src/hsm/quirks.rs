@@ -22,16 +22,16 @@ const KNOWN: &[(&str, Quirks)] = &[
     // One thread is fastest: every call takes global locks. 0x210A is RFC 5649 here.
     (
         "softhsm",
-        Quirks { vendor: "SoftHSM", sessions: 2, parallel: false, max_plaintext: 16 << 20, key_wrap_padded: Some(0x210A) },
+        Quirks { vendor: "SoftHSM", sessions: 3, parallel: false, max_plaintext: 16 << 20, key_wrap_padded: Some(0x210A) },
     ),
     (
         "kryoptic",
-        Quirks { vendor: "Kryoptic", sessions: 2, parallel: false, max_plaintext: 16 << 20, key_wrap_padded: Some(0x210B) },
+        Quirks { vendor: "Kryoptic", sessions: 3, parallel: false, max_plaintext: 16 << 20, key_wrap_padded: Some(0x210B) },
     ),
     // Refused by the posture test (it wraps and copies keys that must not leave); listed so that reports name it.
     // Its 0x210A pads in another way than RFC 5649.
-    ("nss", Quirks { vendor: "NSS", sessions: 2, parallel: false, max_plaintext: 16 << 20, key_wrap_padded: None }),
-    ("mozilla", Quirks { vendor: "NSS", sessions: 2, parallel: false, max_plaintext: 16 << 20, key_wrap_padded: None }),
+    ("nss", Quirks { vendor: "NSS", sessions: 3, parallel: false, max_plaintext: 16 << 20, key_wrap_padded: None }),
+    ("mozilla", Quirks { vendor: "NSS", sessions: 3, parallel: false, max_plaintext: 16 << 20, key_wrap_padded: None }),
 ];
 
 /// The facts about the module that calls itself `name` (CK_INFO manufacturer and description).

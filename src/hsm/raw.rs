@@ -99,6 +99,15 @@ pub struct TokenInfo {
     pub max_sessions: Option<u64>,
 }
 
+/// What CK_MECHANISM_INFO says.
+#[derive(Clone, Copy, Debug)]
+pub struct MechanismInfo {
+    /// Largest key, for RSA in bits; 0 when not said.
+    pub largest: CK_ULONG,
+    /// CKF_ bits.
+    pub flags: CK_FLAGS,
+}
+
 /// Why a module could not be loaded.
 #[derive(Debug, Error)]
 pub enum LoadError {
@@ -220,6 +229,14 @@ impl Module {
         call!(self, C_GetMechanismList, slot, list.as_mut_ptr(), &mut count)?;
         list.truncate(usize_of(count));
         Ok(list)
+    }
+
+    /// What the token claims about one mechanism.
+    pub fn mechanism_info(&self, slot: CK_SLOT_ID, mechanism: CK_MECHANISM_TYPE) -> Result<MechanismInfo, CkError> {
+        // SAFETY: CK_MECHANISM_INFO is a plain C structure for which all zeroes is a valid value.
+        let mut info: CK_MECHANISM_INFO = unsafe { std::mem::zeroed() };
+        call!(self, C_GetMechanismInfo, slot, mechanism, &mut info)?;
+        Ok(MechanismInfo { largest: info.ulMaxKeySize, flags: info.flags })
     }
 
     /// C_InitToken: makes an empty token with this label.

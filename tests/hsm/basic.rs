@@ -115,7 +115,9 @@ async fn the_self_test_says_what_the_module_can_do() {
         assert!(can(kind).wrapped && can(kind).token, "{:?}", can(kind));
     }
     assert!(can(KeyKind::Ed25519).token && !can(KeyKind::Ed25519).wrapped);
-    assert!(!can(KeyKind::Rsa2048).wrapped && !can(KeyKind::Rsa2048).reason.is_empty());
+    for kind in [KeyKind::Rsa2048, KeyKind::Rsa3072, KeyKind::Rsa4096] {
+        assert!(can(kind).wrapped && can(kind).token, "{:?}", can(kind));
+    }
 }
 
 #[tokio::test]
@@ -220,4 +222,48 @@ async fn the_doctor_reports_a_healthy_token_and_a_missing_one() {
     let report = sos::hsm::doctor::run(config, crate::support::memory()).await;
     assert!(!report.usable());
     assert!(report.to_string().contains("set token_label"), "{report}");
+}
+
+/// Finding primes takes long; loading keys, searching and encrypting go on meanwhile.
+#[tokio::test]
+async fn the_generation_of_rsa_keys_holds_up_nothing_else() {
+    let Some(token) = Token::softhsm() else { return };
+    let hsm = token.client().await;
+    let master = KeyId::random();
+    hsm.create_master_key("sos/test/zone/default/v1", master, &[]).await.unwrap();
+    let generations: Vec<_> = (0..4)
+        .map(|_| {
+            let hsm = hsm.clone();
+            tokio::spawn(async move { hsm.generate_wrapped(master, KeyKind::Rsa4096).await.unwrap() })
+        })
+        .collect();
+    for _ in 0..3 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..5 {
+        let key = hsm.generate_wrapped(master, KeyKind::Aes256).await.unwrap().wrapped.unwrap();
+        hsm.encrypt(KeySource::Wrapped(&key), vec![item(b"text", b"")]).await.unwrap();
+        assert_eq!(hsm.find("sos/test/").await.unwrap().len(), 1);
+    }
+    assert!(!generations.iter().all(|generation| generation.is_finished()), "the small calls had to wait for the long ones");
+    for generation in generations {
+        let made = generation.await.unwrap();
+        let block = vec![3; 512];
+        assert_eq!(hsm.rsa_decrypt(KeySource::Wrapped(&made.wrapped.unwrap()), &block).await.unwrap().len(), 512);
+    }
+}
+
+/// What finds no primes within its own deadline is given up, not the worker's other calls.
+#[tokio::test]
+async fn rsa_keys_have_a_deadline_of_their_own() {
+    let Some(token) = Token::softhsm() else { return };
+    let mut config = token.config();
+    config.deadline = std::time::Duration::from_secs(1);
+    let hsm = crate::support::ready(config).await;
+    let master = KeyId::random();
+    hsm.create_master_key("sos/test/zone/default/v1", master, &[]).await.unwrap();
+    let generations = (0..3).map(|_| hsm.generate_wrapped(master, KeyKind::Rsa4096));
+    for made in futures_util::future::join_all(generations).await {
+        made.unwrap();
+    }
 }

@@ -86,6 +86,11 @@ async fn kryoptic_holds_every_kind_that_it_claims() {
                 assert!(opened[0].as_ref().unwrap().same_as(b"text"));
                 assert!(matches!(opened[1], Err(HsmError::BadInput(_))));
             }
+            KeyKind::Rsa2048 | KeyKind::Rsa3072 | KeyKind::Rsa4096 => {
+                let block = vec![3; [256, 384, 512][support.kind as usize - KeyKind::Rsa2048 as usize]];
+                assert_eq!(hsm.sign(KeySource::Wrapped(&key), SignScheme::RsaRaw, &block).await.unwrap().len(), block.len());
+                assert_eq!(hsm.rsa_decrypt(KeySource::Wrapped(&key), &block).await.unwrap().len(), block.len());
+            }
             _ => {
                 hsm.sign(KeySource::Wrapped(&key), SignScheme::Ecdsa, &[3; 32]).await.unwrap();
             }

@@ -18,7 +18,8 @@ use super::{
         asym::{AsymError, PrivateKey, PublicKey},
         hash::HashAlgorithm,
         kdf::Kdf,
-        rsa,
+        rsa::{self, Encryption},
+        rsa_padding::BadPadding,
     },
     b64,
     given::Given,
@@ -116,8 +117,22 @@ impl Transit {
         if let Some(key) = self.store.key(WRAPPING_KEY)? {
             return Ok(key);
         }
-        // What the mount requires of its keys is for those that clients use.
-        Ok(self.create_at(WRAPPING_KEY, &NewKey::plain(KeyType::Rsa4096), Level::Software).await?.0)
+        let new = NewKey::plain(KeyType::Rsa4096);
+        let level = self.wrapping_level(&new)?;
+        Ok(self.create_at(WRAPPING_KEY, &new, level).await?.0)
+    }
+
+    /// The best level that the HSM's self-test allows. What the mount requires of its keys is for those that clients use.
+    fn wrapping_level(&self, new: &NewKey) -> Result<Level, Failure> {
+        if self.store.protection.hsm.is_none() {
+            return Ok(Level::Software);
+        }
+        for level in [Level::Hsm, Level::HsmOnly] {
+            if self.store.protection.objection(level, &self.mount.zone, new.demands())?.is_none() {
+                return Ok(level);
+            }
+        }
+        Ok(Level::Software)
     }
 
     /// Opens a wrapped key.
@@ -126,11 +141,12 @@ impl Transit {
         let (wrapped, rest) = parts.ok_or_else(|| stop("provided ciphertext is too short"))?;
         let key = self.wrapping_key().await?;
         let loaded = self.store.load(&self.mount.zone, &key, key.record.latest_version).await?;
-        let Some(LoadedKey::Private(PrivateKey::Rsa(private))) = loaded.as_deref().map(|loaded| &loaded.key) else {
-            return Err(Failure::internal("the wrapping key is missing"));
+        let loaded = loaded.ok_or_else(|| Failure::internal("the wrapping key is missing"))?;
+        let ephemeral = match &loaded.key {
+            LoadedKey::Private(PrivateKey::Rsa(private)) => rsa::decrypt_oaep(private, wrapped, hash).map_err(|_| BadPadding),
+            _ => self.decrypt_one_in_hsm(&loaded, wrapped, Encryption::Oaep, hash).await?,
         };
-        let ephemeral = rsa::decrypt_oaep(private, wrapped, hash);
-        let ephemeral = ephemeral.map_err(|_| stop("crypto/rsa: decryption error"))?;
+        let ephemeral = ephemeral.map_err(|error| stop(error.to_string()))?;
         if ephemeral.len() != 32 {
             return Err(stop("expected ephemeral AES key to be 256-bit"));
         }

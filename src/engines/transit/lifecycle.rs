@@ -59,6 +59,11 @@ impl NewKey {
         }
     }
 
+    /// What it demands of its protection.
+    pub fn demands(&self) -> Demands {
+        Demands { kind: self.kind, derived: self.derived, exportable: self.exportable, backup: self.allow_plaintext_backup }
+    }
+
     /// Refuses what the type cannot be; the texts and the status are the API's.
     fn check(&self) -> Result<(), Failure> {
         let kind = self.kind;
@@ -108,9 +113,7 @@ impl Transit {
             return Ok((key, false));
         }
         new.check()?;
-        let demands =
-            Demands { kind: new.kind, derived: new.derived, exportable: new.exportable, backup: new.allow_plaintext_backup };
-        let level = self.store.protection.choose(new.level, &self.mount, demands)?;
+        let level = self.store.protection.choose(new.level, &self.mount, new.demands())?;
         self.create_at(name, new, level).await
     }
 

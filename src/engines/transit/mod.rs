@@ -35,6 +35,7 @@ mod record;
 mod rewrap;
 mod rewrapping;
 mod routes;
+mod rsa_in_hsm;
 mod schedule;
 mod sign;
 mod signing;

@@ -12,11 +12,13 @@ use super::{
         aead::{Cipher, TAG_LEN, hmac_sha256},
         asym::{PrivateKey, PublicKey},
         rsa::{self, Encryption},
+        rsa_padding::BadPadding,
     },
     b64,
     ciphertext::Ciphertext,
     lifecycle::SOFT_DELETED,
     protect::Level,
+    rsa_in_hsm::RsaItem,
     store::{Key, Loaded, LoadedKey},
     usage::Wear,
 };
@@ -175,7 +177,7 @@ impl Transit {
             let result = match loaded {
                 None => Some(Err(ItemError::user("no such key version"))),
                 Some(loaded) => match &loaded.key {
-                    LoadedKey::Wrapped(_) | LoadedKey::Token(_) => match hsm_encrypt_item(text) {
+                    LoadedKey::Wrapped(_) | LoadedKey::Token(_) if key.record.kind.is_cipher() => match hsm_encrypt_item(text) {
                         Err(error) => Some(Err(error)),
                         Ok(item) => {
                             join(&mut batches, version, &loaded, place, item);
@@ -272,7 +274,7 @@ impl Transit {
     ) -> Result<Vec<Result<SecretBytes, ItemError>>, Failure> {
         let mut opened = Opened::default();
         let mut results: Results<SecretBytes> = Vec::with_capacity(texts.len());
-        let mut batches = Vec::new();
+        let (mut batches, mut rsa_items) = (Vec::new(), Vec::new());
         let mut worked = 0;
         for (place, text) in texts.into_iter().enumerate() {
             let checked = text.and_then(|text| check_decrypt(key, place, &text).map(|(version, sealed)| (text, version, sealed)));
@@ -288,6 +290,11 @@ impl Transit {
             let result = match opened.version(self, key, version).await? {
                 None => Some(Err(ItemError::user("no such key version"))),
                 Some(loaded) => match &loaded.key {
+                    LoadedKey::Wrapped(_) | LoadedKey::Token(_) if key.record.kind.rsa_bits().is_some() => {
+                        worked = 0;
+                        rsa_items.push(RsaItem { place, loaded, sealed, padding: text.padding });
+                        None
+                    }
                     LoadedKey::Wrapped(_) | LoadedKey::Token(_) => match hsm_decrypt_item(&text, &sealed) {
                         Err(error) => Some(Err(error)),
                         Ok(item) => {
@@ -306,6 +313,9 @@ impl Transit {
         }
         for batch in batches {
             self.decrypt_in_hsm(batch, &mut results).await?;
+        }
+        for (place, opened) in self.decrypt_rsa_in_hsm(rsa_items).await? {
+            set(&mut results, place, opened.map_err(|error| not_decrypted(&error)));
         }
         Ok(finish(results))
     }
@@ -349,6 +359,11 @@ fn set<T>(results: &mut Results<T>, place: usize, result: Result<T, ItemError>) 
 fn finish<T>(results: Results<T>) -> Vec<Result<T, ItemError>> {
     let missing = || Err(ItemError::internal("the text was not processed"));
     results.into_iter().map(|result| result.unwrap_or_else(missing)).collect()
+}
+
+/// An RSA ciphertext that does not decrypt, whatever is wrong with it.
+fn not_decrypted(error: &BadPadding) -> ItemError {
+    ItemError::internal(format!("failed to RSA decrypt the ciphertext: {error}"))
 }
 
 fn over_limit(len: usize, limit: usize) -> ItemError {
@@ -514,8 +529,8 @@ fn open(key: &Key, loaded: &Loaded, text: &ToDecrypt<'_>, sealed: &[u8]) -> Resu
         let LoadedKey::Private(PrivateKey::Rsa(private)) = &loaded.key else {
             return Err(ItemError::internal("cannot decrypt ciphertext, key version does not have a private counterpart"));
         };
-        let failed = |error| ItemError::internal(format!("failed to RSA decrypt the ciphertext: {error}"));
-        return rsa::decrypt(private, sealed, text.padding).map_err(failed);
+        // The library's reason would tell which part of the padding is wrong.
+        return rsa::decrypt(private, sealed, text.padding).map_err(|_| not_decrypted(&BadPadding));
     }
     let (cipher, _) = cipher_for(kind, loaded, &text.context)?;
     let aad = associated(&text.associated_data)?;

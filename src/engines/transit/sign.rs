@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
 use super::{
@@ -12,6 +13,8 @@ use super::{
     hmac,
     items::{self, TextItem},
     ops::{ItemError, Opened},
+    protect::Level,
+    rsa_in_hsm::AT_ONCE,
     signing::Options,
     store::Key,
 };
@@ -205,12 +208,11 @@ pub async fn sign(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
         context: Some(Cow::Borrowed(&params.context)),
         ..TextItem::default()
     }];
-    let mut opened = Opened::default();
-    let mut results = Vec::new();
-    for item in batch.as_deref().unwrap_or(&single) {
-        results.push(sign_item(engine, &key, &mut opened, params.key_version, item, &options).await?);
-        tokio::task::yield_now().await;
-    }
+    // Here one signature after the other; in the HSM as many at once as its sessions can use.
+    let at_once = if Transit::level_in_use(&key) == Level::Software { 1 } else { AT_ONCE };
+    let items = batch.as_deref().unwrap_or(&single).iter();
+    let pending: Vec<_> = items.map(|item| sign_item(engine, &key, params.key_version, item, &options)).collect();
+    let mut results: Vec<_> = stream::iter(pending).buffered(at_once).try_collect().await?;
     let mut reply = match &batch {
         None => {
             let missing = || Failure::internal("nothing was signed");
@@ -241,14 +243,15 @@ pub async fn sign(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
 async fn sign_item(
     engine: &Transit,
     key: &Key,
-    opened: &mut Opened,
     version: i64,
     item: &TextItem<'_>,
     options: &Options,
 ) -> Result<Result<super::signing::Signed, ItemError>, Failure> {
+    // Others get their turn between two signatures.
+    tokio::task::yield_now().await;
     let decoded = input_of(item, "missing input").and_then(|input| Ok((input, context_of(item)?)));
     match decoded {
-        Ok((input, context)) => engine.sign_one(key, opened, version, &input, &context, options).await,
+        Ok((input, context)) => engine.sign_one(key, &mut Opened::default(), version, &input, &context, options).await,
         Err(error) => Ok(Err(error)),
     }
 }

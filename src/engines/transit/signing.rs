@@ -129,6 +129,14 @@ impl Transit {
         digest: &[u8],
         options: &Options,
     ) -> Outcome<(Vec<u8>, Option<String>)> {
+        if kind.rsa_bits().is_some() {
+            let scheme = match options.scheme() {
+                Ok(scheme) => scheme,
+                Err(error) => return Ok(Err(error)),
+            };
+            let signed = self.sign_rsa_in_hsm(loaded, digest, options.hash, scheme).await?;
+            return Ok(signed.map(|signature| (signature, None)).map_err(internal));
+        }
         let hsm = self.store.protection.hsm()?;
         let (scheme, digest) = match kind {
             KeyType::Ed25519 => (SignScheme::Eddsa, digest),

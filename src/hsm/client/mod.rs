@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use self::link::{Link, Pending};
-use super::proto::{self, Bytes, Frame, Header, Inspection, Item, Key, Op, Reply, Wrapped};
+use super::proto::{self, Bytes, Frame, Header, Inspection, Item, Key, Lane, Op, Reply, Wrapped};
 use super::{
     AeadItem, DownReason, Hsm, HsmConfig, HsmError, KeyId, KeyKind, KeySource, NewKey, NewMasterKey, ObjectInfo, PinMemory,
     SealedBlob, SignScheme, Status, WrappedKey,
@@ -130,7 +130,7 @@ impl Client {
     async fn call(&self, op: &Op<'_>) -> Result<Frame, HsmError> {
         let shared = &self.shared;
         let id = shared.next_call();
-        let deadline = shared.config.deadline;
+        let deadline = if op.lane() == Lane::Long { shared.config.generate_deadline } else { shared.config.deadline };
         let expires = Instant::now() + deadline;
         let header = Header { call: id, lane: op.lane(), millis: u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX) };
         let frame =
@@ -332,6 +332,10 @@ impl Hsm for Client {
             _ => None,
         })
         .await
+    }
+
+    async fn rsa_decrypt(&self, source: KeySource<'_>, ciphertext: &[u8]) -> Result<SecretBytes, HsmError> {
+        self.ask(Op::RsaDecrypt { key: key(&source), ciphertext: Bytes(ciphertext) }, bytes).await
     }
 }
 

@@ -321,8 +321,7 @@ impl Current {
 /// What a private key of a kind is for.
 pub fn private_usage(kind: KeyKind) -> Usage {
     // RSA decrypts and signs with one key in Vault; the others sign.
-    let decrypt = matches!(kind, KeyKind::Rsa2048 | KeyKind::Rsa3072 | KeyKind::Rsa4096);
-    Usage { decrypt, ..Usage::SIGNER }
+    Usage { decrypt: kind.is_rsa(), ..Usage::SIGNER }
 }
 
 /// Opens the keeper session and logs in, unless the token says that the PIN must not be tried now.

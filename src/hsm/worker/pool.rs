@@ -1,12 +1,13 @@
 //! The threads: each owns one session and takes one call after the other.
 //!
 //! Thread 0 takes the slow calls (what makes, finds, wraps or destroys objects), so that a key generation does not
-//! hold up decryptions; the others take the fast ones. Where sessions run side by side, or there is only one, thread 0
-//! helps out with fast calls too.
+//! hold up decryptions; thread 1 takes the long ones (RSA generation), so that they do not hold up the slow ones; the
+//! others take the fast ones. With fewer than three sessions the slow thread takes the long calls, with one all. Where
+//! sessions run side by side the slow and the long thread help out with fast calls.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cryptoki_sys::*;
@@ -34,19 +35,51 @@ struct Shared {
     output: Arc<Output>,
     seal_mechanism: Mechanism,
     queues: Mutex<Queues>,
-    fast: Condvar,
-    slow: Condvar,
     limit: usize,
-    slow_helps: bool,
-    running: Vec<Running>,
+    threads: Vec<Thread>,
     started: Instant,
+}
+
+/// What a thread takes, by falling preference, and how it is woken.
+struct Thread {
+    lanes: &'static [Lane],
+    wake: Condvar,
+    running: Running,
 }
 
 #[derive(Default)]
 struct Queues {
     fast: VecDeque<Job>,
     slow: VecDeque<Job>,
-    fast_idle: usize,
+    long: VecDeque<Job>,
+    /// Which threads wait for a call.
+    idle: Vec<bool>,
+}
+
+impl Queues {
+    fn of(&mut self, lane: Lane) -> &mut VecDeque<Job> {
+        match lane {
+            Lane::Slow => &mut self.slow,
+            Lane::Long => &mut self.long,
+            Lane::Fast | Lane::Control => &mut self.fast,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.fast.len() + self.slow.len() + self.long.len()
+    }
+}
+
+/// The lanes of each thread of a pool. A lane that no thread prefers is taken by the slow one.
+fn lanes(threads: usize, parallel: bool) -> Vec<&'static [Lane]> {
+    let roles: [&'static [Lane]; 3] = match (threads, parallel) {
+        (0 | 1, _) => [&[Lane::Slow, Lane::Fast, Lane::Long], &[], &[]],
+        (2, false) => [&[Lane::Slow, Lane::Long], &[Lane::Fast], &[]],
+        (2, true) => [&[Lane::Slow, Lane::Fast, Lane::Long], &[Lane::Fast], &[]],
+        (_, false) => [&[Lane::Slow], &[Lane::Long], &[Lane::Fast]],
+        (_, true) => [&[Lane::Slow, Lane::Fast], &[Lane::Long, Lane::Fast], &[Lane::Fast]],
+    };
+    (0..threads).map(|index| roles.get(index).or(roles.last()).copied().unwrap_or_default()).collect()
 }
 
 /// What a thread is executing.
@@ -54,12 +87,15 @@ struct Queues {
 struct Running {
     /// Call id, 0 for none.
     call: AtomicU64,
+    /// Whether it is of the long lane.
+    long: AtomicBool,
     /// Since when, in milliseconds after the pool's start.
     since: AtomicU64,
 }
 
 struct Job {
     call: u64,
+    lane: Lane,
     expires: Instant,
     frame: Frame,
 }
@@ -86,16 +122,14 @@ impl Pool {
                 }
             }
         }
+        let lanes = lanes(sessions.len(), device.quirks.parallel);
         let shared = Arc::new(Shared {
-            slow_helps: device.quirks.parallel || sessions.len() == 1,
             device,
             output,
             seal_mechanism,
-            queues: Mutex::default(),
-            fast: Condvar::new(),
-            slow: Condvar::new(),
+            queues: Mutex::new(Queues { idle: vec![false; lanes.len()], ..Queues::default() }),
             limit: hello.queue.max(1),
-            running: sessions.iter().map(|_| Running::default()).collect(),
+            threads: lanes.into_iter().map(|lanes| Thread { lanes, wake: Condvar::new(), running: Running::default() }).collect(),
             started: Instant::now(),
         });
         for (index, owned) in sessions.into_iter().enumerate() {
@@ -110,57 +144,64 @@ impl Pool {
     /// Queues a call; `false` when too many wait already.
     pub fn push(&self, header: Header, frame: Frame) -> bool {
         let expires = Instant::now() + Duration::from_millis(header.millis.into());
-        let job = Job { call: header.call, expires, frame };
+        let job = Job { call: header.call, lane: header.lane, expires, frame };
         let shared = &self.shared;
         let mut queues = shared.queues.lock();
-        if queues.fast.len() + queues.slow.len() >= shared.limit {
+        if queues.len() >= shared.limit {
             return false;
         }
-        if header.lane == Lane::Slow {
-            queues.slow.push_back(job);
-            drop(queues);
-            shared.slow.notify_one();
-        } else {
-            queues.fast.push_back(job);
-            let all_busy = queues.fast_idle == 0;
-            drop(queues);
-            if all_busy && shared.slow_helps {
-                shared.slow.notify_one();
-            } else {
-                shared.fast.notify_one();
+        queues.of(header.lane).push_back(job);
+        // Of the threads that wait, one for which such calls come first; its place is marked here, so that the next call
+        // wakes another.
+        let takes = |thread: &Thread| thread.lanes.iter().position(|lane| *lane == header.lane);
+        let waiting = shared.threads.iter().zip(&queues.idle).enumerate().filter(|(_, (_, idle))| **idle);
+        let best = waiting.filter_map(|(index, (thread, _))| Some((takes(thread)?, index))).min();
+        if let Some((_, index)) = best
+            && let Some(thread) = shared.threads.get(index)
+        {
+            if let Some(idle) = queues.idle.get_mut(index) {
+                *idle = false;
             }
+            drop(queues);
+            thread.wake.notify_one();
         }
         true
     }
 
     /// For how long a thread has been executing this call; `None` when none is.
+    ///
+    /// A call that runs beside the generation of an RSA key may be waiting for it inside the module (some take one lock for
+    /// everything), so its time counts as none.
     pub fn running_millis(&self, call: u64) -> Option<u64> {
-        let running = self.shared.running.iter().find(|running| running.call.load(Ordering::Acquire) == call)?;
-        Some(self.shared.millis().saturating_sub(running.since.load(Ordering::Acquire)))
+        let mut running = self.shared.threads.iter().map(|thread| &thread.running);
+        let found = running.clone().find(|running| running.call.load(Ordering::Acquire) == call)?;
+        let long = |running: &Running| running.long.load(Ordering::Acquire) && running.call.load(Ordering::Acquire) != 0;
+        if !long(found) && running.any(long) {
+            return Some(0);
+        }
+        Some(self.shared.millis().saturating_sub(found.since.load(Ordering::Acquire)))
     }
 
     /// Into how many calls a batch is best split: one where sessions only get in each other's way.
     pub fn ways(&self) -> usize {
-        if self.shared.device.quirks.parallel { self.shared.running.len() } else { 1 }
+        if self.shared.device.quirks.parallel { self.shared.threads.len() } else { 1 }
     }
 }
 
 impl Shared {
     fn work(&self, index: usize, mut owned: Owned) {
+        let Some(thread) = self.threads.get(index) else { return };
         loop {
-            let job = self.take(index);
+            let job = self.take(index, thread);
             // Nobody waits for a call whose time is up.
             if job.expires <= Instant::now() {
                 continue;
             }
-            if let Some(running) = self.running.get(index) {
-                running.since.store(self.millis(), Ordering::Release);
-                running.call.store(job.call, Ordering::Release);
-            }
+            thread.running.since.store(self.millis(), Ordering::Release);
+            thread.running.long.store(job.lane == Lane::Long, Ordering::Release);
+            thread.running.call.store(job.call, Ordering::Release);
             let answer = self.execute(&mut owned, &job);
-            if let Some(running) = self.running.get(index) {
-                running.call.store(0, Ordering::Release);
-            }
+            thread.running.call.store(0, Ordering::Release);
             match answer {
                 Ok(frame) => self.output.send(frame),
                 Err(failure) => self.output.message(job.call, &Reply::Failed(failure)),
@@ -172,27 +213,19 @@ impl Shared {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn take(&self, index: usize) -> Job {
+    fn take(&self, index: usize, thread: &Thread) -> Job {
         let mut queues = self.queues.lock();
         loop {
-            if index == 0 {
-                if let Some(job) = queues.slow.pop_front() {
-                    return job;
+            if let Some(job) = thread.lanes.iter().find_map(|lane| queues.of(*lane).pop_front()) {
+                if let Some(idle) = queues.idle.get_mut(index) {
+                    *idle = false;
                 }
-                if self.slow_helps
-                    && let Some(job) = queues.fast.pop_front()
-                {
-                    return job;
-                }
-                self.slow.wait(&mut queues);
-            } else {
-                if let Some(job) = queues.fast.pop_front() {
-                    return job;
-                }
-                queues.fast_idle += 1;
-                self.fast.wait(&mut queues);
-                queues.fast_idle -= 1;
+                return job;
             }
+            if let Some(idle) = queues.idle.get_mut(index) {
+                *idle = true;
+            }
+            thread.wake.wait(&mut queues);
         }
     }
 
@@ -232,7 +265,7 @@ impl Shared {
             device: &self.device,
             current,
             session: owned.session,
-            sessions: self.running.len(),
+            sessions: self.threads.len(),
             seal_mechanism: self.seal_mechanism,
             id,
         };
@@ -311,4 +344,28 @@ fn unavailable(detail: String) -> Failure {
 /// Whether the failed function works on data that a caller may have spoilt.
 fn blames_input(error: &CkError) -> bool {
     matches!(error.function, "C_Decrypt" | "C_UnwrapKey")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_lane_has_a_thread_and_generations_do_not_hold_up_the_rest() {
+        for parallel in [false, true] {
+            for threads in 1..6 {
+                let lanes = lanes(threads, parallel);
+                assert_eq!(lanes.len(), threads);
+                for lane in [Lane::Fast, Lane::Slow, Lane::Long] {
+                    assert!(lanes.iter().any(|thread| thread.contains(&lane)), "{threads} {lane:?}");
+                }
+                if threads >= 2 {
+                    assert!(lanes.iter().any(|thread| !thread.contains(&Lane::Long) && thread.contains(&Lane::Fast)));
+                }
+                if threads >= 3 {
+                    assert!(lanes.iter().any(|thread| !thread.contains(&Lane::Long) && thread.contains(&Lane::Slow)));
+                }
+            }
+        }
+    }
 }

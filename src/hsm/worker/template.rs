@@ -128,6 +128,16 @@ pub fn key_type(kind: KeyKind) -> CK_KEY_TYPE {
     }
 }
 
+/// Length in bits of an RSA kind's modulus.
+pub fn rsa_bits(kind: KeyKind) -> Option<CK_ULONG> {
+    match kind {
+        KeyKind::Rsa2048 => Some(2048),
+        KeyKind::Rsa3072 => Some(3072),
+        KeyKind::Rsa4096 => Some(4096),
+        _ => None,
+    }
+}
+
 /// Length in bytes of an AES kind's key.
 pub fn aes_len(kind: KeyKind) -> Option<usize> {
     match kind {

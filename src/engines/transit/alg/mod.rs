@@ -7,6 +7,7 @@ pub mod hash;
 pub mod kdf;
 pub mod pkcs8;
 pub mod rsa;
+pub mod rsa_padding;
 
 use serde::{Deserialize, Serialize};
 
@@ -186,8 +187,9 @@ impl KeyType {
             KeyType::EcdsaP384 => Some(hsm::KeyKind::EcP384),
             KeyType::EcdsaP521 => Some(hsm::KeyKind::EcP521),
             KeyType::Ed25519 => Some(hsm::KeyKind::Ed25519),
-            // RSA decryption would need its padding removed outside the HSM, where its timing can be watched.
-            KeyType::Rsa2048 | KeyType::Rsa3072 | KeyType::Rsa4096 => None,
+            KeyType::Rsa2048 => Some(hsm::KeyKind::Rsa2048),
+            KeyType::Rsa3072 => Some(hsm::KeyKind::Rsa3072),
+            KeyType::Rsa4096 => Some(hsm::KeyKind::Rsa4096),
             KeyType::ChaCha20Poly1305 | KeyType::XChaCha20Poly1305 | KeyType::Hmac => None,
         }
     }

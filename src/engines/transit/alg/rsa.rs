@@ -166,7 +166,8 @@ pub fn verify(
     Ok(context.verify(digest, signature).unwrap_or(false))
 }
 
-fn check_length(digest: &[u8], hash: HashAlgorithm) -> Result<(), AsymError> {
+/// Whether a digest is one of `hash`; the error is the API's.
+pub fn check_length(digest: &[u8], hash: HashAlgorithm) -> Result<(), AsymError> {
     match hash.function() {
         Some(function) if function.size() != digest.len() => {
             Err(AsymError::Input("crypto/rsa: input must be hashed message".into()))

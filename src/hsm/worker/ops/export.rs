@@ -10,23 +10,36 @@ use zeroize::Zeroizing;
 use super::Call;
 use super::keys::{MAX_WRAPPED, wrap, wrapping_of};
 use crate::hsm::proto::{Bytes, Failure, Frame, Reply, Wrapped};
-use crate::hsm::raw::Object;
+use crate::hsm::raw::{Object, Session};
 use crate::hsm::worker::Trouble;
+use crate::hsm::worker::device::Device;
 use crate::hsm::worker::template::{self, Place, Usage};
 use crate::hsm::{KeyId, KeyKind, Mechanism as BlobMechanism};
 use crate::secret::SecretBytes;
 
 /// A key known on both sides of the border, for one crossing.
-struct Passing {
+pub struct Passing {
     object: Object,
     material: SecretBytes,
 }
 
 impl Passing {
-    fn new(call: &Call<'_>) -> Result<Self, Trouble> {
+    /// Makes one; to be called under the object lock.
+    pub fn new(device: &Device, session: Session) -> Result<Self, Trouble> {
         let material = SecretBytes::random(32);
         let template = template::secret_of_value(CKK_AES, Place::Session, Usage::WRAPPER, false, material.expose());
-        Ok(Self { object: call.device.module.create(call.session, &template)?, material })
+        Ok(Self { object: device.module.create(session, &template)?, material })
+    }
+
+    /// Brings material into the module as a session object that may be wrapped again.
+    pub fn carry_in(&self, device: &Device, session: Session, kind: KeyKind, material: &[u8]) -> Result<Object, Trouble> {
+        let mechanism = wrapping_of(kind);
+        let blob = self
+            .close(mechanism, material)
+            .ok_or_else(|| Trouble::Failed(Failure::BadInput("the material cannot be wrapped".into())))?;
+        let nobody = KeyId([0; 16]).into();
+        let wrapped = Wrapped { id: nobody, kind, mechanism, wrapped_by: nobody, blob: Bytes(&blob) };
+        device.unwrap(session, self.object, &wrapped, true)
     }
 
     fn close(&self, mechanism: BlobMechanism, plain: &[u8]) -> Option<Vec<u8>> {
@@ -62,8 +75,8 @@ pub fn wrap_material(call: &Call<'_>, master: KeyId, kind: KeyKind, material: &[
     let device = call.device;
     let master_key = device.master_key(call.current, master)?;
     let guard = device.objects(call.current);
-    let passing = Passing::new(call)?;
-    let blob = carry_in(call, &passing, kind, material).and_then(|key| {
+    let passing = Passing::new(device, call.session)?;
+    let blob = passing.carry_in(device, call.session, kind, material).and_then(|key| {
         let blob = wrap(device, call.session, kind, master_key, key);
         let _ = device.module.destroy(call.session, key);
         blob
@@ -74,15 +87,6 @@ pub fn wrap_material(call: &Call<'_>, master: KeyId, kind: KeyKind, material: &[
     let wrapped =
         Wrapped { id: KeyId::random().into(), kind, mechanism: wrapping_of(kind), wrapped_by: master.into(), blob: Bytes(&blob) };
     call.reply(&Reply::Wrapped(wrapped))
-}
-
-fn carry_in(call: &Call<'_>, passing: &Passing, kind: KeyKind, material: &[u8]) -> Result<Object, Trouble> {
-    let mechanism = wrapping_of(kind);
-    let blob = passing
-        .close(mechanism, material)
-        .ok_or_else(|| Trouble::Failed(Failure::BadInput("the material cannot be wrapped".into())))?;
-    let wrapped = Wrapped { id: KeyId([0; 16]).into(), kind, mechanism, wrapped_by: KeyId([0; 16]).into(), blob: Bytes(&blob) };
-    call.device.unwrap(call.session, passing.object, &wrapped, true)
 }
 
 /// Brings a wrapped key's material out.
@@ -98,7 +102,7 @@ pub fn unwrap_material(call: &Call<'_>, wrapped: &Wrapped<'_>) -> Result<Frame, 
 }
 
 fn carry_out(call: &Call<'_>, kind: KeyKind, key: Object) -> Result<Zeroizing<Vec<u8>>, Trouble> {
-    let passing = Passing::new(call)?;
+    let passing = Passing::new(call.device, call.session)?;
     let mechanism = wrapping_of(kind);
     let blob = call
         .device

@@ -3,6 +3,7 @@
 use cryptoki_sys::*;
 
 use super::Call;
+use crate::hsm::ck_error::Kind;
 use crate::hsm::der::{self, RsaPublic};
 use crate::hsm::proto::{Bytes, Failure, Frame, Reply, Wrapped};
 use crate::hsm::raw::{Attribute, Object, Session};
@@ -20,7 +21,7 @@ pub struct Made {
     pub public: Option<(Object, Vec<u8>)>,
 }
 
-/// Generates; to be called under the object lock.
+/// Generates; to be called under the object lock, but see [`make`].
 pub fn generate(device: &Device, session: Session, kind: KeyKind, place: Place<'_>, extractable: bool) -> Result<Made, Trouble> {
     let key_type = template::key_type(kind);
     if let Some(len) = template::aes_len(kind) {
@@ -37,7 +38,7 @@ pub fn generate(device: &Device, session: Session, kind: KeyKind, place: Place<'
             if kind == KeyKind::Ed25519 { CKM_EC_EDWARDS_KEY_PAIR_GEN } else { CKM_EC_KEY_PAIR_GEN }
         }
         None => {
-            public.push(Attribute::number(CKA_MODULUS_BITS, rsa_bits(kind)));
+            public.push(Attribute::number(CKA_MODULUS_BITS, template::rsa_bits(kind).unwrap_or(2048)));
             public.push(Attribute::bytes(CKA_PUBLIC_EXPONENT, &[1, 0, 1]));
             CKM_RSA_PKCS_KEY_PAIR_GEN
         }
@@ -53,12 +54,28 @@ pub fn generate(device: &Device, session: Session, kind: KeyKind, place: Place<'
     }
 }
 
-fn rsa_bits(kind: KeyKind) -> u64 {
-    match kind {
-        KeyKind::Rsa3072 => 3072,
-        KeyKind::Rsa4096 => 4096,
-        _ => 2048,
+/// Generates, with the object lock where that is short. The primes of an RSA key are looked for without the lock, which
+/// every load of a key and every search would have to wait for; the modules that want it (SoftHSM fails a generation in a
+/// few percent when another session searches at its end) get it at the last try.
+fn make(call: &Call<'_>, kind: KeyKind, place: Place<'_>, extractable: bool) -> Result<Made, Trouble> {
+    let device = call.device;
+    if kind.is_rsa() {
+        for _ in 0..2 {
+            match generate(device, call.session, kind, place, extractable) {
+                Err(Trouble::Ck(error)) if matches!(error.kind(), Kind::Ambiguous | Kind::Unsupported | Kind::Handle) => {
+                    tracing::debug!(%error, "an RSA generation without the object lock failed");
+                }
+                other => return other,
+            }
+            if let Place::Token { id, .. } = place {
+                // Half a pair may be left of it.
+                let _guard = device.objects(call.current);
+                call.destroy_all(id)?;
+            }
+        }
     }
+    let _guard = device.objects(call.current);
+    generate(device, call.session, kind, place, extractable)
 }
 
 /// SubjectPublicKeyInfo of a public key object.
@@ -87,8 +104,8 @@ pub fn wrap(device: &Device, session: Session, kind: KeyKind, master: Object, ke
 pub fn generate_wrapped(call: &Call<'_>, master: KeyId, kind: KeyKind) -> Result<Frame, Trouble> {
     let device = call.device;
     let master_key = device.master_key(call.current, master)?;
+    let made = make(call, kind, Place::Session, true)?;
     let guard = device.objects(call.current);
-    let made = generate(device, call.session, kind, Place::Session, true)?;
     let blob = wrap(device, call.session, kind, master_key, made.key);
     let _ = device.module.destroy(call.session, made.key);
     if let Some((public, _)) = &made.public {
@@ -105,8 +122,8 @@ pub fn generate_wrapped(call: &Call<'_>, master: KeyId, kind: KeyKind) -> Result
 pub fn generate_on_token(call: &Call<'_>, label: &str, id: KeyId, kind: KeyKind) -> Result<Frame, Trouble> {
     let guard = call.device.objects(call.current);
     call.refuse_taken(id)?;
-    let made = generate(call.device, call.session, kind, Place::Token { label, id }, false)?;
     drop(guard);
+    let made = make(call, kind, Place::Token { label, id }, false)?;
     call.reply(&Reply::NewKey { wrapped: None, public_key: made.public.map(|(_, spki)| spki) })
 }
 

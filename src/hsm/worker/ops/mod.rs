@@ -1,7 +1,7 @@
 //! The operations, one function each. They work with one session of their own and answer an encoded reply.
 
 mod cipher;
-mod export;
+pub mod export;
 mod inspect;
 pub mod keys;
 mod master;
@@ -48,6 +48,17 @@ impl Call<'_> {
         let found = self.device.module.find(self.session, &template, 1)?;
         if found.is_empty() { Ok(()) } else { Err(Trouble::Failed(Failure::KeyExists(id))) }
     }
+
+    /// Destroys every object with this CKA_ID, both halves of a key pair, and tells how many there were; to be called under
+    /// the object lock.
+    pub fn destroy_all(&self, id: KeyId) -> Result<usize, Trouble> {
+        let template = [Attribute::flag(CKA_TOKEN, true), Attribute::bytes(CKA_ID, &id.0)];
+        let found = self.device.module.find(self.session, &template, usize::MAX)?;
+        for object in &found {
+            self.device.module.destroy(self.session, *object)?;
+        }
+        Ok(found.len())
+    }
 }
 
 /// Does what is asked.
@@ -78,6 +89,7 @@ pub fn run(call: &Call<'_>, op: &Op<'_>) -> Result<Frame, Trouble> {
         Op::Encrypt { key, items } => cipher::encrypt(call, key, items),
         Op::Decrypt { key, items } => cipher::decrypt(call, key, items),
         Op::Sign { key, scheme, input } => sign::sign(call, key, *scheme, input.0),
+        Op::RsaDecrypt { key, ciphertext } => sign::rsa_decrypt(call, key, ciphertext.0),
     }
 }
 
@@ -109,18 +121,12 @@ fn find(call: &Call<'_>, prefix: &str) -> Result<Frame, Trouble> {
     call.reply(&Reply::Objects(objects))
 }
 
-/// Destroys every object with this CKA_ID: both halves of a key pair.
 fn destroy(call: &Call<'_>, id: KeyId) -> Result<Frame, Trouble> {
-    let (module, session) = (&call.device.module, call.session);
     let guard = call.device.objects(call.current);
-    let template = [Attribute::flag(CKA_TOKEN, true), Attribute::bytes(CKA_ID, &id.0)];
-    let found = module.find(session, &template, usize::MAX)?;
-    for object in &found {
-        module.destroy(session, *object)?;
-    }
+    let found = call.destroy_all(id)?;
     drop(guard);
     call.device.forget(call.current, id);
-    if found.is_empty() && !call.device.healthy(call.current, session) {
+    if found == 0 && !call.device.healthy(call.current, call.session) {
         return Err(Trouble::Lost);
     }
     call.reply(&Reply::Done)
