@@ -21,6 +21,8 @@ pub mod barrier;
 pub mod seal;
 pub mod zones;
 
+pub mod backup;
+
 pub mod audit;
 pub mod auth;
 pub mod core;

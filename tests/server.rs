@@ -8,6 +8,8 @@
 #[path = "server/support.rs"]
 mod support;
 
+#[path = "server/backup.rs"]
+mod backup;
 #[path = "server/config.rs"]
 mod config;
 #[path = "server/crash.rs"]

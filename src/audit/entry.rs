@@ -292,7 +292,8 @@ impl<'a> Formatter<'a> {
     fn response_part<'b>(&self, exchange: Exchange<'b>, reply: &'b Reply) -> serde_json::Result<ResponsePart<'b>> {
         let clear = exchange.mount.map_or(&[][..], |mount| &mount.config.audit_non_hmac_response_keys);
         let data = match &reply.body {
-            Body::None => None,
+            // A stream is encrypted records, far too many for a log.
+            Body::None | Body::Stream { .. } => None,
             Body::Data(json) | Body::Mirrored(json) if self.elides(exchange.operation) => Some(elided(json)?),
             Body::Data(json) | Body::Mirrored(json) => self.data(json, clear)?,
             Body::Bare { content_type: "application/json", bytes } => self.data(bytes, clear)?,

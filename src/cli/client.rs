@@ -74,6 +74,14 @@ impl ClientArgs {
         Ok(Client { agent, address: address.trim_end_matches('/').to_string(), token: token(terminal) })
     }
 
+    /// The same, where flags or environment name a server and there is a token for it.
+    pub(super) fn named_client(&self, terminal: &Terminal<'_>) -> Result<Option<Client>, Failure> {
+        if self.address.is_none() && terminal.variable("VAULT_ADDR").is_none() {
+            return Ok(None);
+        }
+        Ok(Some(self.client(terminal)?).filter(|client| client.token.is_some()))
+    }
+
     fn tls(&self, terminal: &Terminal<'_>) -> Result<TlsConfig, Failure> {
         let path = |flag: &Option<PathBuf>, name: &str| flag.clone().or_else(|| terminal.variable(name).map(PathBuf::from));
         let skip = match terminal.variable("VAULT_SKIP_VERIFY").as_deref() {
@@ -172,28 +180,75 @@ impl Client {
         self.send("DELETE", path, None)
     }
 
+    /// A write that may take its time.
+    pub(super) fn put_slowly(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        let body = body.to_string();
+        self.upload(path, &mut body.as_bytes())
+    }
+
+    /// A body of any length, read while it arrives.
+    pub(super) fn download(&self, path: &str) -> Result<impl std::io::Read + use<>, ClientError> {
+        let url = format!("{}/v1/{path}", self.address);
+        let request = self.request("GET", &url).body(()).map_err(ureq::Error::from);
+        let sent = request.and_then(|request| {
+            let request = self.agent.configure_request(request).timeout_global(None).build();
+            self.agent.run(request)
+        });
+        let unreachable = |source: ureq::Error| ClientError::Unreachable { url: url.clone(), source: Box::new(source) };
+        let mut response = sent.map_err(unreachable)?;
+        let code = response.status().as_u16();
+        if !(200..300).contains(&code) {
+            let text = response.body_mut().read_to_string().map_err(unreachable)?;
+            return Err(ClientError::Refused { method: "GET", url, code, errors: errors_of(&text) });
+        }
+        Ok(response.into_body().into_reader())
+    }
+
+    /// Sends a body of any length.
+    pub(super) fn upload(&self, path: &str, body: &mut dyn std::io::Read) -> Result<Value, ClientError> {
+        let url = format!("{}/v1/{path}", self.address);
+        let unreachable = |source: ureq::Error| ClientError::Unreachable { url: url.clone(), source: Box::new(source) };
+        let request = self.request("POST", &url).body(ureq::SendBody::from_reader(body)).map_err(ureq::Error::from);
+        let sent = request.and_then(|request| {
+            let request = self.agent.configure_request(request).timeout_global(None).build();
+            self.agent.run(request)
+        });
+        answer_of("POST", sent.map_err(unreachable)?, &url)
+    }
+
+    fn request(&self, method: &'static str, url: &str) -> ureq::http::request::Builder {
+        let request = ureq::http::Request::builder().method(method).uri(url).header("X-Vault-Request", "true");
+        match &self.token {
+            Some(token) => request.header("X-Vault-Token", token.expose()),
+            None => request,
+        }
+    }
+
     fn send(&self, method: &'static str, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
         let url = format!("{}/v1/{path}", self.address);
-        let mut request = ureq::http::Request::builder().method(method).uri(&url).header("X-Vault-Request", "true");
-        if let Some(token) = &self.token {
-            request = request.header("X-Vault-Token", token.expose());
-        }
+        let request = self.request(method, &url);
         let body = zeroize::Zeroizing::new(body.map(Value::to_string).unwrap_or_default());
         let unreachable = |source: ureq::Error| ClientError::Unreachable { url: url.clone(), source: Box::new(source) };
         let sent = match body.is_empty() {
             true => request.body(()).map_err(ureq::Error::from).and_then(|request| self.agent.run(request)),
             false => request.body(body.as_bytes()).map_err(ureq::Error::from).and_then(|request| self.agent.run(request)),
         };
-        let mut response = sent.map_err(unreachable)?;
-        let code = response.status().as_u16();
-        let text = zeroize::Zeroizing::new(response.body_mut().read_to_string().map_err(unreachable)?);
-        if !(200..300).contains(&code) {
-            return Err(ClientError::Refused { method, url, code, errors: errors_of(&text) });
-        }
-        match text.trim().is_empty() {
-            true => Ok(Value::Null),
-            false => serde_json::from_str(&text).map_err(|_| ClientError::NotJson { url }),
-        }
+        answer_of(method, sent.map_err(unreachable)?, &url)
+    }
+}
+
+/// The JSON of an answer, or what the server refused.
+fn answer_of(method: &'static str, mut response: ureq::http::Response<ureq::Body>, url: &str) -> Result<Value, ClientError> {
+    let url = url.to_owned();
+    let unreachable = |source: ureq::Error| ClientError::Unreachable { url: url.clone(), source: Box::new(source) };
+    let code = response.status().as_u16();
+    let text = zeroize::Zeroizing::new(response.body_mut().read_to_string().map_err(unreachable)?);
+    if !(200..300).contains(&code) {
+        return Err(ClientError::Refused { method, url, code, errors: errors_of(&text) });
+    }
+    match text.trim().is_empty() {
+        true => Ok(Value::Null),
+        false => serde_json::from_str(&text).map_err(|_| ClientError::NotJson { url }),
     }
 }
 

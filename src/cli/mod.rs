@@ -9,11 +9,13 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use self::terminal::Terminal;
 
 mod argv;
+mod backup;
 mod client;
 mod generate_root;
 mod hsm;
 mod init;
 mod output;
+mod progress;
 mod recover_hsm;
 mod rekey;
 mod rotate;
@@ -50,6 +52,9 @@ enum Command {
     Operator(Operator),
     /// Print whether the server is sealed (exit code 0 unsealed, 2 sealed, 1 error)
     Status(status::StatusArgs),
+    /// Take, check and restore backups
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
     /// Look after the HSM
     #[command(subcommand)]
     Hsm(HsmCommand),
@@ -145,6 +150,7 @@ fn dispatch(command: Command, program: &OsString, terminal: &mut Terminal<'_>) -
         Command::Operator(Operator::GenerateRoot(args)) => generate_root::run(args, terminal),
         Command::Operator(Operator::Rotate(args)) => rotate::run(&args, terminal),
         Command::Operator(Operator::RecoverHsm(args)) => recover_hsm::run(&args, terminal),
+        Command::Backup(command) => backup::run(&command, terminal),
         Command::Hsm(HsmCommand::Doctor(args)) => hsm::doctor(args, terminal),
         Command::Version => version(program, terminal),
     }

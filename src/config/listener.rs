@@ -10,7 +10,7 @@ use crate::hcl::{Block, Error, Reader};
 const DEFAULT_REQUEST_SIZE: u64 = 32 << 20;
 
 /// Keys of Vault's listeners that change nothing here.
-const ACCEPTED: [&str; 40] = [
+const ACCEPTED: [&str; 39] = [
     "type",
     "purpose",
     "role",
@@ -31,7 +31,6 @@ const ACCEPTED: [&str; 40] = [
     "x_forwarded_for_hop_skips",
     "x_forwarded_for_reject_not_present",
     "x_forwarded_for_reject_not_authorized",
-    "telemetry",
     "profiling",
     "inflight_requests_logging",
     "cors_enabled",
@@ -77,6 +76,8 @@ pub struct TcpListener {
     pub max_request_duration: Option<Duration>,
     /// Whether requests need the header `X-Vault-Request: true`.
     pub require_request_header: bool,
+    /// Whether `sys/metrics` answers without a token: `telemetry { unauthenticated_metrics_access = true }`.
+    pub open_metrics: bool,
 }
 
 impl TcpListener {
@@ -89,6 +90,7 @@ impl TcpListener {
             max_request_size: DEFAULT_REQUEST_SIZE,
             max_request_duration: None,
             require_request_header: false,
+            open_metrics: false,
         }
     }
 }
@@ -137,6 +139,8 @@ pub struct UnixListener {
     pub max_request_size: u64,
     /// Longest time one request may take; the configuration's default when absent.
     pub max_request_duration: Option<Duration>,
+    /// Whether `sys/metrics` answers without a token.
+    pub open_metrics: bool,
 }
 
 pub(super) fn read(top: Reader<'_>, warnings: &mut Vec<Warning>) -> Result<Vec<Listener>, Error> {
@@ -172,6 +176,7 @@ fn tcp(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<TcpListener, Er
         "max_request_size",
         "max_request_duration",
         "require_request_header",
+        "telemetry",
     ];
     values::warn_of_others(block.body, "listener \"tcp\"", &used, &ACCEPTED, warnings);
     let tls = if block.body.bool("tls_disable")?.unwrap_or(false) { None } else { Some(tls(block)?) };
@@ -182,6 +187,7 @@ fn tcp(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<TcpListener, Er
         max_request_size: request_size(block)?,
         max_request_duration: request_duration(block)?,
         require_request_header: block.body.bool("require_request_header")?.unwrap_or(false),
+        open_metrics: open_metrics(block)?,
     })
 }
 
@@ -232,8 +238,16 @@ fn tls(block: &Block<'_>) -> Result<Tls, Error> {
 }
 
 fn unix(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<UnixListener, Error> {
-    let used =
-        ["address", "tls_disable", "socket_mode", "socket_user", "socket_group", "max_request_size", "max_request_duration"];
+    let used = [
+        "address",
+        "tls_disable",
+        "socket_mode",
+        "socket_user",
+        "socket_group",
+        "max_request_size",
+        "max_request_duration",
+        "telemetry",
+    ];
     values::warn_of_others(block.body, "listener \"unix\"", &used, &ACCEPTED, warnings);
     let missing = || block.body.error(block.at, "a unix listener needs its socket: write address = \"/run/sos/sos.sock\"");
     let octal = |text: &str| u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
@@ -245,7 +259,17 @@ fn unix(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<UnixListener, 
         group: values::text(block.body, "socket_group")?,
         max_request_size: request_size(block)?,
         max_request_duration: request_duration(block)?,
+        open_metrics: open_metrics(block)?,
     })
+}
+
+/// As in Vault, the listener's own `telemetry` stanza says so.
+fn open_metrics(block: &Block<'_>) -> Result<bool, Error> {
+    let mut open = false;
+    for telemetry in block.body.blocks("telemetry")? {
+        open |= telemetry.body.bool("unauthenticated_metrics_access")?.unwrap_or(false);
+    }
+    Ok(open)
 }
 
 fn socket_mode(block: &Block<'_>, octal: impl Fn(&str) -> Option<u32>) -> Result<Option<u32>, Error> {

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::hcl::{self, Position};
 
+mod backup;
 mod listener;
 mod merge;
 mod seal;
@@ -21,6 +22,7 @@ mod tests;
 mod top;
 mod values;
 
+pub use backup::Backup;
 pub use listener::{Listener, TcpListener, Tls, TlsVersion, UnixListener};
 pub use seal::{OaepHash, PinError, Pkcs11Seal, SealMechanism};
 pub use storage::Storage;
@@ -43,6 +45,8 @@ pub struct Config {
     pub storage: Option<Storage>,
     /// The HSMs in the order they are tried. None means plain Shamir unsealing.
     pub seals: Vec<Pkcs11Seal>,
+    /// Backups that the server makes by itself.
+    pub backup: Option<Backup>,
     /// Zones to be made at start.
     pub zones: Vec<Zone>,
     /// Address that clients are told.

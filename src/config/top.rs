@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{Config, LogFormat, LogLevel, Protection, Warning, Zone, listener, seal, storage, values};
+use super::{Config, LogFormat, LogLevel, Protection, Warning, Zone, backup, listener, seal, storage, values};
 use crate::hcl::{Error, Reader};
 
-const USED: [&str; 23] = [
+const USED: [&str; 24] = [
+    "backup",
     "listener",
     "storage",
     "backend",
@@ -98,6 +99,7 @@ pub(super) fn read(top: Reader<'_>, overrides: &seal::Overrides<'_>, warnings: &
     Ok(Config {
         listeners: listener::read(top, warnings)?,
         storage: storage::read(top, warnings)?,
+        backup: backup::read(top, warnings)?,
         seals: seal::read(top, overrides, warnings)?,
         zones: zones(top, warnings)?,
         api_addr: values::text(top, "api_addr")?,

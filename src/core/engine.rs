@@ -116,6 +116,12 @@ pub trait Engine: Send + Sync + 'static {
     /// See [`Routed::tick`].
     async fn tick(&self) -> Result<(), Failure>;
 
+    /// See [`Routed::restored`].
+    async fn restored(&self) -> Result<(), Failure>;
+
+    /// See [`Routed::worn`].
+    async fn worn(&self) -> Result<Vec<String>, Failure>;
+
     /// See [`Routed::retire`].
     async fn retire(&self) -> Result<(), Failure>;
 }
@@ -162,6 +168,14 @@ impl<E: Routed> Engine for E {
 
     async fn tick(&self) -> Result<(), Failure> {
         Routed::tick(self).await
+    }
+
+    async fn restored(&self) -> Result<(), Failure> {
+        Routed::restored(self).await
+    }
+
+    async fn worn(&self) -> Result<Vec<String>, Failure> {
+        Routed::worn(self).await
     }
 
     async fn retire(&self) -> Result<(), Failure> {

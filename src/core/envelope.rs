@@ -6,6 +6,7 @@ use super::{
     failure::Failure,
     reply::{Body, Grant, Reply, WrapInfo},
 };
+use crate::backup::Download;
 
 /// A finished answer.
 #[derive(Debug)]
@@ -18,6 +19,15 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// Headers of the endpoint.
     pub headers: Vec<(String, String)>,
+    /// A body that is sent while it is made, in place of `body`.
+    pub download: Option<Download>,
+}
+
+impl Answer {
+    /// An answer whose body is JSON.
+    pub fn json(status: u16, body: Vec<u8>) -> Self {
+        Self { status, content_type: "application/json", body, headers: Vec::new(), download: None }
+    }
 }
 
 /// Puts the envelope around a reply. `mount_type` names the engine that answered.
@@ -26,17 +36,22 @@ pub fn render(reply: Reply, request_id: &str, mount_type: &str) -> Result<Answer
     let status = reply.status.unwrap_or(if empty { 204 } else { 200 });
     let (content_type, body) = match &reply.body {
         Body::Bare { content_type, bytes } => (*content_type, bytes.clone()),
+        Body::Stream { content_type, .. } => (*content_type, Vec::new()),
         _ if empty => ("application/json", Vec::new()),
         _ => ("application/json", envelope(&reply, request_id, mount_type)?),
     };
-    Ok(Answer { status, content_type, body, headers: reply.headers })
+    let download = match reply.body {
+        Body::Stream { download, .. } => Some(download),
+        _ => None,
+    };
+    Ok(Answer { status, content_type, body, headers: reply.headers, download })
 }
 
 /// The envelope's JSON.
 pub fn envelope(reply: &Reply, request_id: &str, mount_type: &str) -> Result<Vec<u8>, Failure> {
     let data: &[u8] = match &reply.body {
         Body::Data(json) | Body::Mirrored(json) => json,
-        Body::None | Body::Bare { .. } => b"null",
+        Body::None | Body::Bare { .. } | Body::Stream { .. } => b"null",
     };
     let mut out = Vec::with_capacity(data.len() * 2 + 256);
     out.extend_from_slice(b"{\"request_id\":");

@@ -6,6 +6,7 @@
 use std::{error::Error, fmt};
 
 use crate::{
+    backup::BackupError,
     barrier::BarrierError,
     hsm::HsmError,
     storage::StorageError,
@@ -222,6 +223,19 @@ impl From<BarrierError> for Failure {
             BarrierError::Storage(error) => error.into(),
             BarrierError::Path(_) => Self::invalid("relative paths not supported"),
             other => Self::internal(other),
+        }
+    }
+}
+
+impl From<BackupError> for Failure {
+    fn from(error: BackupError) -> Self {
+        match error {
+            BackupError::Damaged(_) | BackupError::Format(_) | BackupError::Refused(_) | BackupError::NotAuthentic => {
+                Self::invalid(error.to_string())
+            }
+            BackupError::Io { .. } | BackupError::Busy(_) => Self::unavailable(error.to_string()),
+            BackupError::Storage(error) => error.into(),
+            BackupError::Barrier(error) => error.into(),
         }
     }
 }

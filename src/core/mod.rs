@@ -16,6 +16,7 @@ mod pipeline_tests;
 pub mod policy;
 pub mod reply;
 pub mod request;
+mod restored;
 pub mod route;
 pub mod sys;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use async_trait::async_trait;
 
 use crate::{
     audit::Broker,
+    backup::Backups,
     barrier::{Barrier, View},
     engines::Services,
     seal::{Host, Seal},
@@ -107,6 +109,8 @@ pub struct Core {
     pub services: Arc<Services>,
     /// Moves of mounts.
     pub migrations: sys::remount::Migrations,
+    /// Backups of the store.
+    pub backups: Arc<Backups>,
 }
 
 /// Everything that exists only while the server is unsealed.
@@ -141,6 +145,7 @@ impl Core {
             settings,
             services,
             migrations: sys::remount::Migrations::default(),
+            backups: Arc::default(),
         });
         seal.attach(Arc::new(SealHost(Arc::downgrade(&core))));
         core
@@ -158,6 +163,7 @@ impl Core {
 
     /// Builds everything behind an unlocked barrier and starts to answer.
     pub async fn activate(self: &Arc<Self>) -> Result<(), Failure> {
+        let restored = restored::admit(self).await?;
         let view = |prefix: &str| View::new(Arc::clone(&self.barrier), prefix);
         let cubbyhole = view("logical/cubbyhole/")?;
         let tokens = TokenStore::open(view("sys/token/")?, cubbyhole.clone(), self.clock.clone()).await?;
@@ -176,6 +182,7 @@ impl Core {
                 tracing::error!(mount = %mounted.entry.full_path(), error = ?failure, "the engine did not start; its requests may fail");
             }
         }
+        restored::settle(self, &active, restored).await?;
         tracing::info!(mounts = active.router.all().len(), "unsealed and serving");
         self.active.store(Some(active));
         Ok(())

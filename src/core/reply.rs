@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::Serialize;
 
 use super::failure::Failure;
-use crate::secret::SecretString;
+use crate::{backup::Download, secret::SecretString};
 
 /// The payload of an answer.
 #[derive(Debug, Default)]
@@ -23,6 +23,13 @@ pub enum Body {
         content_type: &'static str,
         /// The whole body.
         bytes: Vec<u8>,
+    },
+    /// No envelope, and sent while it is made (`sys/storage/raft/snapshot`).
+    Stream {
+        /// Content type.
+        content_type: &'static str,
+        /// The body.
+        download: Download,
     },
 }
 

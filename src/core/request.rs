@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use bytes::Bytes;
 
-use crate::secret::SecretString;
+use crate::{backup::Upload, secret::SecretString};
 
 /// What is asked of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +71,10 @@ pub struct Request {
     pub remote: Option<IpAddr>,
     /// The client's port.
     pub remote_port: u16,
+    /// The body of the few endpoints that read it while it arrives; `body` is empty then.
+    pub upload: Option<Upload>,
+    /// Whether the listener shows metrics without a token.
+    pub open_metrics: bool,
     /// Header names (lower case) and values, for audited and passed-through headers. Tokens are left out.
     pub headers: Vec<(String, String)>,
 }
@@ -89,6 +93,8 @@ impl Request {
             wrap_as_jwt: false,
             remote: None,
             remote_port: 0,
+            upload: None,
+            open_metrics: false,
             headers: Vec::new(),
         }
     }

@@ -196,6 +196,17 @@ pub trait Routed: Send + Sync + Sized + 'static {
         Ok(())
     }
 
+    /// Called once, after [`Routed::start`], on a store that was restored from a backup: what ran after the backup may have
+    /// used up more than the records tell.
+    async fn restored(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Key versions near the bound of their encryptions, by name, for `sys/sos/status`.
+    async fn worn(&self) -> Result<Vec<String>, Failure> {
+        Ok(Vec::new())
+    }
+
     /// Called before the mount's records are deleted: what lives outside the store is destroyed here.
     async fn retire(&self) -> Result<(), Failure> {
         Ok(())

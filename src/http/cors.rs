@@ -46,5 +46,5 @@ pub(super) fn check(http: &HttpRequest, settings: Option<&CorsSettings>) -> Verd
     headers.push(("Access-Control-Allow-Methods".into(), METHODS.join(",")));
     headers.push(("Access-Control-Allow-Headers".into(), settings.allowed_headers.join(",")));
     headers.push(("Access-Control-Max-Age".into(), "300".into()));
-    Verdict::Answer(Answer { status: 200, content_type: "application/json", body: Vec::new(), headers })
+    Verdict::Answer(Answer { headers, ..Answer::json(200, Vec::new()) })
 }

@@ -38,6 +38,8 @@ pub fn head(http: &HttpRequest) -> Result<Request, Failure> {
         wrap_as_jwt: text(http, "x-vault-wrap-format").is_some_and(|format| format.eq_ignore_ascii_case("jwt")),
         remote: peer.map(|peer| peer.ip()),
         remote_port: peer.map_or(0, |peer| peer.port()),
+        upload: None,
+        open_metrics: false,
         headers: headers(http),
     })
 }

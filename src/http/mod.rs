@@ -5,6 +5,7 @@ pub mod decode;
 pub mod errors;
 
 use std::{
+    io,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
@@ -24,14 +25,23 @@ use bytes::{Bytes, BytesMut};
 use cors::Verdict;
 use futures_util::{FutureExt, StreamExt};
 
-use crate::core::{
-    Core,
-    envelope::{self, Answer},
-    failure::{Failure, Kind},
+use crate::{
+    backup::Upload,
+    core::{
+        Core,
+        envelope::{self, Answer},
+        failure::{Failure, Kind},
+        sys::snapshot::takes_upload,
+    },
 };
 
 /// Bodies over this many bytes are refused with 413 unless the listener says otherwise.
 pub const MAX_BODY: u64 = 32 << 20;
+
+/// How long the restore of a backup over HTTP may take.
+const LONGEST_UPLOAD: Duration = Duration::from_secs(6 * 3600);
+/// How long such a body may pause.
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 
 /// What a worker needs to answer.
 #[derive(Clone)]
@@ -44,6 +54,8 @@ pub struct Front {
     pub max_duration: Duration,
     /// Whether requests need the header `X-Vault-Request: true`.
     pub require_request_header: bool,
+    /// Whether `sys/metrics` answers without a token.
+    pub open_metrics: bool,
 }
 
 /// Registers the one handler that takes every path and verb.
@@ -73,14 +85,16 @@ async fn answer(http: HttpRequest, payload: web::Payload, front: web::Data<Front
 /// that nothing stays half-done because someone closed a connection.
 async fn carry_out(front: &Front, request: crate::core::request::Request) -> Answer {
     let core = Arc::clone(&front.core);
+    // A body that is read while it arrives takes as long as it takes.
+    let limit = if request.upload.is_some() { LONGEST_UPLOAD } else { front.max_duration };
     let mut work = Finish(Some(Box::pin(async move {
         // A defect in one request must not take the worker and its other connections with it.
         let handled = AssertUnwindSafe(core.handle(request)).catch_unwind().await;
         handled.unwrap_or_else(|_| refused(&Failure::listed(Kind::Internal, "internal error")))
     })));
-    match tokio::time::timeout(front.max_duration, &mut work).await {
+    match tokio::time::timeout(limit, &mut work).await {
         Ok(answer) => answer,
-        Err(_) => refused(&took_too_long(front.max_duration)),
+        Err(_) => refused(&took_too_long(limit)),
     }
 }
 
@@ -119,9 +133,32 @@ async fn decode_request(
         return Err(Failure::plain(Kind::PreconditionFailed, "missing `X-Vault-Request` header"));
     }
     let mut request = decode::head(http)?;
+    request.open_metrics = front.open_metrics;
+    if takes_upload(&request.path, request.operation) {
+        request.upload = Some(upload(payload));
+        return Ok(request);
+    }
     let bytes = collect(http, payload, front.max_body).await?;
     request.body = decode::body(http, bytes)?;
     Ok(request)
+}
+
+/// A body that is read while it arrives, whatever its length. It is taken to its end also when nobody wants the rest, so
+/// that the client comes to read its answer.
+fn upload(mut payload: web::Payload) -> Upload {
+    let (pieces, upload) = Upload::new();
+    actix_web::rt::spawn(async move {
+        let mut wanted = true;
+        while let Ok(Some(piece)) = tokio::time::timeout(LONGEST_SILENCE, payload.next()).await {
+            let broken = piece.is_err();
+            let piece = piece.map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error.to_string()));
+            wanted = wanted && pieces.send(piece).await.is_ok();
+            if broken {
+                return;
+            }
+        }
+    });
+    upload
 }
 
 /// The whole body, or 413 as soon as it is known to be too large.
@@ -144,21 +181,11 @@ async fn collect(http: &HttpRequest, mut payload: web::Payload, limit: u64) -> R
 
 /// The same request, method and body, at another path.
 fn redirect(place: String) -> Answer {
-    Answer {
-        status: 307,
-        content_type: "application/json",
-        body: Vec::new(),
-        headers: vec![(header::LOCATION.as_str().to_owned(), place)],
-    }
+    Answer { headers: vec![(header::LOCATION.as_str().to_owned(), place)], ..Answer::json(307, Vec::new()) }
 }
 
 fn refused(failure: &Failure) -> Answer {
-    Answer {
-        status: errors::status(failure.kind()),
-        content_type: "application/json",
-        body: envelope::errors(failure),
-        headers: Vec::new(),
-    }
+    Answer::json(errors::status(failure.kind()), envelope::errors(failure))
 }
 
 fn write(answer: Answer, head: bool) -> HttpResponse {
@@ -170,6 +197,11 @@ fn write(answer: Answer, head: bool) -> HttpResponse {
         if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
             response.append_header((name, value));
         }
+    }
+    if let Some(download) = answer.download {
+        return response.streaming(futures_util::stream::unfold(download, |mut download| async move {
+            download.next().await.map(|piece| (piece, download))
+        }));
     }
     if head || answer.body.is_empty() { response.finish() } else { response.body(answer.body) }
 }

@@ -8,6 +8,7 @@
 //! (`wire.rs`). What has to happen in the rest of the server when the barrier opens or closes is behind [`Host`].
 
 mod escrow;
+mod exchange;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod init;

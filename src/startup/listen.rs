@@ -73,6 +73,7 @@ struct One {
     max_body: u64,
     max_duration: Option<Duration>,
     require_request_header: bool,
+    open_metrics: bool,
     /// What to tell people: `http://127.0.0.1:8200`.
     url: String,
 }
@@ -95,6 +96,7 @@ impl Bound {
                     max_body: unix.max_request_size,
                     max_duration: unix.max_request_duration,
                     require_request_header: false,
+                    open_metrics: unix.open_metrics,
                     url: format!("unix://{}", unix.address.display()),
                 },
             };
@@ -113,6 +115,7 @@ impl Bound {
             max_body: tcp.max_request_size,
             max_duration: tcp.max_request_duration,
             require_request_header: tcp.require_request_header,
+            open_metrics: tcp.open_metrics,
             url: format!("{scheme}://{local}"),
         };
         let Some(settings) = &tcp.tls else { return Ok(one(Socket::Tcp(socket), "http")) };
@@ -144,6 +147,7 @@ impl Bound {
                     max_body: one.max_body,
                     max_duration: one.max_duration.unwrap_or(default_duration),
                     require_request_header: one.require_request_header,
+                    open_metrics: one.open_metrics,
                 };
                 let server = HttpServer::new(move || {
                     let front = front.clone();

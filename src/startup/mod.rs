@@ -1,5 +1,6 @@
 //! Builds every part from the configuration and joins them; the only module that knows all concrete types.
 
+mod backups;
 mod dev;
 mod dev_tls;
 pub mod hsm;
@@ -17,14 +18,15 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::{dev_tls::DevCertificates, hsm::ThrowAwayToken};
 use crate::{
+    backup::{self, BackupError, Exchange, Settled},
     barrier::{Barrier, BarrierError},
     cli::ServerArgs,
-    config::{self, Config, ConfigError, LogLevel, Storage},
+    config::{self, Config, ConfigError, LogLevel},
     core::{Core, Settings, clock::Clock, failure::Failure},
     engines::Services,
     hsm::Hsm,
     seal::{Seal, SealSettings},
-    storage::{self, Kind, StorageConfig, StorageError},
+    storage::{self, Kind, Storage, StorageConfig, StorageError},
     zones::Zones,
 };
 use listen::{Bound, ListenError};
@@ -56,6 +58,9 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error("the store cannot be opened: {0}")]
     Storage(#[from] StorageError),
+    /// An interrupted restore cannot be settled.
+    #[error("an interrupted restore cannot be settled: {0}")]
+    Restore(#[from] BackupError),
     /// The barrier cannot be made.
     #[error(transparent)]
     Barrier(#[from] BarrierError),
@@ -142,6 +147,7 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
         dev::wait_for(hsm).await.map_err(|reason| StartError::Settings(format!("the HSM cannot be used: {reason}")))?;
     }
     let core = build(&config, hsm)?;
+    backups::plan(&core, &config)?;
     let bound = Bound::bind(&config.listeners)?;
     let urls = bound.urls();
     let reloaded = bound.certificates();
@@ -150,6 +156,7 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
         dev::initialise(&core, &args, &urls, certificates.as_ref()).await?;
     }
     tokio::spawn(Arc::clone(&core.seal).keep_unsealed());
+    tokio::spawn(backups::run(Arc::clone(&core)));
     for url in &urls {
         tracing::info!(%url, "listening");
     }
@@ -214,7 +221,7 @@ fn dev_token(config: &Config) -> Option<ThrowAwayToken> {
 
 fn start_hsm(config: &Config, token: Option<&ThrowAwayToken>) -> Result<Option<Arc<dyn Hsm>>, StartError> {
     let folder = match &config.storage {
-        Some(Storage::Sled { path } | Storage::Redb { path }) => Some(path.as_path()),
+        Some(config::Storage::Sled { path } | config::Storage::Redb { path }) => Some(path.as_path()),
         _ => None,
     };
     let mut stanzas = config.seals.iter().filter(|seal| !seal.disabled);
@@ -235,8 +242,18 @@ fn start_hsm(config: &Config, token: Option<&ThrowAwayToken>) -> Result<Option<A
 
 /// Joins store, barrier, zones, seal and core; everything is sealed yet.
 fn build(config: &Config, hsm: Option<Arc<dyn Hsm>>) -> Result<Arc<Core>, StartError> {
-    let storage = storage::open(&storage_config(config)?)?;
-    let barrier = Arc::new(Barrier::new(storage));
+    let store = storage_config(config)?;
+    if let Some(folder) = &store.path {
+        match backup::settle_folder(folder)? {
+            Settled::Nothing => {}
+            Settled::Undone => tracing::warn!("a restore was interrupted before it took effect; the store is as it was before"),
+            Settled::Finished => {
+                tracing::warn!("a restore that was interrupted has been finished; the store is the restored one")
+            }
+        }
+    }
+    let exchange = Arc::new(Exchange::open(store)?);
+    let barrier = Arc::new(Barrier::new(Arc::clone(&exchange) as Arc<dyn Storage>));
     let stanza = config.seals.iter().find(|seal| !seal.disabled);
     let key_label = stanza.map_or("sos", |stanza| stanza.key_label.as_str()).to_owned();
     let services = Arc::new(Services {
@@ -259,7 +276,9 @@ fn build(config: &Config, hsm: Option<Arc<dyn Hsm>>) -> Result<Arc<Core>, StartE
             sos_version: env!("CARGO_PKG_VERSION").to_owned(),
         },
     );
-    Ok(Core::new(Arc::new(seal), Clock::system(), settings, services))
+    let core = Core::new(Arc::new(seal), Clock::system(), settings, services);
+    core.backups.attach(exchange);
+    Ok(core)
 }
 
 fn reload(args: &ServerArgs, log: &Log, certificates: &[Arc<tls::Certificate>]) {
@@ -275,11 +294,12 @@ fn reload(args: &ServerArgs, log: &Log, certificates: &[Arc<tls::Certificate>]) 
     }
 }
 
-fn storage_config(config: &Config) -> Result<StorageConfig, StartError> {
+/// The store that a configuration names.
+pub(crate) fn storage_config(config: &Config) -> Result<StorageConfig, StartError> {
     let (kind, path) = match &config.storage {
-        Some(Storage::Sled { path }) => (Kind::Sled, Some(path.clone())),
-        Some(Storage::Redb { path }) => (Kind::Redb, Some(path.clone())),
-        Some(Storage::Inmem) => (Kind::InMem, None),
+        Some(config::Storage::Sled { path }) => (Kind::Sled, Some(path.clone())),
+        Some(config::Storage::Redb { path }) => (Kind::Redb, Some(path.clone())),
+        Some(config::Storage::Inmem) => (Kind::InMem, None),
         None => {
             return Err(StartError::Settings(
                 "the configuration has no storage stanza: write storage \"sled\" { path = \"/var/lib/sos\" }".into(),
@@ -294,7 +314,7 @@ fn settings(config: &Config) -> Settings {
         default_lease_ttl: config.default_lease_ttl.as_secs(),
         max_lease_ttl: config.max_lease_ttl.as_secs(),
         vault_version: config.vault_version.clone(),
-        storage_type: config.storage.as_ref().map_or("inmem", Storage::kind).to_owned(),
+        storage_type: config.storage.as_ref().map_or("inmem", config::Storage::kind).to_owned(),
         api_addr: config.api_addr.clone().unwrap_or_default(),
         audit_paths: config.audit_paths.clone(),
         raw_storage_endpoint: config.raw_storage_endpoint,

@@ -35,7 +35,7 @@ fn keys(writer: u64, step: u64) -> [String; 2] {
 fn transaction(writer: u64, step: u64) -> Txn {
     let [key, twin] = keys(writer, step);
     let value = content(writer, step);
-    Txn { checks: Vec::new(), writes: vec![(key, value.clone()), (twin, value)] }
+    Txn { writes: vec![(key, value.clone()), (twin, value)], ..Txn::new() }
 }
 
 fn say(line: &str) {

@@ -343,7 +343,7 @@ impl Committer {
         };
         let before = txn.writes.iter().map(weigh).collect::<Result<Vec<_>, _>>()?;
         if !txn.writes.is_empty() {
-            self.sequence += 1;
+            self.sequence = self.sequence.max(txn.above) + 1;
         }
         for ((key, value), before) in txn.writes.into_iter().zip(before) {
             let now = value.map(|value| (self.sequence, value));

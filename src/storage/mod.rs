@@ -33,6 +33,7 @@ mod measure;
 #[cfg(test)]
 mod rot;
 
+pub(crate) use self::folder::{Folder, sync_folder};
 pub use self::{
     group::Store,
     inmem::InMem,
@@ -77,12 +78,21 @@ pub struct Txn {
     pub checks: Vec<(String, Expect)>,
     /// `None` deletes. A later write of the same key wins over an earlier one.
     pub writes: Vec<(String, Option<Vec<u8>>)>,
+    /// The commit gets a version above this one: a restored store goes on behind every version given before.
+    pub above: Version,
 }
 
 impl Txn {
     /// An empty transaction.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Demands a version above this one (see [`Txn::above`]).
+    #[must_use]
+    pub fn above(mut self, version: Version) -> Self {
+        self.above = version;
+        self
     }
 
     /// Demands something of a key.
@@ -212,6 +222,16 @@ pub struct StorageConfig {
     pub path: Option<PathBuf>,
     /// Limits of an embedded engine.
     pub options: Options,
+}
+
+/// Waits until a store of this process that was dropped has let go of its files. Blocks for some milliseconds at most.
+pub(crate) fn wait_until_closed(config: &StorageConfig) -> Result<(), StorageError> {
+    match (config.kind, &config.path) {
+        (Kind::Sled, Some(path)) => {
+            sled::wait_for_own_predecessor(path).map_err(|error| StorageError::Io(format!("{}: {error}", path.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Opens the configured store, or says why it cannot be opened. Blocks while the engine recovers what was written.

@@ -235,7 +235,7 @@ fn start(folder: &Folder, cache_bytes: u64) -> Result<(::sled::Db, Durability), 
 
 /// Waits until an earlier store of this process has let go of the log: sled unlocks it on a thread of its own, some time
 /// after the store was dropped. Other processes are kept out by the folder's lock, which is held by now.
-fn wait_for_own_predecessor(folder: &Path) -> io::Result<()> {
+pub(crate) fn wait_for_own_predecessor(folder: &Path) -> io::Result<()> {
     let log = match File::open(folder.join("db")) {
         Ok(log) => log,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

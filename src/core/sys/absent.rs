@@ -30,7 +30,6 @@ pub const ROUTES: &[Route<System>] = &[Route {
         "loggers",
         "loggers/{path:rest}",
         "managed-keys/{path:rest}",
-        "metrics",
         "mfa/{path:rest}",
         "monitor",
         "namespaces",

@@ -67,6 +67,9 @@ struct Health<'a> {
     cluster_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster_id: Option<String>,
+    /// What an operator should look after; absent when all is well, and Vault has no such member.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 async fn health(system: &System, call: &Call<'_>, params: HealthParams) -> Result<Reply, Failure> {
@@ -94,6 +97,7 @@ async fn health(system: &System, call: &Call<'_>, params: HealthParams) -> Resul
         sos_version: env!("CARGO_PKG_VERSION"),
         cluster_name,
         cluster_id,
+        warnings: core.backups.warning(call.now).into_iter().collect(),
     };
     Ok(Reply::bare(&body)?.with_status(status))
 }

@@ -2,6 +2,7 @@
 
 pub mod absent;
 pub mod audit;
+pub mod backups;
 pub mod capabilities;
 pub mod catalog;
 pub mod config;
@@ -9,12 +10,15 @@ pub mod health;
 pub mod host_info;
 pub mod hsm;
 pub mod leases;
+pub mod metrics;
 pub mod mounts;
 pub mod openapi;
 pub mod policies;
 pub mod raw;
 pub mod remount;
 pub mod seal;
+pub mod snapshot;
+pub mod status;
 pub mod tools;
 pub mod ui_mounts;
 pub mod wrapping;
@@ -55,18 +59,22 @@ impl System {
 static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| {
     RouteTable::joined(&[
         audit::ROUTES,
+        backups::ROUTES,
         capabilities::ROUTES,
         catalog::ROUTES,
         config::ROUTES,
         host_info::ROUTES,
         hsm::ROUTES,
         leases::ROUTES,
+        metrics::ROUTES,
         mounts::ROUTES,
         openapi::ROUTES,
         policies::ROUTES,
         raw::ROUTES,
         remount::ROUTES,
         seal::ROUTES,
+        snapshot::ROUTES,
+        status::ROUTES,
         tools::ROUTES,
         ui_mounts::ROUTES,
         wrapping::ROUTES,
@@ -88,6 +96,30 @@ impl Routed for System {
 /// The routes that answer while sealed.
 pub fn direct_table() -> &'static RouteTable<System> {
     &DIRECT
+}
+
+/// Restores into a server that holds no cluster.
+static EMPTY: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[snapshot::EMPTY]));
+
+/// The routes that anyone may call as long as there is no cluster.
+pub fn empty_table() -> &'static RouteTable<System> {
+    &EMPTY
+}
+
+/// Metrics on listeners that show them to anyone.
+static METRICS: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[metrics::ROUTES]));
+
+/// The state of a sealed server.
+static SEALED: LazyLock<RouteTable<System>> = LazyLock::new(|| RouteTable::joined(&[status::SEALED]));
+
+/// The routes of metrics, for listeners that show them to anyone.
+pub fn metrics_table() -> &'static RouteTable<System> {
+    &METRICS
+}
+
+/// The routes that anyone may call while the server is sealed.
+pub fn sealed_table() -> &'static RouteTable<System> {
+    &SEALED
 }
 
 /// Stands for the `sys/` mount on endpoints that answer before any mount is loaded.

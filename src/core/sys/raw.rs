@@ -63,6 +63,8 @@ fn checked(system: &System, params: &RawParams) -> Result<String, Failure> {
         "core/init-intent",
         "core/cluster",
         "core/audit",
+        "core/backup-key",
+        "core/restored",
         "sos",
         "sys/token/salt",
         "sys/token/batch-key",

@@ -69,6 +69,7 @@ pub struct Transit {
     store: Arc<Store>,
     mount: MountProtection,
     clock: Clock,
+    worn: usage::Worn,
 }
 
 impl Transit {
@@ -80,7 +81,7 @@ impl Transit {
         let protection = Protection::from(context.services.as_ref());
         let mount = MountProtection::from_options(&context.entry.options, &protection)?;
         let store = context.services.transit.of(&context.entry.uuid, &context.view, &mount.zone, &protection);
-        Ok(Self { store, mount, clock: context.clock.clone() })
+        Ok(Self { store, mount, clock: context.clock.clone(), worn: usage::Worn::default() })
     }
 
     /// The key of a name; `missing` is the API's text where there is none.
@@ -104,6 +105,15 @@ impl Routed for Transit {
         self.find_doomed()?;
         self.destroy_doomed().await;
         self.rotate_due().await
+    }
+
+    async fn worn(&self) -> Result<Vec<String>, Failure> {
+        let view = self.store.view.clone();
+        self.worn.names(move || usage::worn(&view)).await
+    }
+
+    async fn restored(&self) -> Result<(), Failure> {
+        usage::burn(&self.store.view).await
     }
 
     async fn retire(&self) -> Result<(), Failure> {

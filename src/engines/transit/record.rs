@@ -257,9 +257,12 @@ pub struct CacheConfig {
     pub size: i64,
 }
 
+/// Below this lie the keys' records.
+pub const KEY_FOLDER: &str = "key/";
+
 /// Path of a key's record.
 pub fn key_path(name: &str) -> String {
-    format!("key/{name}")
+    format!("{KEY_FOLDER}{name}")
 }
 
 /// Path of a version's record.
@@ -267,9 +270,12 @@ pub fn material_path(uid: KeyUid, version: u32) -> String {
     format!("material/{uid}/{version}")
 }
 
+/// Below this lie the usage records.
+pub const USAGE_FOLDER: &str = "usage/";
+
 /// Path of a version's usage record.
 pub fn usage_path(uid: KeyUid, version: u32) -> String {
-    format!("usage/{uid}/{version}")
+    format!("{USAGE_FOLDER}{uid}/{version}")
 }
 
 /// Path that marks a key as rotating by itself.

@@ -125,6 +125,11 @@ impl Stores {
         store
     }
 
+    /// Forgets all mounts, whose records were exchanged for others: engines that are made from now on read them anew.
+    pub fn forget(&self) {
+        self.mounts.lock().clear();
+    }
+
     /// The first mount of a zone whose uuid is not before `from`, with its uuid.
     pub fn next_in_zone(&self, zone: &str, from: &str) -> Option<(String, Arc<Store>)> {
         let stores = self.mounts.lock();

@@ -3,12 +3,19 @@
 //!
 //! Counts are reserved in durable blocks before they are used: whatever crashes, a count is never too low.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
-use super::record::{FORMAT, KeyUid, UsageRecord, decode, encode, usage_path};
+use parking_lot::Mutex;
+
+use super::record::{FORMAT, KEY_FOLDER, KeyRecord, KeyUid, USAGE_FOLDER, UsageRecord, decode, encode, usage_path};
 use crate::{
     barrier::{BarrierError, Entry, Txn, View},
     core::failure::Failure,
+    secret::SecretBytes,
     storage::StorageError,
 };
 
@@ -20,6 +27,85 @@ pub const LIMIT: u64 = 1 << 32;
 
 /// From here on clients and the log are warned, and keys that rotate by themselves do so.
 pub const WARN: u64 = LIMIT - (1 << 28);
+
+/// Usage records read at a time.
+const PAGE: usize = 256;
+
+/// How long an answer of [`worn`] is repeated.
+const LOOKED: Duration = Duration::from_secs(300);
+
+/// Adds a block to every count of a mount whose store was restored: what ran after the backup may have encrypted under
+/// the same versions, and of that no record is left. To be called before anything is encrypted.
+pub async fn burn(view: &View) -> Result<(), Failure> {
+    let mut after: Option<String> = None;
+    loop {
+        let page = view.scan(USAGE_FOLDER, after.as_deref(), PAGE)?;
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        after = Some(last.clone());
+        let mut txn = Txn::new();
+        for (path, entry) in &page {
+            let reserved = decode::<UsageRecord>(&entry.value)?.reserved.saturating_add(BLOCK);
+            let record = encode(&UsageRecord { format: FORMAT, reserved })?;
+            txn = txn.check(path.clone(), Entry::unchanged(Some(entry))).put_secret(path.clone(), record);
+        }
+        view.commit(txn).await?;
+    }
+}
+
+/// Versions near the bound of their encryptions, as `name v3`. Reads every count of the mount.
+pub fn worn(view: &View) -> Result<Vec<String>, Failure> {
+    let mut found = BTreeMap::new();
+    each(view, USAGE_FOLDER, |path, value| {
+        if decode::<UsageRecord>(value)?.reserved > WARN
+            && let Some((uid, version)) = path.strip_prefix(USAGE_FOLDER).and_then(|rest| rest.split_once('/'))
+        {
+            found.entry(uid.to_owned()).or_insert_with(Vec::new).push(version.to_owned());
+        }
+        Ok(())
+    })?;
+    let mut names = Vec::new();
+    if found.is_empty() {
+        return Ok(names);
+    }
+    each(view, KEY_FOLDER, |path, value| {
+        let uid = decode::<KeyRecord>(value)?.uid.to_string();
+        let name = path.strip_prefix(KEY_FOLDER).unwrap_or(path);
+        names.extend(found.remove(&uid).into_iter().flatten().map(|version| format!("{name} v{version}")));
+        Ok(())
+    })?;
+    Ok(names)
+}
+
+fn each(view: &View, folder: &str, mut look: impl FnMut(&str, &SecretBytes) -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut after: Option<String> = None;
+    loop {
+        let page = view.scan(folder, after.as_deref(), PAGE)?;
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        after = Some(last.clone());
+        page.iter().try_for_each(|(path, entry)| look(path, &entry.value))?;
+    }
+}
+
+/// The last answer of [`worn`], which changes slowly and costs a walk over all counts.
+#[derive(Default)]
+pub struct Worn(Mutex<Option<(Instant, Vec<String>)>>);
+
+impl Worn {
+    /// The names, some minutes old at most.
+    pub async fn names(
+        &self,
+        look: impl FnOnce() -> Result<Vec<String>, Failure> + Send + 'static,
+    ) -> Result<Vec<String>, Failure> {
+        if let Some((at, names)) = &*self.0.lock()
+            && at.elapsed() < LOOKED
+        {
+            return Ok(names.clone());
+        }
+        let names = tokio::task::spawn_blocking(look).await.map_err(Failure::internal)??;
+        *self.0.lock() = Some((Instant::now(), names.clone()));
+        Ok(names)
+    }
+}
 
 /// The count of one version.
 #[derive(Debug)]

@@ -1,0 +1,253 @@
+//! The folder of an embedded store while its content is exchanged.
+//!
+//! ```text
+//! restore.new/       the store that is being built from a backup
+//! restore.plan       JSON; from the moment it is there, the new store is the one that counts
+//! before-restore/    what stood there before; kept until the next restore
+//! ```
+//! Several files have to change places, which no system call does at once. So the plan is written first, and every step
+//! can be repeated: whoever finds a plan goes on with it, whoever finds a new store without one removes it.
+
+use std::{
+    ffi::OsString,
+    fs::{self, DirBuilder, File},
+    io::{self, ErrorKind, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::BackupError;
+use crate::storage::{Folder, sync_folder};
+
+const NEW: &str = "restore.new";
+const PLAN: &str = "restore.plan";
+const OLD: &str = "before-restore";
+
+/// What was found of an interrupted restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Nothing.
+    Nothing,
+    /// A restore that had not got as far as the exchange was removed.
+    Undone,
+    /// An exchange that had begun was finished.
+    Finished,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Plan {
+    format: u32,
+    /// What leaves.
+    old: Vec<String>,
+    /// What takes its place.
+    new: Vec<String>,
+}
+
+/// Finishes or undoes a restore that was interrupted, before the store in `folder` is opened.
+pub fn settle_folder(folder: &Path) -> Result<Settled, BackupError> {
+    if !folder.join(PLAN).exists() && !folder.join(NEW).exists() {
+        return Ok(Settled::Nothing);
+    }
+    let _lock = Folder::open(folder)?;
+    settle_locked(folder).map_err(BackupError::io(format!("settling the interrupted restore in {}", folder.display())))
+}
+
+fn settle_locked(folder: &Path) -> io::Result<Settled> {
+    match fs::read(folder.join(PLAN)) {
+        Ok(json) => {
+            let plan: Plan = serde_json::from_slice(&json).map_err(io::Error::other)?;
+            carry_out(folder, &plan, &mut |_| Ok(()))?;
+            Ok(Settled::Finished)
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => match fs::remove_dir_all(folder.join(NEW)) {
+            Ok(()) => Ok(Settled::Undone),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Settled::Nothing),
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// An empty folder for the new store, inside the store's own (which may be all that the process may write to).
+pub(super) fn make_new(folder: &Path) -> Result<PathBuf, BackupError> {
+    let new = folder.join(NEW);
+    let made = match fs::remove_dir_all(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => DirBuilder::new().recursive(true).mode(0o700).create(&new),
+    };
+    made.map_err(BackupError::io(format!("making the folder {}", new.display())))?;
+    Ok(new)
+}
+
+/// Removes a new store that is not wanted after all.
+pub(super) fn drop_new(folder: &Path) {
+    let new = folder.join(NEW);
+    if let Err(error) = fs::remove_dir_all(&new)
+        && error.kind() != ErrorKind::NotFound
+    {
+        tracing::warn!(folder = %new.display(), %error, "what is left of an unfinished restore could not be removed; the next start removes it");
+    }
+}
+
+/// Puts the new store, which is complete and closed, into the place of the old one. The caller holds the folder's lock.
+pub(super) fn exchange(folder: &Path) -> Result<PathBuf, BackupError> {
+    exchange_by_steps(folder, &mut |_| Ok(()))
+        .map_err(BackupError::io(format!("putting the restored store into {}", folder.display())))?;
+    Ok(folder.join(OLD))
+}
+
+/// `step` is told before each step; tests stop there as a kill would.
+fn exchange_by_steps(folder: &Path, step: &mut dyn FnMut(&str) -> io::Result<()>) -> io::Result<()> {
+    step("begin")?;
+    match fs::remove_dir_all(folder.join(OLD)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => sync_folder(folder)?,
+    }
+    step("plan")?;
+    let plan = Plan { format: 1, old: store_files(folder)?, new: store_files(&folder.join(NEW))? };
+    write_durably(&folder.join(PLAN), &serde_json::to_vec(&plan).map_err(io::Error::other)?)?;
+    carry_out(folder, &plan, step)
+}
+
+fn carry_out(folder: &Path, plan: &Plan, step: &mut dyn FnMut(&str) -> io::Result<()>) -> io::Result<()> {
+    let (new, old) = (folder.join(NEW), folder.join(OLD));
+    step("folder")?;
+    DirBuilder::new().recursive(true).mode(0o700).create(&old)?;
+    for name in &plan.old {
+        step(name)?;
+        // What has left already may have been replaced already.
+        if !old.join(name).exists() {
+            rename_if_there(&folder.join(name), &old.join(name))?;
+        }
+    }
+    for name in &plan.new {
+        step(name)?;
+        rename_if_there(&new.join(name), &folder.join(name))?;
+    }
+    step("sync")?;
+    sync_folder(&old)?;
+    sync_folder(folder)?;
+    step("clean")?;
+    match fs::remove_dir_all(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    step("end")?;
+    fs::remove_file(folder.join(PLAN))?;
+    sync_folder(folder)
+}
+
+fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The files of any embedded engine, and none of the operator's.
+fn store_files(folder: &Path) -> io::Result<Vec<String>> {
+    let ours = |name: &str| matches!(name, "db" | "conf" | "blobs" | "sos.redb" | "acknowledged") || name.starts_with("snap.");
+    let names: Vec<OsString> =
+        fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>()?;
+    let mut names: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).filter(|name| ours(name)).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Whether an embedded store lies in the folder.
+pub(super) fn holds_store(folder: &Path) -> bool {
+    store_files(folder).is_ok_and(|names| names.iter().any(|name| name == "db" || name == "sos.redb"))
+}
+
+/// Writes a file under a temporary name, syncs it, and gives it its name.
+pub(super) fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file: File = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(folder) => sync_folder(folder),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(folder: &Path) -> Vec<(String, String)> {
+        let read = |name: String| (name.clone(), fs::read_to_string(folder.join(&name)).unwrap());
+        store_files(folder).unwrap().into_iter().map(read).collect()
+    }
+
+    /// A sled store with a backup folder of the operator's in it, and a new redb store.
+    fn folder() -> tempfile::TempDir {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join("backups")).unwrap();
+        for name in ["db", "conf", "snap.0001", "acknowledged"] {
+            fs::write(place.path().join(name), "old").unwrap();
+        }
+        fs::create_dir(place.path().join(NEW)).unwrap();
+        for name in ["db", "sos.redb", "acknowledged", "lock"] {
+            fs::write(place.path().join(NEW).join(name), "new").unwrap();
+        }
+        place
+    }
+
+    #[test]
+    fn an_exchange_killed_at_any_step_is_finished_or_undone() {
+        let mut steps = 0;
+        exchange_by_steps(folder().path(), &mut |_| {
+            steps += 1;
+            Ok(())
+        })
+        .unwrap();
+        assert!(steps > 10, "{steps}");
+        let (mut finished, mut undone) = (0, 0);
+        for killed in 0..steps {
+            let place = folder();
+            let mut left = killed;
+            let mut step = |_: &str| {
+                if left == 0 {
+                    return Err(io::Error::other("killed"));
+                }
+                left -= 1;
+                Ok(())
+            };
+            exchange_by_steps(place.path(), &mut step).unwrap_err();
+            let (names, word) = match settle_folder(place.path()).unwrap() {
+                Settled::Finished => (["acknowledged", "db", "sos.redb"].as_slice(), "new"),
+                Settled::Undone => (["acknowledged", "conf", "db", "snap.0001"].as_slice(), "old"),
+                Settled::Nothing => panic!("something was to settle after step {killed}"),
+            };
+            if word == "new" {
+                finished += 1
+            } else {
+                undone += 1
+            }
+            let expected: Vec<_> = names.iter().map(|name| ((*name).to_owned(), word.to_owned())).collect();
+            assert_eq!(content(place.path()), expected, "after step {killed}");
+            assert!(!place.path().join(NEW).exists() && !place.path().join(PLAN).exists());
+            assert!(place.path().join("backups").exists());
+            assert_eq!(settle_folder(place.path()).unwrap(), Settled::Nothing);
+            if word == "new" {
+                assert_eq!(content(&place.path().join(OLD)).len(), 4);
+            }
+        }
+        assert!(finished > 5 && undone > 1, "{finished} finished, {undone} undone");
+    }
+
+    #[test]
+    fn an_empty_folder_takes_the_new_store() {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join(NEW)).unwrap();
+        fs::write(place.path().join(NEW).join("db"), "new").unwrap();
+        assert!(!holds_store(place.path()));
+        exchange(place.path()).unwrap();
+        assert_eq!(content(place.path()), [("db".to_owned(), "new".to_owned())]);
+        assert!(holds_store(place.path()));
+    }
+}

@@ -1,0 +1,51 @@
+//! What a server owes at the first unseal of a store that was restored from a backup.
+//!
+//! - The backup must be authentic: the code in it is checked as soon as there is a key to check it by.
+//! - What ran after the backup may have encrypted under the keyring's active term and under Transit key versions, and of
+//!   that no record is left: the keyring gets a new term, and every count of encryptions a block more.
+//! - Tokens and leases that expired meanwhile are expired; they are swept before anything is answered.
+//!
+//! All of it is done before the first request is answered, and done again when a crash came in between.
+
+use std::sync::Arc;
+
+use super::{Active, Core, SWEEP, failure::Failure};
+use crate::{
+    backup::{BackupError, BackupKey, RESTORED_PATH, Restored},
+    storage::{Expect, Txn, Version},
+};
+
+/// Looks at the origin of the store behind the barrier that was just opened.
+pub(super) async fn admit(core: &Core) -> Result<Option<(Restored, Version)>, Failure> {
+    core.backups.set_restored(None);
+    let Some((restored, version)) = Restored::load(core.barrier.raw().as_ref())? else { return Ok(None) };
+    if !restored.settled {
+        // A store without a key never made a backup.
+        let key = BackupKey::read(&core.barrier)?.ok_or(BackupError::NotAuthentic)?;
+        restored.seal.check(&key)?;
+        let term = core.barrier.rotate(core.clock.now()).await?;
+        tracing::info!(term, "the restored store has a new encryption key");
+    }
+    Ok(Some((restored, version)))
+}
+
+/// Makes good what is owed, with all mounts loaded and nothing answered yet.
+pub(super) async fn settle(core: &Core, active: &Arc<Active>, found: Option<(Restored, Version)>) -> Result<(), Failure> {
+    let Some((mut restored, version)) = found else { return Ok(()) };
+    if !restored.settled {
+        for mounted in active.router.all() {
+            mounted.engine.restored().await?;
+        }
+        while active.tokens.sweep(SWEEP).await? == SWEEP {}
+        restored.settled = true;
+        let json = serde_json::to_vec(&restored).map_err(Failure::internal)?;
+        let txn = Txn::new().check(RESTORED_PATH, Expect::Version(version)).put(RESTORED_PATH, json);
+        core.barrier.raw().commit(txn).await?;
+    }
+    tracing::warn!(
+        created = %restored.created, restored = %restored.restored, sequence = restored.sequence,
+        "this store was restored from a backup: its data is as of {}, and what has been written since", restored.created
+    );
+    core.backups.set_restored(Some(restored));
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! `sys/storage/raft/snapshot`: backups as Vault's clients take and restore them.
+//!
+//! <https://developer.hashicorp.com/vault/api-docs/system/storage/raft>. The archive is SOS's own (`backup/archive.rs`), laid
+//! out so that clients tell a complete one. As in Vault, `snapshot-force` takes a backup of another cluster; it is also
+//! what gives up writes that are newer than the backup.
+
+use std::sync::Arc;
+
+use super::System;
+use crate::{
+    backup::{BackupError, Header, Source},
+    core::{
+        Core,
+        engine::Call,
+        failure::Failure,
+        reply::{Body, Reply},
+        request::Operation,
+        route::{Access, Route},
+    },
+    hsm::Status,
+    op,
+    wire::field::NoParams,
+};
+
+const SNAPSHOT: &str = "sys/storage/raft/snapshot";
+const FORCE: &str = "sys/storage/raft/snapshot-force";
+
+/// Endpoints of this file.
+pub const ROUTES: &[Route<System>] = &[
+    Route {
+        patterns: &["storage/raft/snapshot"],
+        access: Access::Token,
+        help: "Takes a backup of everything, or puts one in the place of everything.",
+        exists: None,
+        operations: &[op!(Read, "Take a backup", take, NoParams), op!(Write, "Restore a backup", restore)],
+    },
+    Route {
+        patterns: &["storage/raft/snapshot-force"],
+        access: Access::Token,
+        help: "Restores a backup also where it is older than what runs, of another cluster, or needs keys that are not here.",
+        exists: None,
+        operations: &[op!(Write, "Restore a backup whatever is here", restore_force)],
+    },
+];
+
+/// The same for a server that holds no cluster.
+pub const EMPTY: &[Route<System>] = &[
+    Route {
+        patterns: &["storage/raft/snapshot"],
+        access: Access::Anyone,
+        help: "Restores a backup into an empty server.",
+        exists: None,
+        operations: &[op!(Write, "Restore a backup", restore)],
+    },
+    Route {
+        patterns: &["storage/raft/snapshot-force"],
+        access: Access::Anyone,
+        help: "Restores a backup into an empty server, also where it needs keys that are not here.",
+        exists: None,
+        operations: &[op!(Write, "Restore a backup", restore_force)],
+    },
+];
+
+/// Whether a request's body is read while it arrives.
+pub fn takes_upload(path: &str, operation: Operation) -> bool {
+    operation == Operation::Update && (path == SNAPSHOT || path == FORCE)
+}
+
+/// A snapshot of the store as it is now.
+pub async fn source(core: &Core) -> Result<Source, BackupError> {
+    Source::take(&core.seal, &core.services.zones, &core.settings.storage_type, core.clock.now()).await
+}
+
+async fn take(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
+    let core = system.core()?;
+    let download = core.backups.stream(source(&core)).await?;
+    Ok(Reply { body: Body::Stream { content_type: "application/gzip", download }, ..Reply::default() })
+}
+
+async fn restore(system: &System, call: &Call<'_>) -> Result<Reply, Failure> {
+    put_back(system, call, false).await
+}
+
+async fn restore_force(system: &System, call: &Call<'_>) -> Result<Reply, Failure> {
+    put_back(system, call, true).await
+}
+
+async fn put_back(system: &System, call: &Call<'_>, force: bool) -> Result<Reply, Failure> {
+    let core = system.core()?;
+    let archive = call.request.upload.as_ref().and_then(|upload| upload.take());
+    let archive = archive.ok_or_else(|| Failure::invalid("the body must be a backup"))?;
+    let handle = tokio::runtime::Handle::current();
+    let admit = {
+        let core = Arc::clone(&core);
+        move |header: &Header| match handle.block_on(missing_keys(&core, header)) {
+            Some(why) if !force => Err(BackupError::Refused(why)),
+            Some(why) => {
+                tracing::warn!("restoring with force: {why}");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    };
+    core.backups.restore(&core.seal, archive, force, call.now, admit, || core.services.transit.forget()).await?;
+    // With its HSM the server opens the new store at once; otherwise it waits for shares, as after a start.
+    core.seal.auto_unseal().await;
+    Ok(Reply::empty())
+}
+
+/// What a backup needs and is not here.
+async fn missing_keys(core: &Core, header: &Header) -> Option<String> {
+    let needs = &header.needs;
+    if needs.hsms.is_empty() {
+        return None;
+    }
+    let why = match &core.services.hsm {
+        None => "no HSM is configured here".to_owned(),
+        Some(hsm) => match hsm.status() {
+            Status::Ready(_) => match hsm.find("sos/").await {
+                Ok(found) if needs.hsms.iter().any(|need| found.iter().any(|object| object.id == Some(need.seal_key))) => {
+                    return None;
+                }
+                Ok(_) => "the HSM here does not hold its seal key".to_owned(),
+                Err(error) => error.to_string(),
+            },
+            Status::Starting => "the HSM is still starting".to_owned(),
+            Status::Down { reason, .. } => format!("the HSM is not available ({})", reason.word()),
+        },
+    };
+    Some(format!(
+        "the backup opens with {}; {why}, so only shares would open it. Restoring with force does so all the same",
+        needs.sentence()
+    ))
+}

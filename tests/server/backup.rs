@@ -1,0 +1,307 @@
+//! Backups of a running server, and what becomes of them.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::{Made, Place, Server, eventually, measured, request};
+
+fn path_text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// `sos backup …` against a server; its output must be good.
+#[track_caller]
+fn sos(server: &Server<'_>, arguments: &[&str]) -> String {
+    let (code, out, err) = server.operator(&[&["backup"], arguments].concat(), "");
+    assert_eq!(code, Some(0), "{arguments:?}: {out}{err}");
+    out
+}
+
+/// `sos backup restore` without a server.
+fn restore_offline(place: &Place, arguments: &[&str]) -> (bool, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sos"));
+    command.env_clear().args(["backup", "restore", &format!("-config={}", path_text(&place.path("sos.hcl")))]).args(arguments);
+    let done = command.output().unwrap();
+    (done.status.success(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
+}
+
+fn unseal(server: &Server<'_>, made: &Made) {
+    for share in &made.shares {
+        server.put("sys/unseal", json!({"key": share})).ok();
+    }
+    server.wait_unsealed();
+}
+
+/// A shamir server on a store of this kind, with a secret.
+fn place_on(storage: &str) -> Place {
+    let place = Place::shamir();
+    place.configure(&place.plain_config(storage));
+    place
+}
+
+fn started<'a>(place: &'a Place) -> (Server<'a>, Made) {
+    let mut server = place.start();
+    let made = server.init(1, 1);
+    unseal(&server, &made);
+    server.mount_kv("kv");
+    server.put("kv/data/a", json!({"data": {"x": "before"}})).ok();
+    (server, made)
+}
+
+fn created(server: &Server<'_>, name: &str) -> PathBuf {
+    let file = server.place.path(name);
+    let out = sos(server, &["create", &path_text(&file)]);
+    assert!(out.contains("Opens With"), "{out}");
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    file
+}
+
+#[test]
+fn a_backup_goes_back_into_the_running_server_and_into_empty_ones() {
+    for storage in ["sled", "redb", "inmem"] {
+        let place = place_on(storage);
+        let (server, made) = started(&place);
+        let short = server.put("auth/token/create", json!({"ttl": "3s", "policies": ["default"]})).ok();
+        let short = short["auth"]["client_token"].as_str().unwrap().to_owned();
+        let made_at = Instant::now();
+        let file = created(&server, "one.backup");
+        let out = sos(&server, &["verify", &path_text(&file)]);
+        assert!(out.contains("not altered since") && out.contains("every checksum is right"), "{out}");
+
+        server.put("kv/data/a", json!({"data": {"x": "after"}})).ok();
+        server.put("kv/data/b", json!({"data": {"y": 1}})).ok();
+        let (code, _, err) = server.operator(&["backup", "restore", &path_text(&file)], "");
+        assert_eq!(code, Some(2));
+        assert!(err.contains("is older than what is here: ") && err.contains("would be lost"), "{err}");
+        assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "after");
+
+        std::thread::sleep(Duration::from_millis(3500).saturating_sub(made_at.elapsed()));
+        sos(&server, &["restore", "-force", &path_text(&file)]);
+        assert_eq!(server.status()["sealed"], true, "{storage}");
+        unseal(&server, &made);
+        let found = server.get("kv/data/a").ok();
+        assert_eq!((&found["data"]["data"]["x"], &found["data"]["metadata"]["version"]), (&json!("before"), &json!(1)));
+        assert_eq!(server.get("kv/data/b").status, 404);
+        assert!(server.log().contains("this store was restored from a backup"));
+        assert_eq!(server.get("sys/key-status").ok()["data"]["term"], 2);
+        // The token was alive when the backup was taken.
+        let late = request(server.url(), "GET", "/v1/auth/token/lookup-self", Some(&short), None).unwrap();
+        assert_eq!(late.status, 403);
+        // Versions go on.
+        assert_eq!(server.put("kv/data/a", json!({"data": {"x": "new"}})).ok()["data"]["version"], 2);
+        drop(server);
+        if storage == "inmem" {
+            continue;
+        }
+
+        // The machine is dead: another folder, no cluster in it, the server stopped.
+        let other = place_on(storage);
+        let (done, out) = restore_offline(&other, &[&path_text(&file)]);
+        assert!(done, "{out}");
+        let mut server = other.start();
+        server.token = Some(made.root.clone());
+        unseal(&server, &made);
+        assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "before");
+
+        // And over HTTP into one that was never initialised, with another engine.
+        let third = place_on(if storage == "sled" { "redb" } else { "sled" });
+        let mut server = third.start();
+        server.wait_reason("not-initialized");
+        sos(&server, &["restore", &path_text(&file)]);
+        server.token = Some(made.root.clone());
+        unseal(&server, &made);
+        assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "before");
+        // Now there is a cluster, and nobody may do that again without a token.
+        server.token = None;
+        let bytes = std::fs::read(&file).unwrap();
+        let (code, _, err) = server.operator(&["backup", "restore", "-force", &path_text(&file)], "");
+        assert_eq!(code, Some(2), "{err}");
+        assert!(err.contains("permission denied") && !bytes.is_empty(), "{err}");
+    }
+}
+
+#[test]
+fn damaged_and_foreign_backups_change_nothing() {
+    let place = place_on("redb");
+    let (server, _made) = started(&place);
+    let file = created(&server, "good.backup");
+    let good = std::fs::read(&file).unwrap();
+    let mut altered = good.clone();
+    altered[good.len() / 2] ^= 1;
+    let bad = place.path("bad.backup");
+    for (bytes, text) in
+        [(&good[..good.len() - 700], "damaged"), (altered.as_slice(), "damaged"), (b"hello".as_slice(), "damaged")]
+    {
+        std::fs::write(&bad, bytes).unwrap();
+        for arguments in [["backup", "verify"], ["backup", "restore"]] {
+            let (code, _, err) = server.operator(&[arguments[0], arguments[1], &path_text(&bad)], "");
+            assert_ne!(code, Some(0));
+            assert!(err.contains(text), "{arguments:?}: {err}");
+        }
+        assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "before");
+    }
+    // The checksums of a foreign cluster's backup are right; its code is under another key.
+    let foreign = place_on("sled");
+    let (other, _) = started(&foreign);
+    let theirs = created(&other, "theirs.backup");
+    let (code, _, err) = server.operator(&["backup", "verify", &path_text(&theirs)], "");
+    assert_ne!(code, Some(0));
+    assert!(err.contains("not authentic"), "{err}");
+    let (code, _, err) = server.operator(&["backup", "restore", &path_text(&theirs)], "");
+    assert_eq!(code, Some(2));
+    assert!(err.contains("of another cluster"), "{err}");
+    let full = server.operator(&["backup", "create", &path_text(&file)], "");
+    assert!(full.2.contains("exists already"), "{full:?}");
+    server.terminate();
+    let (done, out) = restore_offline(&place, &[&path_text(&theirs)]);
+    assert!(!done && out.contains("of another cluster"), "{out}");
+    let server = place.start();
+    server.wait_reason("waiting-for-shares");
+}
+
+/// A forged list of checksums needs no key; the code at the end does.
+#[test]
+fn an_altered_backup_is_not_served() {
+    let place = place_on("redb");
+    let (server, made) = started(&place);
+    let file = created(&server, "good.backup");
+    server.terminate();
+    let folder = place.path("forged");
+    std::fs::create_dir(&folder).unwrap();
+    let script = "tar xzf ../good.backup && head -c -1 records/000000001 > r && printf x >> r && mv r records/000000001 && \
+                  sed -i '/records/d' SHA256SUMS && sha256sum records/000000001 >> SHA256SUMS && sort -o SHA256SUMS -k2 SHA256SUMS && \
+                  python3 - <<'E'\nimport hashlib,json\nnames=['header.json','records/000000001','end.json']\n\
+                  sums=''.join('%s  %s\\n'%(hashlib.sha256(open(n,'rb').read()).hexdigest(),n) for n in names)\n\
+                  open('SHA256SUMS','w').write(sums)\ns=json.load(open('SHA256SUMS.sealed'))\n\
+                  s['digest']=hashlib.sha256(sums.encode()).hexdigest()\njson.dump(s,open('SHA256SUMS.sealed','w'))\nE\n\
+                  tar --format=ustar -czf ../forged.backup header.json records/000000001 end.json SHA256SUMS SHA256SUMS.sealed";
+    let done = std::process::Command::new("bash").args(["-c", script]).current_dir(&folder).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let forged = path_text(&place.path("forged.backup"));
+    let (done, out) = restore_offline(&place, &["-force", &forged]);
+    assert!(done, "{out}");
+    let mut server = place.start();
+    let refused = server.put("sys/unseal", json!({"key": made.shares[0]}));
+    assert_ne!(refused.status, 200, "{}", refused.text);
+    assert!(server.log().contains("not authentic"), "{}", server.log());
+    server.terminate();
+    // The true one still goes.
+    let (done, out) = restore_offline(&place, &["-force", &path_text(&file)]);
+    assert!(done, "{out}");
+    server = place.start();
+    server.token = Some(made.root.clone());
+    unseal(&server, &made);
+    assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "before");
+}
+
+#[test]
+fn killed_while_restoring_the_store_is_the_old_or_the_new_one() {
+    for storage in ["sled", "redb"] {
+        let place = place_on(storage);
+        let (server, made) = started(&place);
+        // Enough that a restore takes a while.
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let server = &server;
+                scope.spawn(move || {
+                    let filler = "f".repeat(20_000);
+                    for number in 0..25 {
+                        server.put(&format!("kv/data/fill-{writer}-{number}"), json!({"data": {"f": filler}})).ok();
+                    }
+                });
+            }
+        });
+        let file = created(&server, "good.backup");
+        server.put("kv/data/a", json!({"data": {"x": "after"}})).ok();
+        server.terminate();
+        let began = Instant::now();
+        let (done, out) = restore_offline(&place, &["-force", &path_text(&file)]);
+        assert!(done, "{out}");
+        let whole = began.elapsed();
+        let (mut old, mut new) = (0, 0);
+        for round in 0..8 {
+            // Brought forward first, so that old and new can be told apart.
+            let mut server = place.start();
+            server.token = Some(made.root.clone());
+            unseal(&server, &made);
+            server.put("kv/data/a", json!({"data": {"x": format!("round {round}")}})).ok();
+            server.terminate();
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sos"));
+            command.env_clear().args(["backup", "restore", "-force", &format!("-config={}", path_text(&place.path("sos.hcl")))]);
+            let mut child =
+                command.arg(&file).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+            std::thread::sleep(whole.mul_f64(f64::from(round + 1) / 8.0));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let mut server = place.start();
+            server.token = Some(made.root.clone());
+            unseal(&server, &made);
+            match server.get("kv/data/a").ok()["data"]["data"]["x"].as_str().unwrap() {
+                "before" => new += 1,
+                text => {
+                    assert_eq!(text, format!("round {round}"));
+                    old += 1;
+                }
+            }
+            assert_eq!(server.call("LIST", "kv/metadata", None).ok()["data"]["keys"].as_array().unwrap().len(), 101);
+            server.terminate();
+            assert!(!place.path("store/restore.new").exists());
+        }
+        measured(&format!("kill -9 while restoring on {storage}: {old} times the old store, {new} times the new one"));
+    }
+}
+
+#[test]
+fn scheduled_backups_are_private_verified_few_and_missed_when_they_fail() {
+    let place = place_on("redb");
+    let folder = place.path("backups");
+    let stanza = format!("\nbackup {{ folder = \"{}\" interval = \"1s\" keep = 2 warn_after = \"3s\" }}\n", folder.display());
+    place.configure(&(place.plain_config("redb") + &stanza));
+    let (server, _made) = started(&place);
+    let files = || {
+        let mut names: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        names.sort();
+        names
+    };
+    let finished = || files().into_iter().filter(|name| name.extension().is_some_and(|ending| ending == "sosbackup")).count();
+    eventually("two backups", || finished() == 2);
+    let first = files();
+    eventually("others take their place", || finished() <= 2 && files().iter().all(|name| !first.contains(name)));
+    assert_eq!(folder.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    for name in files() {
+        if let Ok(meta) = name.metadata() {
+            assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+        }
+    }
+    let out = sos(&server, &["list"]);
+    assert!(out.lines().count() >= 1 && out.contains(".sosbackup"), "{out}");
+    let out = sos(&server, &["list", &path_text(&folder)]);
+    assert!(out.contains(".sosbackup"), "{out}");
+    let now = server.put("sys/sos/backups", json!({}));
+    assert!(now.status == 200 || now.errors().contains("another backup"), "{}", now.text);
+    assert!(server.get("sys/health").body.get("warnings").is_none());
+
+    // The folder cannot be written to any more: a file stands in its place.
+    std::fs::rename(&folder, place.path("elsewhere")).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    eventually("a warning", || server.get("sys/health").body.get("warnings").is_some());
+    let health = server.get("sys/health");
+    assert_eq!(health.status, 200);
+    assert!(health.body["warnings"][0].as_str().unwrap().contains("the last good backup"), "{}", health.text);
+}
+
+#[test]
+fn a_full_disk_leaves_no_half_file() {
+    // /dev/full takes no byte; a backup is made beside its final place, so a link to it stands there.
+    let place = place_on("redb");
+    let (server, _made) = started(&place);
+    let file = place.path("x.backup");
+    std::os::unix::fs::symlink("/dev/full", place.path("x.backup.part")).unwrap();
+    let (code, _, err) = server.operator(&["backup", "create", &path_text(&file)], "");
+    assert_ne!(code, Some(0));
+    assert!(err.contains("No space left on device"), "{err}");
+    assert!(!file.exists() && !place.path("x.backup.part").is_symlink(), "something is left");
+}
