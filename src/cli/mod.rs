@@ -86,6 +86,9 @@ enum Operator {
 enum HsmCommand {
     /// Check slot, PIN, mechanisms, limits and speed, and say what to fix
     Doctor(DoctorArgs),
+    /// Measure it without a server, for scripts/bench; makes and destroys a key
+    #[command(hide = true)]
+    Bench(hsm::BenchArgs),
 }
 
 /// Why a command failed: the text for the operator and the exit code.
@@ -152,6 +155,7 @@ fn dispatch(command: Command, program: &OsString, terminal: &mut Terminal<'_>) -
         Command::Operator(Operator::RecoverHsm(args)) => recover_hsm::run(&args, terminal),
         Command::Backup(command) => backup::run(&command, terminal),
         Command::Hsm(HsmCommand::Doctor(args)) => hsm::doctor(args, terminal),
+        Command::Hsm(HsmCommand::Bench(args)) => hsm::bench(args, terminal),
         Command::Version => version(program, terminal),
     }
 }

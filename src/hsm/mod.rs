@@ -6,6 +6,7 @@
 //! Objects on the token carry the label `sos/<cluster>/<purpose>/<name>/v<N>` for people and a random CKA_ID for
 //! programs: keys are found, bound and destroyed by CKA_ID, never by label alone.
 
+pub mod bench;
 mod ck_error;
 pub mod client;
 mod config;
