@@ -33,6 +33,12 @@ impl SecretBytes {
         &self.0
     }
 
+    /// Keeps only the bytes of `range`, in place.
+    pub fn narrow(&mut self, range: std::ops::Range<usize>) {
+        self.0.truncate(range.end);
+        self.0.drain(..range.start.min(range.end));
+    }
+
     /// Number of bytes.
     pub fn len(&self) -> usize {
         self.0.len()

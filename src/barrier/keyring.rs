@@ -170,7 +170,7 @@ impl Image {
         if record::term_of(KEYRING_PATH, stored)? != 0 {
             return Err(corrupt("it is not encrypted by a root key"));
         }
-        let plain = record::open(root, KEYRING_PATH, stored).map_err(|_authentication| BarrierError::RootKey)?;
+        let plain = record::open(root, KEYRING_PATH, stored.to_vec()).map_err(|_authentication| BarrierError::RootKey)?;
         Self::parse(plain.expose()).ok_or_else(|| corrupt("its plaintext is not a keyring"))
     }
 
@@ -268,8 +268,8 @@ impl Keyring {
     }
 
     /// Decrypts a record under the term it names.
-    pub(super) fn decrypt(&self, path: &str, stored: &[u8]) -> Result<SecretBytes, BarrierError> {
-        let number = record::term_of(path, stored)?;
+    pub(super) fn decrypt(&self, path: &str, stored: Vec<u8>) -> Result<SecretBytes, BarrierError> {
+        let number = record::term_of(path, &stored)?;
         let term = self
             .terms
             .get(&number)

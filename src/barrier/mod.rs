@@ -185,7 +185,7 @@ impl Barrier {
         match self.storage.get(path)? {
             None => Ok(None),
             Some(record) => {
-                let value = keyring.decrypt(path, &record.value)?;
+                let value = keyring.decrypt(path, record.value)?;
                 Ok(Some(Entry { version: record.version, value }))
             }
         }
@@ -207,7 +207,7 @@ impl Barrier {
             .scan(prefix, after, limit)?
             .into_iter()
             .map(|(path, record)| {
-                let value = keyring.decrypt(&path, &record.value)?;
+                let value = keyring.decrypt(&path, record.value)?;
                 Ok((path, Entry { version: record.version, value }))
             })
             .collect()

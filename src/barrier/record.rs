@@ -52,17 +52,17 @@ impl Aead {
         Some(out)
     }
 
-    /// Opens nonce, ciphertext and tag.
-    fn open(&self, aad: &[u8], sealed: &[u8]) -> Option<SecretBytes> {
-        let (nonce, rest) = sealed.split_at_checked(NONCE_LEN)?;
-        let (ciphertext, tag) = rest.split_at_checked(rest.len().checked_sub(TAG_LEN)?)?;
-        let nonce = Nonce::try_from(nonce).ok()?;
-        let tag = Tag::try_from(tag).ok()?;
-        let mut plaintext = ciphertext.to_vec();
-        match self.0.decrypt_inout_detached(&nonce, aad, plaintext.as_mut_slice().into(), &tag) {
-            Ok(()) => Some(SecretBytes::new(plaintext)),
-            Err(_) => None,
-        }
+    /// Opens nonce, ciphertext and tag behind `header` bytes, in place.
+    fn open(&self, header: usize, aad: &[u8], mut sealed: Vec<u8>) -> Option<SecretBytes> {
+        let end = sealed.len().checked_sub(TAG_LEN)?;
+        let start = header + NONCE_LEN;
+        let nonce = Nonce::try_from(sealed.get(header..start)?).ok()?;
+        let tag = Tag::try_from(sealed.get(end..)?).ok()?;
+        let opened = self.0.decrypt_inout_detached(&nonce, aad, sealed.get_mut(start..end)?.into(), &tag);
+        // The tag is compared before anything is decrypted: only now are the bytes a secret.
+        let mut opened = opened.map(|()| SecretBytes::new(sealed)).ok()?;
+        opened.narrow(start..end);
+        Some(opened)
     }
 }
 
@@ -88,10 +88,8 @@ pub(super) fn term_of(path: &str, record: &[u8]) -> Result<u32, BarrierError> {
 }
 
 /// Decrypts a record of `path` whose term has been looked up.
-pub(super) fn open(aead: &Aead, path: &str, record: &[u8]) -> Result<SecretBytes, BarrierError> {
-    record
-        .get(5..)
-        .and_then(|sealed| aead.open(path.as_bytes(), sealed))
+pub(super) fn open(aead: &Aead, path: &str, record: Vec<u8>) -> Result<SecretBytes, BarrierError> {
+    aead.open(HEADER_LEN - NONCE_LEN, path.as_bytes(), record)
         .ok_or_else(|| BarrierError::Corrupt { path: path.to_owned(), reason: "it does not authenticate" })
 }
 
@@ -102,5 +100,5 @@ pub(crate) fn seal_bytes(key: &SecretBytes, aad: &[u8], plaintext: &[u8]) -> Opt
 
 /// Opens what [`seal_bytes`] made; `None` when key, binding or bytes are not the same.
 pub(crate) fn open_bytes(key: &SecretBytes, aad: &[u8], sealed: &[u8]) -> Option<SecretBytes> {
-    Aead::new(key.expose())?.open(aad, sealed)
+    Aead::new(key.expose())?.open(0, aad, sealed.to_vec())
 }

@@ -88,12 +88,12 @@ impl View {
 
     fn absolute(&self, path: &str) -> Result<String, BarrierError> {
         checked(path)?;
-        Ok(format!("{}{path}", self.prefix))
+        Ok([&*self.prefix, path].concat())
     }
 }
 
 fn checked(path: &str) -> Result<(), BarrierError> {
-    if path.split('/').any(|segment| segment == ".." || segment == ".") {
+    if path.contains('.') && path.split('/').any(|segment| segment == ".." || segment == ".") {
         return Err(BarrierError::Path(path.to_owned()));
     }
     Ok(())

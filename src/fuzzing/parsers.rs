@@ -44,7 +44,7 @@ pub fn paths(data: &[u8]) {
         assert!(place.parse::<Uri>().is_ok() && decode::without_empty_segments(&again).is_none(), "{place}");
         return;
     }
-    let Ok(request) = decode::head(&http) else { return };
+    let Ok(request) = decode::head(&http, &std::collections::BTreeMap::new()) else { return };
     assert!(!request.path.split('/').any(|segment| segment == ".."), "{}", request.path);
     with(
         |_| (),

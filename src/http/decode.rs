@@ -1,10 +1,13 @@
 //! HTTP to [`Request`]: verbs, paths, headers and bodies as Vault's clients send them.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use actix_web::{
     HttpRequest,
-    http::{Method, header},
+    http::{
+        Method,
+        header::{self, HeaderName},
+    },
 };
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -12,14 +15,22 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use crate::{
     core::{
         failure::{Failure, Kind},
-        request::{Operation, Request},
+        request::{Operation, Request, request_id},
     },
     secret::SecretString,
     wire::duration,
 };
 
-/// Reads everything but the body, so that a bad request is refused before its body is taken.
-pub fn head(http: &HttpRequest) -> Result<Request, Failure> {
+// Made once: every name that is looked up as text is parsed anew.
+static TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
+static NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
+static VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
+static WRAP_TTL: HeaderName = HeaderName::from_static("x-vault-wrap-ttl");
+static WRAP_FORMAT: HeaderName = HeaderName::from_static("x-vault-wrap-format");
+
+/// Reads everything but the body, so that a bad request is refused before its body is taken. Only `recorded` headers
+/// (names in lower case) are kept.
+pub fn head(http: &HttpRequest, recorded: &BTreeMap<String, bool>) -> Result<Request, Failure> {
     let path = path(http.uri().path())?;
     let query = query(http.query_string());
     let (operation, path) = operation(http, path, &query)?;
@@ -28,32 +39,37 @@ pub fn head(http: &HttpRequest) -> Result<Request, Failure> {
     check_namespace(http)?;
     let peer = http.peer_addr();
     Ok(Request {
-        id: uuid::Uuid::new_v4().to_string(),
+        id: request_id(),
         operation,
         path,
         body: Bytes::new(),
         query,
         token: token(http),
         wrap_ttl: wrap_ttl(http)?,
-        wrap_as_jwt: text(http, "x-vault-wrap-format").is_some_and(|format| format.eq_ignore_ascii_case("jwt")),
+        wrap_as_jwt: text(http, &WRAP_FORMAT).is_some_and(|format| format.eq_ignore_ascii_case("jwt")),
         remote: peer.map(|peer| peer.ip()),
         remote_port: peer.map_or(0, |peer| peer.port()),
         upload: None,
         open_metrics: false,
-        headers: headers(http),
+        headers: headers(http, recorded),
     })
 }
 
 /// Whether the client says that it means to talk to a Vault, which a browser led astray does not.
 pub fn has_request_header(http: &HttpRequest) -> bool {
-    text(http, "x-vault-request").is_some_and(|value| value == "true")
+    text(http, &VAULT_REQUEST).is_some_and(|value| value == "true")
 }
 
 /// Where a request with empty path segments belongs: the same without them. Policies name paths without them, so
 /// `secret//a` must not be another way to `secret/a`.
 pub fn without_empty_segments(http: &HttpRequest) -> Option<String> {
+    let raw = http.uri().path();
+    // What most requests look like: nothing is encoded and no segment empty.
+    if !raw.contains('%') && !raw.contains("//") {
+        return None;
+    }
     const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
-    let decoded = percent_decode_str(http.uri().path().strip_prefix("/v1/")?).decode_utf8().ok()?;
+    let decoded = percent_decode_str(raw.strip_prefix("/v1/")?).decode_utf8().ok()?;
     if !decoded.starts_with('/') && !decoded.contains("//") {
         return None;
     }
@@ -145,7 +161,7 @@ fn switch(value: Option<&str>) -> Result<bool, Failure> {
 }
 
 fn check_patch_type(http: &HttpRequest) -> Result<(), Failure> {
-    let given = text(http, "content-type").unwrap_or("");
+    let given = text(http, &header::CONTENT_TYPE).unwrap_or("");
     let essence = given.split(';').next().unwrap_or("").trim();
     if essence.is_empty() {
         return Err(Failure::invalid("PATCH requires Content-Type of application/merge-patch+json, none provided"));
@@ -159,7 +175,7 @@ fn check_patch_type(http: &HttpRequest) -> Result<(), Failure> {
 
 /// Only the root namespace exists; clients send the header empty or as `root`.
 fn check_namespace(http: &HttpRequest) -> Result<(), Failure> {
-    match text(http, "x-vault-namespace").map(|name| name.trim_matches('/')) {
+    match text(http, &NAMESPACE).map(|name| name.trim_matches('/')) {
         None | Some("" | "root") => Ok(()),
         Some(name) => Err(Failure::invalid(format!("namespaces are not supported by this server: no namespace {name:?}"))),
     }
@@ -167,9 +183,9 @@ fn check_namespace(http: &HttpRequest) -> Result<(), Failure> {
 
 /// `X-Vault-Token`, or else `Authorization: Bearer`.
 fn token(http: &HttpRequest) -> Option<SecretString> {
-    let own = text(http, "x-vault-token").map(str::trim).filter(|token| !token.is_empty());
+    let own = text(http, &TOKEN).map(str::trim).filter(|token| !token.is_empty());
     let bearer = || {
-        let value = text(http, "authorization")?;
+        let value = text(http, &header::AUTHORIZATION)?;
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|token| !token.is_empty())
     };
@@ -177,7 +193,7 @@ fn token(http: &HttpRequest) -> Option<SecretString> {
 }
 
 fn wrap_ttl(http: &HttpRequest) -> Result<Option<Duration>, Failure> {
-    let Some(value) = text(http, "x-vault-wrap-ttl").filter(|value| !value.is_empty()) else {
+    let Some(value) = text(http, &WRAP_TTL).filter(|value| !value.is_empty()) else {
         return Ok(None);
     };
     let ttl = duration::parse_duration(value)
@@ -185,16 +201,19 @@ fn wrap_ttl(http: &HttpRequest) -> Result<Option<Duration>, Failure> {
     Ok((!ttl.is_zero()).then_some(ttl))
 }
 
-/// All headers but those that carry tokens.
-fn headers(http: &HttpRequest) -> Vec<(String, String)> {
+/// The recorded headers, but for those that carry tokens.
+fn headers(http: &HttpRequest, recorded: &BTreeMap<String, bool>) -> Vec<(String, String)> {
+    if recorded.is_empty() {
+        return Vec::new();
+    }
     http.headers()
         .iter()
-        .filter(|(name, _)| *name != header::AUTHORIZATION && name.as_str() != "x-vault-token")
+        .filter(|(name, _)| recorded.contains_key(name.as_str()) && *name != header::AUTHORIZATION && *name != TOKEN)
         .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
         .collect()
 }
 
-fn text<'a>(http: &'a HttpRequest, name: &str) -> Option<&'a str> {
+fn text<'a>(http: &'a HttpRequest, name: &HeaderName) -> Option<&'a str> {
     http.headers().get(name)?.to_str().ok()
 }
 
@@ -203,7 +222,7 @@ pub fn body(http: &HttpRequest, bytes: Bytes) -> Result<Bytes, Failure> {
     if *http.method() == Method::GET || *http.method() == Method::HEAD || bytes.is_empty() {
         return Ok(if *http.method() == Method::GET { Bytes::new() } else { bytes });
     }
-    let form = text(http, "content-type").is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"));
+    let form = text(http, &header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"));
     let looks_like_json = bytes.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| *byte == b'{');
     if !form || looks_like_json {
         if nested_too_deeply(&bytes) {

@@ -71,10 +71,10 @@ async fn answer(http: HttpRequest, payload: web::Payload, front: web::Data<Front
     let mut answer = match decode::without_empty_segments(&http) {
         Some(place) => redirect(place),
         // A body that trickles in holds its connection no longer than a request may take.
-        None => match tokio::time::timeout(front.max_duration, decode_request(&http, payload, &front)).await {
-            Ok(Ok(request)) => carry_out(&front, request).await,
-            Ok(Err(failure)) => refused(&failure),
-            Err(_) => refused(&took_too_long(front.max_duration)),
+        None => match within(front.max_duration, decode_request(&http, payload, &front)).await {
+            Some(Ok(request)) => carry_out(&front, request).await,
+            Some(Err(failure)) => refused(&failure),
+            None => refused(&took_too_long(front.max_duration)),
         },
     };
     answer.headers.extend(cors);
@@ -92,9 +92,15 @@ async fn carry_out(front: &Front, request: crate::core::request::Request) -> Ans
         let handled = AssertUnwindSafe(core.handle(request)).catch_unwind().await;
         handled.unwrap_or_else(|_| refused(&Failure::listed(Kind::Internal, "internal error")))
     })));
-    match tokio::time::timeout(limit, &mut work).await {
-        Ok(answer) => answer,
-        Err(_) => refused(&took_too_long(limit)),
+    within(limit, &mut work).await.unwrap_or_else(|| refused(&took_too_long(limit)))
+}
+
+/// What `work` gives, or `None` when it takes longer than `limit`. Most requests never wait; they need no timer.
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    match std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
+        Poll::Ready(result) => Some(result),
+        Poll::Pending => tokio::time::timeout(limit, work).await.ok(),
     }
 }
 
@@ -132,7 +138,7 @@ async fn decode_request(
     if front.require_request_header && !decode::has_request_header(http) {
         return Err(Failure::plain(Kind::PreconditionFailed, "missing `X-Vault-Request` header"));
     }
-    let mut request = decode::head(http)?;
+    let mut request = decode::head(http, &front.core.audit.headers())?;
     request.open_metrics = front.open_metrics;
     if takes_upload(&request.path, request.operation) {
         request.upload = Some(upload(payload));

@@ -29,6 +29,13 @@ pub(crate) fn decode(key: &[u8], framed: &[u8]) -> Result<Record, String> {
     Ok(Record { version, value: value.to_vec() })
 }
 
+/// The same without a copy of the value.
+pub(crate) fn decode_owned(key: &[u8], mut framed: Vec<u8>) -> Result<Record, String> {
+    let (version, _) = open(key, &framed)?;
+    framed.drain(..HEADER);
+    Ok(Record { version, value: framed })
+}
+
 /// The version alone, after the same checks as [`decode`].
 pub(crate) fn decode_version(key: &[u8], framed: &[u8]) -> Result<Version, String> {
     open(key, framed).map(|(version, _)| version)
@@ -72,7 +79,9 @@ mod tests {
         #[test]
         fn what_was_framed_comes_back(key: Vec<u8>, version in 1u64.., value: Vec<u8>) {
             let framed = encode(&key, version, &value);
-            prop_assert_eq!(decode(&key, &framed), Ok(Record { version, value }));
+            let record = Record { version, value };
+            prop_assert_eq!(decode(&key, &framed), Ok(record.clone()));
+            prop_assert_eq!(decode_owned(&key, framed), Ok(record));
         }
 
         #[test]

@@ -110,7 +110,7 @@ impl Storage for Store {
     fn get(&self, key: &str) -> Result<Option<Record>, StorageError> {
         refuse_when_lost(&self.lost)?;
         let framed = self.backend.get(key.as_bytes()).map_err(|fault| failed_at(key.as_bytes(), fault))?;
-        framed.map(|framed| frame::decode(key.as_bytes(), &framed).map_err(|why| corrupt(key.as_bytes(), why))).transpose()
+        framed.map(|framed| frame::decode_owned(key.as_bytes(), framed).map_err(|why| corrupt(key.as_bytes(), why))).transpose()
     }
 
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StorageError> {

@@ -34,8 +34,10 @@ use super::{
 /// How long a reopening waits for readers and sled's own threads to let go of the old instance.
 const LET_GO: Duration = Duration::from_secs(10);
 
-/// Most records that a visit reads between two looks at what is under way.
-const MAX_CHUNK: usize = 64;
+/// Most records, and about the most bytes, that a visit reads between two looks at what is under way. sled copies the
+/// page that an iteration starts on, so that short chunks cost more than what they read.
+const MAX_CHUNK: usize = 256;
+const MAX_CHUNK_BYTES: usize = 1 << 20;
 
 /// Records of a visit's first look: most visits are short, or skip over a folder at once.
 const FIRST_CHUNK: usize = 4;
@@ -110,9 +112,17 @@ impl Engine {
     /// Up to `limit` records at and after `from` as of the last durable batch, and where to go on.
     fn chunk(&self, from: &[u8], limit: usize) -> Result<Chunk, Fault> {
         self.read(|db, view| {
-            let range = db.range::<&[u8], _>((Bound::Included(from), Bound::Unbounded));
-            let mut records = range.take(limit).collect::<Result<Vec<_>, _>>()?;
-            let last = if records.len() < limit { None } else { records.last().map(|(key, _)| key.clone()) };
+            let mut range = db.range::<&[u8], _>((Bound::Included(from), Bound::Unbounded));
+            let mut records: Vec<(::sled::IVec, ::sled::IVec)> = Vec::with_capacity(limit);
+            let mut bytes = 0;
+            while records.len() < limit && bytes < MAX_CHUNK_BYTES {
+                let Some(record) = range.next() else { break };
+                let record = record?;
+                bytes += record.1.len();
+                records.push(record);
+            }
+            let full = records.len() == limit || bytes >= MAX_CHUNK_BYTES;
+            let last = if full { records.last().map(|(key, _)| key.clone()) } else { None };
             let within = (Bound::Included(from), last.as_deref().map_or(Bound::Unbounded, Bound::Included));
             let mut before = view.before.range::<[u8], _>(within).peekable();
             if before.peek().is_some() {

@@ -5,22 +5,34 @@ use time::{OffsetDateTime, UtcOffset};
 /// `2006-01-02T15:04:05.999999999Z`, trailing zeros of the fraction left out.
 pub fn rfc3339(time: OffsetDateTime) -> String {
     let time = time.to_offset(UtcOffset::UTC);
-    let mut text = format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
-        time.year(),
-        u8::from(time.month()),
-        time.day(),
-        time.hour(),
-        time.minute(),
-        time.second()
-    );
+    let mut text = String::with_capacity(30);
+    let year = u32::try_from(time.year()).unwrap_or(0);
+    for (before, value, width) in [
+        (None, year, 4),
+        (Some('-'), u8::from(time.month()).into(), 2),
+        (Some('-'), time.day().into(), 2),
+        (Some('T'), time.hour().into(), 2),
+        (Some(':'), time.minute().into(), 2),
+        (Some(':'), time.second().into(), 2),
+    ] {
+        text.extend(before);
+        push_digits(&mut text, value, width);
+    }
     if time.nanosecond() != 0 {
-        let fraction = format!("{:09}", time.nanosecond());
         text.push('.');
-        text.push_str(fraction.trim_end_matches('0'));
+        push_digits(&mut text, time.nanosecond(), 9);
+        text.truncate(text.trim_end_matches('0').len());
     }
     text.push('Z');
     text
+}
+
+/// The last `width` decimal digits of a number. Every answer shows times, and formatting machinery is slow.
+fn push_digits(text: &mut String, value: u32, width: u32) {
+    for place in (0..width).rev() {
+        let digit = value / 10_u32.pow(place) % 10;
+        text.push(char::from_digit(digit, 10).unwrap_or('0'));
+    }
 }
 
 /// Reads what [`rfc3339`] wrote, and any other RFC 3339 time.

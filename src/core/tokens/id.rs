@@ -1,7 +1,5 @@
 //! How tokens look, and the salted hash that stands for them in the store.
 
-use std::fmt::Write;
-
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
@@ -10,6 +8,7 @@ use crate::secret::{SecretBytes, SecretString, fill_random};
 const SERVICE_PREFIX: &str = "hvs.";
 pub(super) const BATCH_PREFIX: &str = "hvb.";
 const LENGTH: usize = 24;
+const HEX: &[u8; 16] = b"0123456789abcdef";
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// Whether the text has the form of a batch token.
@@ -59,7 +58,9 @@ impl Hasher {
         let mut text = String::with_capacity(65);
         text.push('h');
         for byte in digest {
-            let _ = write!(text, "{byte:02x}");
+            for digit in [byte >> 4, byte & 15] {
+                text.push(char::from(HEX[usize::from(digit)]));
+            }
         }
         text
     }

@@ -123,6 +123,11 @@ pub(super) fn type_name(raw: &RawValue) -> &'static str {
     }
 }
 
+/// The content of a JSON string that stands there as it is, which almost all do.
+fn without_escapes(raw: &RawValue) -> Option<&str> {
+    raw.get().strip_prefix('"')?.strip_suffix('"').filter(|inner| !inner.contains('\\'))
+}
+
 pub(super) fn malformed(text: &str) -> Failure {
     Failure::listed(Kind::Internal, format!("failed to parse batch input: {text}"))
 }
@@ -156,6 +161,7 @@ fn item<'a>(at: usize, raw: &RawItem<'a>, needs: Needs, errors: &mut Vec<String>
     let mut text = |name: &str, value: Option<&'a RawValue>, null: bool| match value {
         None => Cow::Borrowed(""),
         Some(raw) if null && raw.get() == "null" => Cow::Borrowed(""),
+        Some(raw) if let Some(plain) = without_escapes(raw) => Cow::Borrowed(plain),
         Some(raw) => match serde_json::from_str::<Text<'a>>(raw.get()) {
             Ok(Text(text)) => text,
             Err(_) => {

@@ -1,6 +1,6 @@
 //! `encrypt/:name`.
 
-use std::{borrow::Cow, fmt::Write};
+use std::{borrow::Cow, io::Write};
 
 use super::{
     Transit,
@@ -187,10 +187,8 @@ pub fn batch_reply<'a>(
 fn push_encrypted(encrypted: &Encrypted, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\"ciphertext\":\"");
     ciphertext::push(encrypted.version, &encrypted.payload, out);
-    let mut tail = String::new();
-    // Writing to a string cannot fail.
-    let _ = write!(tail, "\",\"key_version\":{}", encrypted.version);
-    out.extend_from_slice(tail.as_bytes());
+    // Writing to a vector cannot fail.
+    let _ = write!(out, "\",\"key_version\":{}", encrypted.version);
 }
 
 /// The key to encrypt with, made where the request may create it. Tells whether creation was asked for in vain.

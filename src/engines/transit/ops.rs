@@ -129,6 +129,33 @@ impl Opened {
     }
 }
 
+/// Random nonces for the texts of one request. A batch asks the operating system for many at a time; what is left goes with the
+/// request, so that a machine that is copied or restored while it runs gives no nonce twice.
+struct Nonces {
+    /// Nonces that are still to be taken.
+    expected: usize,
+    pool: [u8; 24 * 32],
+    left: usize,
+}
+
+impl Nonces {
+    fn for_texts(count: usize) -> Self {
+        Self { expected: count, pool: [0; 24 * 32], left: 0 }
+    }
+
+    /// Fills a nonce of at most 24 bytes.
+    fn take(&mut self, nonce: &mut [u8]) {
+        if self.left < nonce.len() {
+            self.left = (self.expected.max(1) * nonce.len()).min(self.pool.len());
+            fill_random(&mut self.pool[..self.left]);
+        }
+        self.expected = self.expected.saturating_sub(1);
+        let from = self.left - nonce.len();
+        nonce.copy_from_slice(&self.pool[from..self.left]);
+        self.left = from;
+    }
+}
+
 /// Texts that go to the HSM together: places in the request, and what to do.
 struct HsmBatch {
     version: u32,
@@ -162,6 +189,7 @@ impl Transit {
         let mut results: Results<Encrypted> = Vec::with_capacity(texts.len());
         let mut batches = Vec::new();
         let mut worked = 0;
+        let mut nonces = Nonces::for_texts(texts.len());
         self.count(key, &texts, &mut opened, &mut wear).await?;
         for (place, text) in texts.into_iter().enumerate() {
             let text = match text.and_then(|text| check_encrypt(key, place, text)) {
@@ -177,14 +205,14 @@ impl Transit {
             let result = match loaded {
                 None => Some(Err(ItemError::user("no such key version"))),
                 Some(loaded) => match &loaded.key {
-                    LoadedKey::Wrapped(_) | LoadedKey::Token(_) if key.record.kind.is_cipher() => match hsm_encrypt_item(text) {
+                    LoadedKey::Wrapped(_) | LoadedKey::Token(_) if key.record.kind.is_cipher() => match hsm_encrypt_item(text, &mut nonces) {
                         Err(error) => Some(Err(error)),
                         Ok(item) => {
                             join(&mut batches, version, &loaded, place, item);
                             None
                         }
                     },
-                    _ => Some(seal(key, &loaded, version, &text)),
+                    _ => Some(seal(key, &loaded, version, &text, &mut nonces)),
                 },
             };
             results.push(result);
@@ -481,7 +509,7 @@ fn cipher_for<'a>(kind: KeyType, loaded: &'a Loaded, context: &[u8]) -> Result<(
     }
 }
 
-fn seal(key: &Key, loaded: &Loaded, version: u32, text: &ToEncrypt<'_>) -> Result<Encrypted, ItemError> {
+fn seal(key: &Key, loaded: &Loaded, version: u32, text: &ToEncrypt<'_>, nonces: &mut Nonces) -> Result<Encrypted, ItemError> {
     let kind = key.record.kind;
     if let Some(PublicKey::Rsa(public)) = &loaded.public {
         let sealed = rsa::encrypt(public, text.plaintext.expose(), text.padding);
@@ -497,7 +525,7 @@ fn seal(key: &Key, loaded: &Loaded, version: u32, text: &ToEncrypt<'_>) -> Resul
     let mut room = [0; 24];
     let nonce = room.get_mut(..kind.nonce_len()).unwrap_or_default();
     match loaded.convergent_version {
-        0 => fill_random(nonce),
+        0 => nonces.take(nonce),
         1 => {
             if text.nonce.len() != nonce.len() {
                 return Err(ItemError::user(format!(
@@ -546,9 +574,9 @@ fn open(key: &Key, loaded: &Loaded, text: &ToDecrypt<'_>, sealed: &[u8]) -> Resu
     cipher.cipher().open(nonce, &aad, sealed).ok_or_else(|| ItemError::user(NOT_AUTHENTIC))
 }
 
-fn hsm_encrypt_item(text: ToEncrypt<'_>) -> Result<AeadItem, ItemError> {
+fn hsm_encrypt_item(text: ToEncrypt<'_>, nonces: &mut Nonces) -> Result<AeadItem, ItemError> {
     let mut iv = [0; 12];
-    fill_random(&mut iv);
+    nonces.take(&mut iv);
     Ok(AeadItem { iv, aad: associated(&text.associated_data)?, input: text.plaintext })
 }
 
@@ -559,4 +587,22 @@ fn hsm_decrypt_item(text: &ToDecrypt<'_>, sealed: &[u8]) -> Result<AeadItem, Ite
         return Err(ItemError::user(NOT_AUTHENTIC));
     }
     Ok(AeadItem { iv: *iv, aad, input: SecretBytes::new(rest.to_vec()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_nonce_of_a_request_is_given_twice() {
+        for len in [12, 24] {
+            let mut nonces = Nonces::for_texts(3);
+            let mut seen = std::collections::HashSet::new();
+            for _ in 0..200 {
+                let mut nonce = vec![0; len];
+                nonces.take(&mut nonce);
+                assert!(seen.insert(nonce));
+            }
+        }
+    }
 }
