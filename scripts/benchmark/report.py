@@ -4,7 +4,7 @@ import platform
 import subprocess
 import time
 
-from . import svg
+from . import rows as workloads, svg
 from .drive import median
 from .local import ROOT
 from .scale import ratio
@@ -94,12 +94,15 @@ def derived(figures):
     for op in ("encrypt", "decrypt"):
         batch, single = rps(op + "-batch100"), rps(op + "-32B")
         share("%s, `software`: items/s in batches of 100 over single requests/s" % op, batch and batch * 100, single, 10)
-    sign = figures.get("sign", {})
-    for name, kind in (("rsa2048", "rsa-2048"), ("p256", "ecdsa-p256"), ("ed25519", "ed25519")):
-        raw = sign.get(kind)
-        batch = rps("sign-%s-batch100" % name)
-        share("%s: single signatures/s over the library's own rate on the same cores" % kind, rps("sign-" + name), raw, 0.9 if kind == "rsa-2048" else None)
-        share("%s: signatures/s in batches of 100 over the library's own rate" % kind, batch and batch * 100, raw, 0.9 if kind != "ed25519" else None)
+    sign = figures.get("sign") or []
+    for name, kind in workloads.SIGNING.items():
+        for row, items, what, goal in (
+            ("sign-" + name, 1, "single signatures/s", 0.9 if name == "rsa2048" else None),
+            ("sign-%s-batch100" % name, 100, "signatures/s in batches of 100", 0.9 if name != "ed25519" else None),
+        ):
+            shares = [one[row].rps * items / one["raw"][kind] for one in sign if row in one]
+            if shares:
+                found.append(("%s: %s over the library's own rate on the same cores" % (kind, what), median(shares), goal))
     hsm = figures.get("hsm")
     if hsm:
         singles = [one["run"].rps / one["bare"]["single"] for one in hsm]

@@ -205,13 +205,15 @@ impl Transit {
             let result = match loaded {
                 None => Some(Err(ItemError::user("no such key version"))),
                 Some(loaded) => match &loaded.key {
-                    LoadedKey::Wrapped(_) | LoadedKey::Token(_) if key.record.kind.is_cipher() => match hsm_encrypt_item(text, &mut nonces) {
-                        Err(error) => Some(Err(error)),
-                        Ok(item) => {
-                            join(&mut batches, version, &loaded, place, item);
-                            None
+                    LoadedKey::Wrapped(_) | LoadedKey::Token(_) if key.record.kind.is_cipher() => {
+                        match hsm_encrypt_item(text, &mut nonces) {
+                            Err(error) => Some(Err(error)),
+                            Ok(item) => {
+                                join(&mut batches, version, &loaded, place, item);
+                                None
+                            }
                         }
-                    },
+                    }
                     _ => Some(seal(key, &loaded, version, &text, &mut nonces)),
                 },
             };
