@@ -2,6 +2,7 @@
 
 mod hsm;
 mod types;
+mod vectors;
 
 use std::{
     collections::{BTreeMap, HashSet},
