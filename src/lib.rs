@@ -9,6 +9,7 @@
 #![warn(missing_docs)]
 
 pub mod config;
+mod crashpoint;
 pub mod hcl;
 pub mod secret;
 pub mod wire;

@@ -23,6 +23,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
+use crate::crashpoint::reach;
 use crate::secret::SecretBytes;
 use crate::storage::{self, Expect, Storage, StorageError, Version};
 
@@ -309,8 +310,9 @@ impl Barrier {
             let (mut image, version) = self.stored_image(root)?;
             let (answer, first_free) = change(&mut image)?;
             let txn = storage::Txn::new().check(KEYRING_PATH, Expect::Version(version)).put(KEYRING_PATH, image.encrypt(root)?);
+            reach("keyring-changed");
             match self.storage.commit(txn).await {
-                Ok(_) => {}
+                Ok(_) => reach("keyring-committed"),
                 Err(StorageError::Conflict { .. }) => continue,
                 Err(error) => return Err(error.into()),
             }

@@ -183,6 +183,7 @@ impl Core {
             }
         }
         restored::settle(self, &active, restored).await?;
+        crate::crashpoint::reach("start-mounted");
         tracing::info!(mounts = active.router.all().len(), "unsealed and serving");
         self.active.store(Some(active));
         Ok(())

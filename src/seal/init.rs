@@ -15,6 +15,7 @@ use super::record::{InitIntent, SealRecord};
 use super::wire::{InitRequest, InitResponse};
 use super::{ClusterFacts, INTENT_PATH, Seal, SealError, SealType, Wrapper, root_key_binding, shamir};
 use crate::barrier::{BarrierError, ROOT_KEY_LEN};
+use crate::crashpoint::reach;
 use crate::hsm::{Hsm, HsmError, KeyId};
 use crate::secret::SecretBytes;
 use crate::storage::{Expect, StorageError};
@@ -43,6 +44,7 @@ impl Seal {
             None => self.commit_init(draft, FirstZone::software(now), None).await?,
         }
         tracing::info!(shares, threshold, seal = self.configured_type().word(), "initialized");
+        reach("init-committed");
         let root_token = self.first_token().await;
         Ok(self.init_response(&parts, root_token))
     }
@@ -110,6 +112,7 @@ impl Seal {
         let key_label = self.settings.key_label.clone();
         let intent = InitIntent { format: 1, key_label, keys: vec![seal_key, master_key] };
         let intent = self.barrier.raw().commit(intent.write()?).await.map_err(BarrierError::from)?;
+        reach("init-intent");
         let made = self.make_on_hsm(hsm.as_ref(), seal_key, master_key, draft, intent).await;
         let Err(error) = made else { return Ok(()) };
         // A timeout may still take effect later, and a failed commit may have been written: then the intent decides at
@@ -137,9 +140,11 @@ impl Seal {
     ) -> Result<(), SealError> {
         let key_label = self.settings.key_label.clone();
         hsm.create_seal_key(&format!("sos/{key_label}/seal/root/v1"), seal_key).await?;
+        reach("init-seal-key");
         let sealed = hsm.seal(seal_key, &draft.root, &root_key_binding(&draft.record.cluster_id)).await?;
         let recipients = ClusterFacts::of(&draft.record).recipients();
         let zone = FirstZone::in_hsm(hsm, &key_label, master_key, &recipients, draft.now).await?;
+        reach("init-master-key");
         draft.record.wrappers.insert(0, Wrapper::Hsm { key_label, sealed });
         self.commit_init(draft, zone, Some(intent)).await
     }

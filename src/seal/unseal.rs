@@ -8,6 +8,7 @@ use super::record::{CLUSTER_PATH, InitIntent, SealRecord};
 use super::wire::{SealStatusResponse, UnsealRequest};
 use super::{ClusterFacts, Seal, SealError, SealType, SealedReason, escrow, root_key_binding, shamir};
 use crate::barrier::BarrierError;
+use crate::crashpoint::reach;
 use crate::hsm::HsmError;
 use crate::secret::SecretBytes;
 
@@ -158,6 +159,7 @@ impl Seal {
     /// the rest of the server. On any failure the barrier is closed again.
     pub(super) async fn open(&self, record: &SealRecord, root: &SecretBytes) -> Result<(), SealError> {
         self.barrier.unlock(root).await?;
+        reach("start-unlocked");
         let started = match self.check_facts(record) {
             Ok(()) => self.start_host().await,
             Err(error) => Err(error),

@@ -23,6 +23,7 @@ use crate::{
     cli::ServerArgs,
     config::{self, Config, ConfigError, LogLevel},
     core::{Core, Settings, clock::Clock, failure::Failure},
+    crashpoint::reach,
     engines::Services,
     hsm::Hsm,
     seal::{Seal, SealSettings},
@@ -253,6 +254,7 @@ fn build(config: &Config, hsm: Option<Arc<dyn Hsm>>) -> Result<Arc<Core>, StartE
         }
     }
     let exchange = Arc::new(Exchange::open(store)?);
+    reach("start-store-open");
     let barrier = Arc::new(Barrier::new(Arc::clone(&exchange) as Arc<dyn Storage>));
     let stanza = config.seals.iter().find(|seal| !seal.disabled);
     let key_label = stanza.map_or("sos", |stanza| stanza.key_label.as_str()).to_owned();

@@ -28,6 +28,7 @@ use super::{
     snapshot::{Snapshot, SnapshotFuture, Snapshots},
     space::Space,
 };
+use crate::crashpoint::reach;
 
 /// The record that holds the last version given. No UTF-8 key holds the byte 0xFF, so no caller can reach it, and it
 /// sorts behind every record. Its value is the census.
@@ -367,15 +368,18 @@ impl Committer {
         self.snapshots.keep(&*self.backend, &batch);
         batch.push((SEQUENCE.to_vec(), Some(frame::encode(SEQUENCE, self.sequence, &census.encode()))));
         // The engine is foreign code: were it to panic, the store must recover as from any other failure.
+        reach("commit-begun");
         let applied = catch_unwind(AssertUnwindSafe(|| self.backend.apply(batch)))
             .unwrap_or_else(|_panic| Err(Fault::Io("the engine panicked".into())));
         match applied {
             Ok(()) => {
+                reach("commit-synced");
                 self.syncs.fetch_add(1, Ordering::Relaxed);
                 self.census = census;
                 if let Some(mark) = &mut self.mark {
                     mark.note(self.sequence);
                 }
+                reach("commit-noted");
                 Ok(())
             }
             Err(fault) => Err(self.recover(fault)),

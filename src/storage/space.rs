@@ -89,7 +89,9 @@ impl Space {
 
     fn keep_reserve(&mut self) {
         let file = self.reserve_file();
-        if self.reserve == 0 || file.exists() || self.free() < self.watermark.saturating_add(self.reserve) {
+        // A crash while it was made may have left it short.
+        let there = fs::metadata(&file).is_ok_and(|found| found.len() >= self.reserve);
+        if self.reserve == 0 || there || self.free() < self.watermark.saturating_add(self.reserve) {
             return;
         }
         if let Err(error) = make_reserve(&file, self.reserve) {

@@ -21,6 +21,7 @@ use thiserror::Error;
 use time::{Duration, OffsetDateTime};
 
 use crate::barrier::{Barrier, BarrierError, Entry, Txn};
+use crate::crashpoint::reach;
 use crate::hsm::{Hsm, HsmError, KeyId, Status};
 use crate::seal::ClusterFacts;
 use crate::secret::SecretBytes;
@@ -330,6 +331,7 @@ impl Zones {
             return Ok(version);
         }
         let intent_path = self.begin(&record.name, version, id).await?;
+        reach("zone-intent");
         let label = master_key_label(&self.key_label, &record.name, version);
         let made = self.hsm()?.create_master_key(&label, id, &facts.recipients()).await;
         let made = match made {
@@ -339,6 +341,7 @@ impl Zones {
                 return Err(error.into());
             }
         };
+        reach("zone-key-made");
         record.versions.push(MasterVersion::in_hsm(version, id, now, label, made));
         let txn = Txn::new().check(&path, check).put(&path, record.encode()?).delete(&intent_path);
         if let Err(error) = self.barrier.commit(txn).await {
@@ -348,6 +351,7 @@ impl Zones {
             }
             return Err(error.into());
         }
+        reach("zone-committed");
         self.verified.lock().insert(id);
         Ok(version)
     }

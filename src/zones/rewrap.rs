@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::record::{progress_path, to_json};
 use super::{MasterKeyRef, ZoneError, Zones};
 use crate::barrier::Txn;
+use crate::crashpoint::reach;
 
 /// Records that one step may touch before the progress is stored.
 const STEP: usize = 256;
@@ -55,6 +56,7 @@ impl Zones {
         };
         while !progress.finished {
             let step = records.step(&current, progress.cursor.as_deref(), STEP).await.map_err(ZoneError::Rewrap)?;
+            reach("zone-rewrapped");
             progress.rewrapped += step.rewrapped;
             progress.seen += step.seen;
             progress.finished = step.next.is_none();

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     barrier::{Entry, Txn},
     core::failure::{Failure, Kind},
+    crashpoint::reach,
     hsm,
     storage::Expect,
 };
@@ -238,7 +239,9 @@ impl Transit {
             Level::HsmOnly => {
                 let kind = in_hsm()?;
                 let making = Making::announce(&self.store, name).await?;
+                reach("token-announced");
                 let public_key = public_of(&self.generate_on_token(&making, name, version, kind).await?)?;
+                reach("token-key-made");
                 (StoredKey::Token(making.id()), Some(making), Material::hmac_only(), public_key)
             }
         };

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     barrier::{Entry, Txn},
     core::failure::Failure,
+    crashpoint::reach,
     hsm::KeyId,
     storage::{Expect, Version},
 };
@@ -51,6 +52,7 @@ impl Making {
 
     /// The commit held.
     pub fn committed(&self) {
+        reach("token-committed");
         self.store.making.lock().remove(&self.id);
     }
 }
@@ -116,7 +118,9 @@ impl Transit {
             let txn = Txn::new().check(path.clone(), Entry::unchanged(Some(&entry))).put_secret(path.clone(), encode(&record)?);
             version = self.store.view.commit(txn).await?;
         }
+        reach("token-doomed");
         self.store.protection.hsm()?.destroy(id).await?;
+        reach("token-destroyed");
         self.store.view.commit(Txn::new().check(path.clone(), Expect::Version(version)).delete(path)).await?;
         Ok(())
     }
