@@ -6,6 +6,7 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
 };
 
 /// A write of a batch: the key and its bytes, `None` deletes.
@@ -19,6 +20,20 @@ pub(crate) enum Step {
     SkipTo(Vec<u8>),
     /// Not at all.
     Stop,
+}
+
+/// How far an engine is believed to have all records that were given to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// Opening finds out when records are missing.
+    Proven,
+    /// They are counted after opening.
+    Counted {
+        /// How long an opening waits for that.
+        patience: Duration,
+        /// Whether a record that a visit meets may still be missed by a look-up.
+        look_up: bool,
+    },
 }
 
 /// Why an engine did not do what was asked.
@@ -60,9 +75,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// is not used for writing again before [`Backend::reopen`].
     fn apply(&self, batch: Vec<Write>) -> Result<(), Fault>;
 
-    /// Whether opening finds out when records are missing. Otherwise they are counted then.
-    fn proves_itself(&self) -> bool {
-        true
+    /// Whether opening finds out when records are missing.
+    fn trust(&self) -> Trust {
+        Trust::Proven
     }
 
     /// Starts afresh from what is on the disk.

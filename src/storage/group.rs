@@ -14,6 +14,7 @@ use std::{
         mpsc,
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
@@ -21,8 +22,9 @@ use tracing::{error, info};
 
 use super::{
     CommitFuture, Expect, Record, Storage, StorageError, Txn, Version,
-    backend::{Backend, Fault, Step, Write},
-    census::{Census, weight},
+    backend::{Backend, Fault, Step, Trust, Write},
+    census::{Census, Weight, weight},
+    check::Check,
     frame,
     mark::Mark,
     snapshot::{Snapshot, SnapshotFuture, Snapshots},
@@ -49,6 +51,7 @@ pub struct Store {
     thread: Option<JoinHandle<()>>,
     syncs: Arc<AtomicU64>,
     lost: Arc<OnceLock<String>>,
+    check: Arc<Check>,
 }
 
 enum Work {
@@ -64,31 +67,42 @@ struct Job {
 impl Store {
     pub(crate) fn start(backend: impl Backend, space: Option<Space>, mark: Option<Mark>) -> Result<Self, StorageError> {
         let backend: Arc<dyn Backend> = Arc::new(backend);
-        let (sequence, census) = examine(&*backend, mark.as_ref())?;
         let syncs = Arc::new(AtomicU64::new(0));
         let lost = Arc::new(OnceLock::new());
-        let committer = Committer {
+        let patience = match backend.trust() {
+            Trust::Proven => Duration::ZERO,
+            Trust::Counted { patience, .. } => patience,
+        };
+        let check = Check::new(lost.clone(), patience);
+        let mut committer = Committer {
             backend: backend.clone(),
             space,
             mark,
-            sequence,
-            census,
+            sequence: 0,
+            census: Census::default(),
             broken: false,
             syncs: syncs.clone(),
             lost: lost.clone(),
             snapshots: Snapshots::default(),
+            check: check.clone(),
         };
+        committer.examine()?;
         let (jobs, waiting) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("storage".into())
             .spawn(move || committer.run(&waiting))
             .map_err(|error| StorageError::Io(format!("starting the storage thread: {error}")))?;
-        Ok(Self { backend, jobs: Some(jobs), thread: Some(thread), syncs, lost })
+        Ok(Self { backend, jobs: Some(jobs), thread: Some(thread), syncs, lost, check })
     }
 
     /// How many batches were synced since the store was opened.
     pub fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Whether the records are still being counted after an opening.
+    pub fn is_being_checked(&self) -> bool {
+        self.check.is_running()
     }
 
     #[cfg(test)]
@@ -100,6 +114,7 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.jobs = None;
+        self.check.stop();
         if let Some(thread) = self.thread.take() {
             // A panic there was already answered with `Closed`.
             let _ = thread.join();
@@ -230,6 +245,7 @@ struct Committer {
     /// Why nothing is served any more, once acknowledged writes are known to be gone.
     lost: Arc<OnceLock<String>>,
     snapshots: Snapshots,
+    check: Arc<Check>,
 }
 
 /// What the accepted transactions of a batch leave at their keys.
@@ -237,7 +253,7 @@ type Pending = BTreeMap<Vec<u8>, Change>;
 
 struct Change {
     /// The weight of the record that stood there before the batch.
-    before: Option<u64>,
+    before: Option<Weight>,
     now: Option<(Version, Vec<u8>)>,
 }
 
@@ -281,11 +297,14 @@ impl Committer {
     }
 
     fn commit(&mut self, jobs: Vec<Job>) {
-        if self.broken
-            && let Err(error) = self.reopen()
-        {
+        let ready = if self.broken { self.reopen().map(drop) } else { Ok(()) };
+        if let Err(error) = ready.and_then(|()| refuse_when_lost(&self.lost)) {
             answer_all(jobs.into_iter().map(|job| job.answer), &error);
             return;
+        }
+        if self.check.wants_again() {
+            let snapshot = self.snapshots.open(&self.backend, &self.lost, self.sequence);
+            self.check.begin_behind(snapshot, self.census, self.looks_up());
         }
         let mut pending = Pending::new();
         let mut decided = Vec::with_capacity(jobs.len());
@@ -338,7 +357,7 @@ impl Committer {
         let weigh = |(key, _): &(String, Option<Vec<u8>>)| match pending.get(key.as_bytes()) {
             Some(change) => Ok(change.before),
             None => match self.backend.get(key.as_bytes()) {
-                Ok(framed) => Ok(framed.as_deref().map(weight)),
+                Ok(framed) => Ok(framed.map(|framed| weight(key.as_bytes(), &framed))),
                 Err(fault) => Err(failed_at(key.as_bytes(), fault)),
             },
         };
@@ -362,7 +381,7 @@ impl Committer {
         for (key, Change { before, now }) in pending {
             let framed = now.map(|(version, value)| frame::encode(&key, version, &value));
             before.into_iter().for_each(|weight| census.subtract(weight));
-            framed.iter().for_each(|framed| census.add(weight(framed)));
+            framed.iter().for_each(|framed| census.add(weight(&key, framed)));
             batch.push((key, framed));
         }
         self.snapshots.keep(&*self.backend, &batch);
@@ -410,14 +429,11 @@ impl Committer {
     fn reopen(&mut self) -> Result<Version, StorageError> {
         let found = catch_unwind(AssertUnwindSafe(|| {
             self.backend.reopen().map_err(|fault| failed_at(b"", fault))?;
-            examine(&*self.backend, self.mark.as_ref())
+            self.examine()
         }))
         .unwrap_or_else(|_panic| Err(StorageError::Io("the engine panicked".into())));
         match found {
-            Ok((found, census)) => {
-                self.census = census;
-                // Versions given to the failed batch are burnt: nothing may get them again.
-                self.sequence = self.sequence.max(found);
+            Ok(found) => {
                 self.broken = false;
                 info!(sequence = found, "the store is open again");
                 Ok(found)
@@ -430,6 +446,27 @@ impl Committer {
                 Err(error)
             }
         }
+    }
+
+    /// Takes over the sequence and the census of what the engine holds, and answers that sequence. Refuses a store that
+    /// lost something; counting versions from 0 again would give them twice.
+    fn examine(&mut self) -> Result<Version, StorageError> {
+        let (found, written) = read_sequence(&*self.backend)?;
+        self.mark.as_ref().map_or(Ok(()), |mark| mark.check(found))?;
+        self.census = written;
+        if self.backend.trust() != Trust::Proven {
+            let snapshot = self.snapshots.open(&self.backend, &self.lost, found);
+            // Without the note the operator takes the store as it is.
+            let as_it_is = self.mark.as_ref().is_some_and(Mark::is_blank);
+            self.census = self.check.begin(snapshot, written, self.looks_up(), as_it_is)?;
+        }
+        // Versions given to a failed batch are burnt: nothing may get them again.
+        self.sequence = self.sequence.max(found);
+        Ok(found)
+    }
+
+    fn looks_up(&self) -> bool {
+        matches!(self.backend.trust(), Trust::Counted { look_up: true, .. })
     }
 }
 
@@ -478,28 +515,17 @@ fn stored_version(backend: &dyn Backend, key: &[u8]) -> Result<Option<Version>, 
     framed.map(|framed| frame::decode_version(key, &framed).map_err(|why| corrupt(key, why))).transpose()
 }
 
-/// The last version given, 0 in a new store, and the census; refuses a store that lost something. Counting versions
-/// from 0 again would give them twice.
-fn examine(backend: &dyn Backend, mark: Option<&Mark>) -> Result<(Version, Census), StorageError> {
+/// The last version given, 0 in a new store, and the census that was written with it.
+fn read_sequence(backend: &dyn Backend) -> Result<(Version, Census), StorageError> {
     let framed = backend.get(SEQUENCE).map_err(|fault| failed_at(SEQUENCE, fault))?;
-    let (sequence, written) = match framed {
+    match framed {
         Some(framed) => {
             let record = frame::decode(SEQUENCE, &framed).map_err(|why| corrupt(SEQUENCE, why))?;
             let census = Census::decode(&record.value).ok_or_else(|| corrupt(SEQUENCE, "it has no census".into()))?;
-            (record.version, census)
+            Ok((record.version, census))
         }
-        None if is_empty(backend)? => (0, Census::default()),
-        None => return Err(corrupt(SEQUENCE, "it is missing although there are records".into())),
-    };
-    mark.map_or(Ok(()), |mark| mark.check(sequence))?;
-    if backend.proves_itself() {
-        return Ok((sequence, written));
-    }
-    let counted = Census::take(backend)?;
-    match counted.differs(written) {
-        // Without the note, the operator takes the store as it is.
-        Some(why) if !mark.is_some_and(Mark::is_blank) => Err(corrupt(b"", format!("{why}; restore a backup"))),
-        _ => Ok((sequence, counted)),
+        None if is_empty(backend)? => Ok((0, Census::default())),
+        None => Err(corrupt(SEQUENCE, "it is missing although there are records".into())),
     }
 }
 

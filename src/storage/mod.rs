@@ -4,12 +4,13 @@
 //! contract is optimistic: read records with their versions, then [`Storage::commit`] a transaction whose checks
 //! name the versions that were read. No type of an engine's library crosses this boundary.
 
-use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use thiserror::Error;
 
 mod backend;
 mod census;
+mod check;
 mod folder;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -205,11 +206,14 @@ pub struct Options {
     pub free_watermark: u64,
     /// Bytes kept aside so that deletes still work on a full disk; 0 keeps nothing.
     pub reserve_bytes: u64,
+    /// How long an opening waits for the check that no acknowledged record is missing; what it does not finish goes on
+    /// in the background while the store serves.
+    pub check_at_start: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, free_watermark: 64 << 20, reserve_bytes: 4 << 20 }
+        Self { cache_bytes: 32 << 20, free_watermark: 64 << 20, reserve_bytes: 4 << 20, check_at_start: check::AT_START }
     }
 }
 

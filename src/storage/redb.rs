@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::{
     Options, StorageError,
-    backend::{Backend, Fault, Step, Write, guarded},
+    backend::{Backend, Fault, Step, Trust, Write, guarded},
     folder::Folder,
     group::Store,
     mark::Mark,
@@ -29,6 +29,9 @@ const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("re
 /// How long a reopening waits for readers to let go of the old instance.
 const LET_GO: Duration = Duration::from_secs(10);
 
+/// Bytes that redb's own check reads in a millisecond, on a slow machine.
+const CHECKED_IN_A_MILLISECOND: u128 = 200_000;
+
 /// The redb engine.
 pub struct Redb;
 
@@ -38,7 +41,7 @@ impl Redb {
         let folder = Folder::open(path.as_ref())?;
         let space = Space::new(folder.path(), &options);
         let mark = Mark::open(folder.path())?;
-        let backend = Engine::open(folder, options.cache_bytes).map_err(|fault| match fault {
+        let backend = Engine::open(folder, options).map_err(|fault| match fault {
             Fault::Full(why) | Fault::Corrupt(why) | Fault::Io(why) => {
                 StorageError::Io(format!("opening the redb store in {}: {why}", path.as_ref().display()))
             }
@@ -52,6 +55,8 @@ type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 struct Engine {
     folder: Folder,
     cache_bytes: usize,
+    /// How long an opening waits for the check of all records.
+    patience: Duration,
     /// As of the last durable commit; nothing while the engine is reopened.
     records: ArcSwapOption<Table>,
     // Used by the committer thread alone.
@@ -73,10 +78,11 @@ fn fault(error: impl Into<::redb::Error>) -> Fault {
 }
 
 impl Engine {
-    fn open(folder: Folder, cache_bytes: u64) -> Result<Self, Fault> {
+    fn open(folder: Folder, options: Options) -> Result<Self, Fault> {
         let engine = Self {
             folder,
-            cache_bytes: usize::try_from(cache_bytes).unwrap_or(usize::MAX),
+            cache_bytes: usize::try_from(options.cache_bytes).unwrap_or(usize::MAX),
+            patience: options.check_at_start,
             records: ArcSwapOption::empty(),
             database: Mutex::new(None),
         };
@@ -88,17 +94,23 @@ impl Engine {
     fn start(&self) -> Result<(), Fault> {
         let file = self.folder.path().join("sos.redb");
         let mut builder = Builder::new();
-        builder.set_cache_size(self.cache_bytes).set_check_integrity_on_open(true);
+        builder.set_cache_size(self.cache_bytes).set_check_integrity_on_open(self.reads_all_in_time(&file));
         let database = match guarded(|| Ok(builder.create(&file)))? {
             Err(DatabaseError::DatabaseAlreadyOpen) => {
                 return Err(Fault::Io(format!("{} is in use by another process", file.display())));
             }
             other => other.map_err(fault)?,
         };
-        write(&database, Vec::new())?;
-        self.publish(&database)?;
+        guarded(|| write(&database, Vec::new()))?;
+        guarded(|| self.publish(&database))?;
         *self.database.lock() = Some(database);
         Ok(())
+    }
+
+    /// redb's own check reads all of the file.
+    fn reads_all_in_time(&self, file: &Path) -> bool {
+        let bytes = std::fs::metadata(file).map_or(0, |file| file.len());
+        u128::from(bytes) <= self.patience.as_millis().saturating_mul(CHECKED_IN_A_MILLISECOND)
     }
 
     fn publish(&self, database: &Database) -> Result<(), Fault> {
@@ -141,6 +153,11 @@ impl Backend for Engine {
         let database = database.as_ref().ok_or_else(being_reopened)?;
         write(database, batch)?;
         self.publish(database)
+    }
+
+    /// A damaged page above the records' own may send a look-up past a record that is there.
+    fn trust(&self) -> Trust {
+        Trust::Counted { patience: self.patience, look_up: true }
     }
 
     fn reopen(&self) -> Result<(), Fault> {

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 
 use super::{
     Options, StorageError,
-    backend::{Backend, Fault, Step, Write, guarded},
+    backend::{Backend, Fault, Step, Trust, Write, guarded},
     folder::{Folder, sync_folder},
     group::Store,
     mark::Mark,
@@ -53,7 +53,7 @@ impl Sled {
         let folder = Folder::open(path.as_ref())?;
         let space = Space::new(folder.path(), &options);
         let mark = Mark::open(folder.path())?;
-        let backend = Engine::open(folder, options.cache_bytes).map_err(|fault| match fault {
+        let backend = Engine::open(folder, options).map_err(|fault| match fault {
             Fault::Full(why) | Fault::Corrupt(why) | Fault::Io(why) => {
                 StorageError::Io(format!("opening the sled store in {}: {why}", path.as_ref().display()))
             }
@@ -65,6 +65,8 @@ impl Sled {
 struct Engine {
     folder: Folder,
     cache_bytes: u64,
+    /// How long an opening waits for the check of all records.
+    patience: Duration,
     view: ArcSwap<View>,
     // Used by the committer thread alone.
     durability: Mutex<Option<Durability>>,
@@ -89,10 +91,11 @@ impl From<::sled::Error> for Fault {
 }
 
 impl Engine {
-    fn open(folder: Folder, cache_bytes: u64) -> Result<Self, Fault> {
+    fn open(folder: Folder, options: Options) -> Result<Self, Fault> {
+        let Options { cache_bytes, check_at_start: patience, .. } = options;
         let (db, durability) = start(&folder, cache_bytes)?;
         let view = ArcSwap::from_pointee(View { db: Some(db), before: BTreeMap::new() });
-        Ok(Self { folder, cache_bytes, view, durability: Mutex::new(Some(durability)) })
+        Ok(Self { folder, cache_bytes, patience, view, durability: Mutex::new(Some(durability)) })
     }
 
     /// Runs a read until no change was published while it ran.
@@ -205,8 +208,8 @@ impl Backend for Engine {
     }
 
     /// Damage in the middle of its log makes sled leave out the rest of a segment and go on with the next.
-    fn proves_itself(&self) -> bool {
-        false
+    fn trust(&self) -> Trust {
+        Trust::Counted { patience: self.patience, look_up: false }
     }
 
     fn reopen(&self) -> Result<(), Fault> {

@@ -87,6 +87,17 @@ impl Snapshot {
         Ok((page, next))
     }
 
+    /// Whether a record of the page leads to itself when it is looked up, unless it has changed since.
+    pub(super) fn is_found(&self, key: &[u8]) -> Result<bool, StorageError> {
+        let found = self.backend.get(key).map_err(|fault| failed_at(key, fault))?;
+        Ok(found.is_some() || self.kept.0.lock().values.contains_key(key))
+    }
+
+    /// Whether so much was written meanwhile that it had to be given up.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.kept.0.lock().broken.is_some()
+    }
+
     /// Goes on at `next`; what was kept of the keys before it is let go.
     pub(super) fn pass(&mut self, next: Option<Vec<u8>>) {
         self.kept.pass(next.as_deref());
