@@ -29,7 +29,7 @@ pub(crate) fn measure(plan: &Plan, place: &Path) -> Outcome<Table> {
             if step == "deletes" {
                 std::fs::remove_dir_all(&folder)?;
             }
-            let count = if step == "deletes" { plan.records.min(200_000) } else { plan.overwrites };
+            let count = if step == "deletes" { plan.records.min(500_000) } else { plan.overwrites };
             table.add(kind, step_process(kind, step, &folder, count)?);
         }
     }

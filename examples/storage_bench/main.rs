@@ -162,6 +162,7 @@ pub(crate) fn step_process(kind: Kind, step: &str, folder: &Path, count: u64) ->
     if !output.status.success() && step != "killed" {
         return Err(format!("the step {step} of {} failed: {}\n{text}", name(kind), output.status).into());
     }
+    text.lines().for_each(|line| eprintln!("    {line}"));
     Ok(Figures::read(&text))
 }
 

@@ -256,14 +256,15 @@ fn recovered(kind: Kind, folder: &Path, count: u64) -> Outcome<()> {
     let noted = fs::read_to_string(folder.with_extension("acknowledged"))?;
     let mut last = std::collections::BTreeMap::new();
     for (n, round) in noted.lines().filter_map(|line| line.split_once(' ')) {
-        last.insert(n.parse::<u64>()?, round.parse::<u64>()?);
+        let (n, round) = (n.parse::<u64>()?, round.parse::<u64>()?);
+        last.entry(n).and_modify(|last: &mut u64| *last = round.max(*last)).or_insert(round);
     }
     let mut lost = 0_u64;
     for (n, round) in &last {
         let found = store.get(&key(*n))?.map(|record| record.value);
         // One more may have been written and not acknowledged.
-        let later = (round + 1..round + 200_000).find(|later| found.as_ref() == Some(&value(*n, *later)));
-        if found != Some(value(*n, *round)) && later.is_none() {
+        let later = || (round + 1..round + 200_000).any(|later| found.as_ref() == Some(&value(*n, later)));
+        if found != Some(value(*n, *round)) && !later() {
             lost += 1;
         }
     }

@@ -25,7 +25,7 @@ mod values;
 pub use backup::Backup;
 pub use listener::{Listener, TcpListener, Tls, TlsVersion, UnixListener};
 pub use seal::{OaepHash, PinError, Pkcs11Seal, SealMechanism};
-pub use storage::Storage;
+pub use storage::{Limits as StorageLimits, Storage};
 
 /// The Vault version that clients are told unless the configuration says otherwise.
 pub const DEFAULT_VAULT_VERSION: &str = "1.14.0";

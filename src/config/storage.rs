@@ -1,6 +1,6 @@
 //! The `storage` (or `backend`) stanza.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use super::{Warning, values};
 use crate::hcl::{Block, Error, Reader};
@@ -12,15 +12,31 @@ pub enum Storage {
     Sled {
         /// The folder.
         path: PathBuf,
+        /// What bounds it.
+        limits: Limits,
     },
     /// An embedded store with a small memory footprint.
     Redb {
         /// The folder.
         path: PathBuf,
+        /// What bounds it.
+        limits: Limits,
     },
     /// Memory only: everything is gone when the process ends.
     Inmem,
 }
+
+/// What bounds an embedded store; without a value the store's own default holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory that the engine may cache records in.
+    pub cache_size: Option<u64>,
+    /// How long a start waits for the check that no record is missing; the rest goes on in the background.
+    pub check_at_start: Option<Duration>,
+}
+
+/// Less than this would have the engines read every page again and again.
+const LEAST_CACHE: u64 = 1 << 20;
 
 impl Storage {
     /// The name shown as `storage_type`.
@@ -46,8 +62,8 @@ fn one(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<Storage, Error>
     let at = block.label.map_or(block.at, |label| label.at);
     let kind = block.label().unwrap_or_default();
     let storage = match kind {
-        "sled" => Storage::Sled { path: path(block, kind)? },
-        "redb" => Storage::Redb { path: path(block, kind)? },
+        "sled" => Storage::Sled { path: path(block, kind)?, limits: limits(block)? },
+        "redb" => Storage::Redb { path: path(block, kind)?, limits: limits(block)? },
         "inmem" => Storage::Inmem,
         "" => {
             return Err(block
@@ -65,7 +81,7 @@ fn one(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<Storage, Error>
     values::warn_of_others(
         block.body,
         "storage",
-        &["path"],
+        if storage == Storage::Inmem { &["path"] } else { &["path", "cache_size", "check_at_start"] },
         &["redirect_addr", "api_addr", "cluster_addr", "disable_clustering", "max_parallel"],
         warnings,
     );
@@ -75,4 +91,14 @@ fn one(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<Storage, Error>
 fn path(block: &Block<'_>, kind: &str) -> Result<PathBuf, Error> {
     let missing = || block.body.error(block.at, format!("storage {kind:?} needs a folder: write path = \"/var/lib/sos\""));
     values::text(block.body, "path")?.map(PathBuf::from).ok_or_else(missing)
+}
+
+fn limits(block: &Block<'_>) -> Result<Limits, Error> {
+    let cache_size = values::size(block.body, "cache_size")?;
+    if let Some(small) = cache_size.filter(|size| *size < LEAST_CACHE) {
+        let message =
+            format!("cache_size is {small} bytes, too small to work with: write cache_size = \"32MiB\", at least \"1MiB\"");
+        return Err(block.body.error(block.at, message));
+    }
+    Ok(Limits { cache_size, check_at_start: values::duration(block.body, "check_at_start")? })
 }

@@ -55,7 +55,7 @@ fn a_whole_file_loads_without_warnings() {
         "#,
     );
     assert_eq!(warnings, []);
-    assert_eq!(config.storage, Some(Storage::Sled { path: "/var/lib/sos".into() }));
+    assert_eq!(config.storage, Some(Storage::Sled { path: "/var/lib/sos".into(), limits: StorageLimits::default() }));
     let listener = tcp(&config, 0);
     assert_eq!((listener.address.as_str(), listener.max_request_size), ("0.0.0.0:8200", 1 << 20));
     let tls = listener.tls.as_ref().unwrap();
@@ -257,4 +257,15 @@ fn a_pin_file_must_be_private() {
     assert!(config.seals[0].read_pin().unwrap().unwrap().same_as("123456"));
     std::fs::write(&path, "\n").unwrap();
     assert!(matches!(config.seals[0].read_pin(), Err(PinError::Empty(_))));
+}
+
+#[test]
+fn an_embedded_store_is_bounded_by_its_stanza() {
+    let stanza = |body: &str| format!("storage \"redb\" {{ path = \"/x\"\n{body} }}\nlistener \"tcp\" {{ tls_disable = 1 }}\n");
+    let (config, warnings) = read(&stanza("cache_size = \"64MiB\"\ncheck_at_start = \"5s\""));
+    let limits = StorageLimits { cache_size: Some(64 << 20), check_at_start: Some(Duration::from_secs(5)) };
+    assert_eq!(config.storage, Some(Storage::Redb { path: "/x".into(), limits }));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert!(refused(&stanza("cache_size = 4096")).contains("cache_size is 4096 bytes, too small"));
+    assert!(refused(&stanza("cache_size = \"much\"")).contains("cache_size must be a size"));
 }

@@ -222,7 +222,7 @@ fn dev_token(config: &Config) -> Option<ThrowAwayToken> {
 
 fn start_hsm(config: &Config, token: Option<&ThrowAwayToken>) -> Result<Option<Arc<dyn Hsm>>, StartError> {
     let folder = match &config.storage {
-        Some(config::Storage::Sled { path } | config::Storage::Redb { path }) => Some(path.as_path()),
+        Some(config::Storage::Sled { path, .. } | config::Storage::Redb { path, .. }) => Some(path.as_path()),
         _ => None,
     };
     let mut stanzas = config.seals.iter().filter(|seal| !seal.disabled);
@@ -298,17 +298,20 @@ fn reload(args: &ServerArgs, log: &Log, certificates: &[Arc<tls::Certificate>]) 
 
 /// The store that a configuration names.
 pub(crate) fn storage_config(config: &Config) -> Result<StorageConfig, StartError> {
-    let (kind, path) = match &config.storage {
-        Some(config::Storage::Sled { path }) => (Kind::Sled, Some(path.clone())),
-        Some(config::Storage::Redb { path }) => (Kind::Redb, Some(path.clone())),
-        Some(config::Storage::Inmem) => (Kind::InMem, None),
+    let (kind, path, limits) = match &config.storage {
+        Some(config::Storage::Sled { path, limits }) => (Kind::Sled, Some(path.clone()), *limits),
+        Some(config::Storage::Redb { path, limits }) => (Kind::Redb, Some(path.clone()), *limits),
+        Some(config::Storage::Inmem) => (Kind::InMem, None, Default::default()),
         None => {
             return Err(StartError::Settings(
                 "the configuration has no storage stanza: write storage \"sled\" { path = \"/var/lib/sos\" }".into(),
             ));
         }
     };
-    Ok(StorageConfig { kind, path, options: storage::Options::default() })
+    let mut options = storage::Options::default();
+    options.cache_bytes = limits.cache_size.unwrap_or(options.cache_bytes);
+    options.check_at_start = limits.check_at_start.unwrap_or(options.check_at_start);
+    Ok(StorageConfig { kind, path, options })
 }
 
 fn settings(config: &Config) -> Settings {

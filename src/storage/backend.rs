@@ -80,6 +80,31 @@ pub(crate) trait Backend: Send + Sync + 'static {
         Trust::Proven
     }
 
+    /// Bytes of the files that hold the records; 0 where there are none.
+    fn bytes_on_disk(&self) -> u64 {
+        0
+    }
+
+    /// Begins an empty copy beside the engine's files, which will take about so many bytes of records. The methods of
+    /// the copy are called by one thread, the one that calls [`Backend::apply`].
+    fn begin_copy(&self, _bytes: u64) -> Result<(), Fault> {
+        Err(Fault::Io("this engine keeps no files".into()))
+    }
+
+    /// Writes to the copy; it need not be durable.
+    fn write_copy(&self, _batch: Vec<Write>) -> Result<(), Fault> {
+        Err(Fault::Io("no copy was begun".into()))
+    }
+
+    /// Makes the copy durable and uses it from now on instead of the old files, which are removed. After an error
+    /// either may be in place, and the engine must be reopened.
+    fn let_copy_take_over(&self) -> Result<(), Fault> {
+        Err(Fault::Io("no copy was begun".into()))
+    }
+
+    /// Removes the copy.
+    fn abandon_copy(&self) {}
+
     /// Starts afresh from what is on the disk.
     fn reopen(&self) -> Result<(), Fault>;
 }

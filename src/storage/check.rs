@@ -79,7 +79,11 @@ impl Check {
                 return if as_it_is { Ok(count.counted) } else { count.verdict().map(|()| written) };
             }
         }
-        info!(records = written.count(), "the store serves while its records are counted in the background");
+        info!(
+            records = written.count(),
+            bytes = written.bytes(),
+            "the store serves while its records are counted in the background"
+        );
         self.go_on(count);
         Ok(written)
     }

@@ -50,10 +50,10 @@ impl Folder {
         }
     }
 
-    /// Forgets what the page cache holds of the files in the folder. After a failed sync the kernel may keep pages
+    /// Forgets what the page cache holds of the files in a place of the folder. After a failed sync the kernel may keep pages
     /// that never reached the disk and call them clean; what is read next must come from the disk.
-    pub(crate) fn forget_cached(&self) {
-        for folder in [self.path.clone(), self.path.join("blobs")] {
+    pub(crate) fn forget_cached(place: &Path) {
+        for folder in [place.to_owned(), place.join("blobs")] {
             let Ok(entries) = fs::read_dir(folder) else { continue };
             for entry in entries.flatten() {
                 if let Ok(file) = File::open(entry.path()) {

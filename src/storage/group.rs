@@ -25,6 +25,7 @@ use super::{
     backend::{Backend, Fault, Step, Trust, Write},
     census::{Census, Weight, weight},
     check::Check,
+    compact::{self, Behind, Compaction, Progress},
     frame,
     mark::Mark,
     snapshot::{Snapshot, SnapshotFuture, Snapshots},
@@ -57,6 +58,7 @@ pub struct Store {
 enum Work {
     Commit(Job),
     Snapshot(oneshot::Sender<Result<Snapshot, StorageError>>),
+    Compact(compact::Answer),
 }
 
 struct Job {
@@ -85,6 +87,7 @@ impl Store {
             lost: lost.clone(),
             snapshots: Snapshots::default(),
             check: check.clone(),
+            compaction: Compaction::new(),
         };
         committer.examine()?;
         let (jobs, waiting) = mpsc::channel();
@@ -98,6 +101,14 @@ impl Store {
     /// How many batches were synced since the store was opened.
     pub fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Writes the engine's files anew without the room that overwritten and deleted records had; answers when the new
+    /// ones are in use. The store does so by itself when its files have grown to a multiple of what they hold.
+    pub async fn compact(&self) -> Result<(), StorageError> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.jobs.as_ref().map(|jobs| jobs.send(Work::Compact(answer)));
+        answered.await.unwrap_or(Err(StorageError::Closed))
     }
 
     /// Whether the records are still being counted after an opening.
@@ -246,6 +257,7 @@ struct Committer {
     lost: Arc<OnceLock<String>>,
     snapshots: Snapshots,
     check: Arc<Check>,
+    compaction: Compaction,
 }
 
 /// What the accepted transactions of a batch leave at their keys.
@@ -260,11 +272,15 @@ struct Change {
 impl Committer {
     fn run(mut self, waiting: &mpsc::Receiver<Work>) {
         let mut put_back = None;
-        while let Some(work) = put_back.take().or_else(|| waiting.recv().ok()) {
+        while let Some(work) = put_back.take().or_else(|| self.next(waiting)) {
             let first = match work {
                 Work::Commit(job) => job,
                 Work::Snapshot(answer) => {
                     let _ = answer.send(self.snapshot());
+                    continue;
+                }
+                Work::Compact(answer) => {
+                    self.compaction.begin(&*self.backend, self.census, Some(answer));
                     continue;
                 }
             };
@@ -276,15 +292,48 @@ impl Committer {
                         bytes += size(&job.txn);
                         jobs.push(job);
                     }
-                    // It shows what was handed in before it, so it ends the batch.
-                    Ok(snapshot) => {
-                        put_back = Some(snapshot);
+                    // A snapshot shows what was handed in before it, so it ends the batch.
+                    Ok(other) => {
+                        put_back = Some(other);
                         break;
                     }
                     Err(_) => break,
                 }
             }
             self.commit(jobs);
+            self.compact();
+        }
+    }
+
+    /// Waits for work; spends the time on a compaction when there is one. `None` when the store was dropped.
+    fn next(&mut self, waiting: &mpsc::Receiver<Work>) -> Option<Work> {
+        loop {
+            if self.compaction.is_under_way() {
+                match waiting.try_recv() {
+                    Ok(work) => return Some(work),
+                    Err(mpsc::TryRecvError::Disconnected) => return None,
+                    Err(mpsc::TryRecvError::Empty) => {
+                        self.compact();
+                        continue;
+                    }
+                }
+            }
+            let Some(sleep) = self.compaction.sleep() else { return waiting.recv().ok() };
+            match waiting.recv_timeout(sleep) {
+                Ok(work) => return Some(work),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(mpsc::RecvTimeoutError::Timeout) => self.compact(),
+            }
+        }
+    }
+
+    fn compact(&mut self) {
+        if self.broken || self.lost.get().is_some() {
+            return self.compaction.abandon(&*self.backend, &Fault::Io("the engine failed".into()));
+        }
+        self.compaction.look(&*self.backend, self.census);
+        if let Progress::Unsure = self.compaction.step(&*self.backend, self.census) {
+            self.broken = true;
         }
     }
 
@@ -377,9 +426,11 @@ impl Committer {
             return Ok(());
         }
         let mut census = self.census;
+        let mut behind = Behind::default();
         let mut batch: Vec<Write> = Vec::with_capacity(pending.len() + 1);
         for (key, Change { before, now }) in pending {
             let framed = now.map(|(version, value)| frame::encode(&key, version, &value));
+            self.compaction.behind(&key, before, framed.as_ref(), &mut behind);
             before.into_iter().for_each(|weight| census.subtract(weight));
             framed.iter().for_each(|framed| census.add(weight(&key, framed)));
             batch.push((key, framed));
@@ -395,6 +446,7 @@ impl Committer {
                 reach("commit-synced");
                 self.syncs.fetch_add(1, Ordering::Relaxed);
                 self.census = census;
+                self.compaction.wrote(behind);
                 if let Some(mark) = &mut self.mark {
                     mark.note(self.sequence);
                 }
@@ -427,6 +479,7 @@ impl Committer {
 
     /// Reopens the engine; the last sequence that it holds.
     fn reopen(&mut self) -> Result<Version, StorageError> {
+        self.compaction.abandon(&*self.backend, &Fault::Io("the engine is reopened".into()));
         let found = catch_unwind(AssertUnwindSafe(|| {
             self.backend.reopen().map_err(|fault| failed_at(b"", fault))?;
             self.examine()

@@ -11,10 +11,12 @@ use thiserror::Error;
 mod backend;
 mod census;
 mod check;
+mod compact;
 mod folder;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod generation;
 mod group;
 mod inmem;
 mod mark;

@@ -18,6 +18,7 @@ use super::{
     Options, StorageError,
     backend::{Backend, Fault, Step, Trust, Write, guarded},
     folder::Folder,
+    generation,
     group::Store,
     mark::Mark,
     space::Space,
@@ -25,6 +26,9 @@ use super::{
 use crate::crashpoint::{reach, sync_is_skipped};
 
 const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
+
+/// The file's name in its generation's place.
+const FILE: &str = "sos.redb";
 
 /// How long a reopening waits for readers to let go of the old instance.
 const LET_GO: Duration = Duration::from_secs(10);
@@ -59,8 +63,10 @@ struct Engine {
     patience: Duration,
     /// As of the last durable commit; nothing while the engine is reopened.
     records: ArcSwapOption<Table>,
-    // Used by the committer thread alone.
+    // These are used by the committer thread alone.
     database: Mutex<Option<Database>>,
+    generation: Mutex<u64>,
+    copy: Mutex<Option<(u64, Database)>>,
 }
 
 impl From<::redb::Error> for Fault {
@@ -85,6 +91,8 @@ impl Engine {
             patience: options.check_at_start,
             records: ArcSwapOption::empty(),
             database: Mutex::new(None),
+            generation: Mutex::new(0),
+            copy: Mutex::new(None),
         };
         engine.start()?;
         engine.folder.sync_names()?;
@@ -92,19 +100,28 @@ impl Engine {
     }
 
     fn start(&self) -> Result<(), Fault> {
-        let file = self.folder.path().join("sos.redb");
-        let mut builder = Builder::new();
-        builder.set_cache_size(self.cache_bytes).set_check_integrity_on_open(self.reads_all_in_time(&file));
-        let database = match guarded(|| Ok(builder.create(&file)))? {
-            Err(DatabaseError::DatabaseAlreadyOpen) => {
-                return Err(Fault::Io(format!("{} is in use by another process", file.display())));
-            }
-            other => other.map_err(fault)?,
-        };
+        let folder = self.folder.path();
+        let current = generation::current(folder)?;
+        let file = generation::place(folder, current).join(FILE);
+        if current > 0 && !file.exists() {
+            return Err(Fault::Corrupt(format!("{} is current and missing", file.display())));
+        }
+        let database = self.create(&file)?;
         guarded(|| write(&database, Vec::new()))?;
         guarded(|| self.publish(&database))?;
         *self.database.lock() = Some(database);
+        *self.generation.lock() = current;
+        generation::clear_others(folder, current, |name| name == FILE);
         Ok(())
+    }
+
+    fn create(&self, file: &Path) -> Result<Database, Fault> {
+        let mut builder = Builder::new();
+        builder.set_cache_size(self.cache_bytes).set_check_integrity_on_open(self.reads_all_in_time(file));
+        match guarded(|| Ok(builder.create(file)))? {
+            Err(DatabaseError::DatabaseAlreadyOpen) => Err(Fault::Io(format!("{} is in use by another process", file.display()))),
+            other => other.map_err(fault),
+        }
     }
 
     /// redb's own check reads all of the file.
@@ -160,6 +177,46 @@ impl Backend for Engine {
         Trust::Counted { patience: self.patience, look_up: true }
     }
 
+    fn bytes_on_disk(&self) -> u64 {
+        generation::bytes(&generation::place(self.folder.path(), *self.generation.lock()), &|name| name == FILE)
+    }
+
+    fn begin_copy(&self, bytes: u64) -> Result<(), Fault> {
+        generation::refuse_without_room(self.folder.path(), bytes)?;
+        let generation = *self.generation.lock() + 1;
+        let place = generation::make(self.folder.path(), generation)?;
+        let database = self.create(&place.join(FILE))?;
+        write(&database, Vec::new())?;
+        *self.copy.lock() = Some((generation, database));
+        Ok(())
+    }
+
+    fn write_copy(&self, batch: Vec<Write>) -> Result<(), Fault> {
+        write(&self.copy.lock().as_ref().ok_or_else(no_copy)?.1, batch)
+    }
+
+    fn let_copy_take_over(&self) -> Result<(), Fault> {
+        // Each of its batches was synced.
+        let (generation, database) = self.copy.lock().take().ok_or_else(no_copy)?;
+        generation::make_current(self.folder.path(), generation)?;
+        self.publish(&database)?;
+        *self.generation.lock() = generation;
+        // Readers that still hold the old table keep its open file.
+        *self.database.lock() = Some(database);
+        generation::clear_others(self.folder.path(), generation, |name| name == FILE);
+        Ok(())
+    }
+
+    fn abandon_copy(&self) {
+        drop(self.copy.lock().take());
+        // What is current is told by the folder: a failed taking over may have changed it.
+        if let Ok(current) = generation::current(self.folder.path())
+            && current == *self.generation.lock()
+        {
+            generation::clear_others(self.folder.path(), current, |name| name == FILE);
+        }
+    }
+
     fn reopen(&self) -> Result<(), Fault> {
         let old = self.records.swap(None);
         let deadline = Instant::now() + LET_GO;
@@ -168,7 +225,7 @@ impl Backend for Engine {
         }
         drop(old);
         *self.database.lock() = None;
-        self.folder.forget_cached();
+        Folder::forget_cached(&generation::place(self.folder.path(), *self.generation.lock()));
         self.start()
     }
 }
@@ -191,6 +248,10 @@ fn write(database: &Database, batch: Vec<Write>) -> Result<(), Fault> {
     }
     reach("commit-applied");
     txn.commit().map_err(fault)
+}
+
+fn no_copy() -> Fault {
+    Fault::Io("no copy was begun".into())
 }
 
 fn being_reopened() -> Fault {

@@ -7,6 +7,7 @@
 //! - It shows a batch to readers before the flush. A reader must not see what a crash can take back, so while a batch
 //!   is under way the old values of its keys are shown.
 //! - Its cache grows to 1 GiB unless bounded.
+//! - Its log keeps the room of what was overwritten and deleted; see [`super::compact`].
 //! - After the first failed write it stays broken until it is opened again.
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
     ops::Bound,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime},
@@ -27,6 +28,7 @@ use super::{
     Options, StorageError,
     backend::{Backend, Fault, Step, Trust, Write, guarded},
     folder::{Folder, sync_folder},
+    generation,
     group::Store,
     mark::Mark,
     space::Space,
@@ -68,8 +70,17 @@ struct Engine {
     /// How long an opening waits for the check of all records.
     patience: Duration,
     view: ArcSwap<View>,
-    // Used by the committer thread alone.
+    // These are used by the committer thread alone.
     durability: Mutex<Option<Durability>>,
+    generation: Mutex<u64>,
+    copy: Mutex<Option<Instance>>,
+}
+
+/// An open sled, and the generation of files that it keeps.
+struct Instance {
+    db: ::sled::Db,
+    durability: Durability,
+    generation: u64,
 }
 
 /// What readers read. A new one is published at every change, so that a reader sees that something changed under it.
@@ -93,9 +104,14 @@ impl From<::sled::Error> for Fault {
 impl Engine {
     fn open(folder: Folder, options: Options) -> Result<Self, Fault> {
         let Options { cache_bytes, check_at_start: patience, .. } = options;
-        let (db, durability) = start(&folder, cache_bytes)?;
+        let Instance { db, durability, generation } = start(&folder, cache_bytes)?;
         let view = ArcSwap::from_pointee(View { db: Some(db), before: BTreeMap::new() });
-        Ok(Self { folder, cache_bytes, patience, view, durability: Mutex::new(Some(durability)) })
+        let (durability, generation) = (Mutex::new(Some(durability)), Mutex::new(generation));
+        Ok(Self { folder, cache_bytes, patience, view, durability, generation, copy: Mutex::new(None) })
+    }
+
+    fn place(&self) -> PathBuf {
+        generation::place(self.folder.path(), *self.generation.lock())
     }
 
     /// Runs a read until no change was published while it ran.
@@ -212,6 +228,54 @@ impl Backend for Engine {
         Trust::Counted { patience: self.patience, look_up: false }
     }
 
+    fn bytes_on_disk(&self) -> u64 {
+        generation::bytes(&self.place(), &is_of_sled)
+    }
+
+    fn begin_copy(&self, bytes: u64) -> Result<(), Fault> {
+        generation::refuse_without_room(self.folder.path(), bytes)?;
+        let generation = *self.generation.lock() + 1;
+        let place = generation::make(self.folder.path(), generation)?;
+        *self.copy.lock() = Some(open(&place, generation, self.cache_bytes)?);
+        Ok(())
+    }
+
+    fn write_copy(&self, batch: Vec<Write>) -> Result<(), Fault> {
+        let copy = self.copy.lock();
+        let copy = copy.as_ref().ok_or_else(no_copy)?;
+        let mut writes = ::sled::Batch::default();
+        for (key, value) in batch {
+            match value {
+                Some(value) => writes.insert(key, value),
+                None => writes.remove(key),
+            }
+        }
+        Ok(copy.db.apply_batch(writes)?)
+    }
+
+    fn let_copy_take_over(&self) -> Result<(), Fault> {
+        let mut copy = self.copy.lock().take().ok_or_else(no_copy)?;
+        copy.db.flush()?;
+        copy.durability.sync()?;
+        generation::make_current(self.folder.path(), copy.generation)?;
+        self.publish(Some(copy.db), BTreeMap::new());
+        *self.durability.lock() = Some(copy.durability);
+        *self.generation.lock() = copy.generation;
+        // Readers that still hold the old instance keep its open files.
+        generation::clear_others(self.folder.path(), copy.generation, is_of_sled);
+        Ok(())
+    }
+
+    fn abandon_copy(&self) {
+        drop(self.copy.lock().take());
+        // What is current is told by the folder: a failed taking over may have changed it.
+        if let Ok(current) = generation::current(self.folder.path())
+            && current == *self.generation.lock()
+        {
+            generation::clear_others(self.folder.path(), current, is_of_sled);
+        }
+    }
+
     fn reopen(&self) -> Result<(), Fault> {
         *self.durability.lock() = None;
         let old = self.publish(None, BTreeMap::new());
@@ -220,11 +284,12 @@ impl Backend for Engine {
             thread::sleep(Duration::from_millis(1));
         }
         drop(old);
-        self.folder.forget_cached();
+        Folder::forget_cached(&self.place());
         loop {
             match start(&self.folder, self.cache_bytes) {
-                Ok((db, durability)) => {
+                Ok(Instance { db, durability, generation }) => {
                     *self.durability.lock() = Some(durability);
+                    *self.generation.lock() = generation;
                     self.publish(Some(db), BTreeMap::new());
                     return Ok(());
                 }
@@ -236,19 +301,40 @@ impl Backend for Engine {
     }
 }
 
+fn no_copy() -> Fault {
+    Fault::Io("no copy was begun".into())
+}
+
 fn being_reopened() -> Fault {
     Fault::Io("the store is being reopened after a failure".into())
 }
 
-fn start(folder: &Folder, cache_bytes: u64) -> Result<(::sled::Db, Durability), Fault> {
-    let config = ::sled::Config::new().path(folder.path()).flush_every_ms(None).cache_capacity(cache_bytes);
-    wait_for_own_predecessor(folder.path())?;
-    make_settings(folder.path())?;
-    let db = guarded(|| Ok(config.open()?))?;
-    let mut durability = Durability::open(folder.path())?;
-    durability.sync()?;
+/// Opens the current generation and clears the others away.
+fn start(folder: &Folder, cache_bytes: u64) -> Result<Instance, Fault> {
+    let current = generation::current(folder.path())?;
+    let place = generation::place(folder.path(), current);
+    if current > 0 && !place.join("db").exists() {
+        return Err(Fault::Corrupt(format!("{} is current and has no log", place.display())));
+    }
+    wait_for_own_predecessor(&place)?;
+    let instance = open(&place, current, cache_bytes)?;
     folder.sync_names()?;
-    Ok((db, durability))
+    generation::clear_others(folder.path(), current, is_of_sled);
+    Ok(instance)
+}
+
+fn open(place: &Path, generation: u64, cache_bytes: u64) -> Result<Instance, Fault> {
+    make_settings(place)?;
+    let config = ::sled::Config::new().path(place).flush_every_ms(None).cache_capacity(cache_bytes);
+    let db = guarded(|| Ok(config.open()?))?;
+    let mut durability = Durability::open(place)?;
+    durability.sync()?;
+    Ok(Instance { db, durability, generation })
+}
+
+/// Whether a name in the folder belongs to sled.
+fn is_of_sled(name: &str) -> bool {
+    matches!(name, "db" | "conf" | "blobs") || name.starts_with("snap.")
 }
 
 /// Makes the file of sled's settings, whole or not at all. sled writes it once, unsynced, and refuses to open a store whose

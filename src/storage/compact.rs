@@ -1,0 +1,427 @@
+//! Files that have grown far beyond what they hold are written anew, while the store serves.
+//!
+//! Neither engine gives much space back by itself: sled's log and redb's file keep the room that overwritten and
+//! deleted records had. The committer copies the records, in steps between its batches, into a new generation of the
+//! engine's files (see [`super::generation`]), repeats there what the batches change behind the copy, compares the
+//! census and lets the new generation take over. Readers notice nothing.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use super::{
+    StorageError,
+    backend::{Backend, Fault, Step, Write, guarded},
+    census::{Census, Weight, weight},
+    group::{SEQUENCE, failed_at, just_behind},
+};
+
+/// How often the files are looked at while they change.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+/// The files are written anew when they are larger than this many times the records, and this much more.
+const TIMES: u64 = 4;
+const SLACK: u64 = 8 << 20;
+
+/// How long a failed attempt rests.
+const REST: Duration = Duration::from_secs(60);
+
+/// Records, and bytes of them, that are copied in one step.
+const STEP: (usize, usize) = (2048, 1 << 20);
+
+/// The answer to a compaction that was asked for.
+pub(super) type Answer = oneshot::Sender<Result<(), StorageError>>;
+
+/// The committer's care for the size of the files.
+pub(super) struct Compaction {
+    copying: Option<Copying>,
+    /// When the files are looked at next; `None` while nothing has changed.
+    look_at: Option<Instant>,
+    rest_until: Option<Instant>,
+    /// The files' size after the last compaction: what cannot be made smaller.
+    settled: u64,
+}
+
+/// A copy under way.
+struct Copying {
+    /// Keys before this one are in the copy.
+    next: Vec<u8>,
+    /// Changes to them that are not yet there.
+    changes: Vec<Write>,
+    /// What the copy holds, the changes included.
+    census: Census,
+    begun: Instant,
+    bytes: u64,
+    said: Instant,
+    answer: Option<Answer>,
+}
+
+/// What a batch changes behind the copy.
+#[derive(Default)]
+pub(super) struct Behind(Vec<(Write, Option<Weight>)>);
+
+/// How a step ended.
+pub(super) enum Progress {
+    /// There is nothing to do, or more to do.
+    Goes,
+    /// The new files took over or may have: the engine must be opened again from what is there.
+    Unsure,
+}
+
+impl Compaction {
+    pub(super) fn new() -> Self {
+        Self { copying: None, look_at: None, rest_until: None, settled: 0 }
+    }
+
+    pub(super) fn is_under_way(&self) -> bool {
+        self.copying.is_some()
+    }
+
+    /// How long the committer may sleep.
+    pub(super) fn sleep(&self) -> Option<Duration> {
+        self.look_at.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// What a batch that is about to be written must repeat in the copy.
+    pub(super) fn behind(&self, key: &[u8], before: Option<Weight>, framed: Option<&Vec<u8>>, behind: &mut Behind) {
+        if self.copying.as_ref().is_some_and(|copying| key < copying.next.as_slice()) {
+            behind.0.push(((key.to_vec(), framed.cloned()), before));
+        }
+    }
+
+    /// Takes note of a batch that is durable.
+    pub(super) fn wrote(&mut self, behind: Behind) {
+        self.look_at.get_or_insert_with(|| Instant::now() + LOOK);
+        let Some(copying) = &mut self.copying else { return };
+        for ((key, framed), before) in behind.0 {
+            before.into_iter().for_each(|weight| copying.census.subtract(weight));
+            framed.iter().for_each(|framed| copying.census.add(weight(&key, framed)));
+            copying.changes.push((key, framed));
+        }
+    }
+
+    /// Begins a compaction when the files have grown too large.
+    pub(super) fn look(&mut self, backend: &dyn Backend, census: Census) {
+        let now = Instant::now();
+        if self.copying.is_some() || self.look_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.look_at = None;
+        if self.rest_until.is_some_and(|until| now < until) {
+            self.look_at = self.rest_until;
+            return;
+        }
+        let bytes = backend.bytes_on_disk();
+        let wanted = census.bytes().saturating_mul(TIMES).saturating_add(SLACK);
+        if bytes > wanted && bytes > self.settled.saturating_mul(2) {
+            self.begin(backend, census, None);
+        }
+    }
+
+    /// Begins a compaction.
+    pub(super) fn begin(&mut self, backend: &dyn Backend, census: Census, answer: Option<Answer>) {
+        if self.copying.is_some() {
+            self.abandon(backend, &Fault::Io("another compaction was asked for".into()));
+        }
+        let bytes = backend.bytes_on_disk();
+        let begun = Instant::now();
+        self.copying =
+            Some(Copying { next: Vec::new(), changes: Vec::new(), census: Census::default(), begun, bytes, said: begun, answer });
+        match guarded(|| backend.begin_copy(census.bytes())) {
+            Ok(()) => info!(bytes, records = census.count(), of = census.bytes(), "the store's files are written anew"),
+            Err(fault) => self.abandon(backend, &fault),
+        }
+    }
+
+    /// Copies some more, and lets the copy take over at the end.
+    pub(super) fn step(&mut self, backend: &dyn Backend, census: Census) -> Progress {
+        let Some(copying) = &mut self.copying else { return Progress::Goes };
+        match guarded(|| copying.advance(backend)) {
+            Ok(false) => {
+                if copying.said.elapsed() > Duration::from_secs(5) {
+                    copying.said = Instant::now();
+                    info!(copied = copying.census.count(), of = census.count(), "the store's files are being written anew");
+                }
+                return Progress::Goes;
+            }
+            Ok(true) => {}
+            Err(fault) => {
+                self.abandon(backend, &fault);
+                return Progress::Goes;
+            }
+        }
+        if let Some(why) = copying.census.differs(census) {
+            self.abandon(backend, &Fault::Corrupt(why));
+            return Progress::Goes;
+        }
+        if let Err(fault) = guarded(|| backend.let_copy_take_over()) {
+            self.abandon(backend, &fault);
+            return Progress::Unsure;
+        }
+        self.settled = backend.bytes_on_disk();
+        if let Some(copying) = self.copying.take() {
+            let seconds = copying.begun.elapsed().as_secs_f64();
+            info!(before = copying.bytes, after = self.settled, seconds, "the store's files are written anew and in use");
+            let _ = copying.answer.map(|answer| answer.send(Ok(())));
+        }
+        Progress::Goes
+    }
+
+    /// Ends a compaction that cannot be finished; the old files go on.
+    pub(super) fn abandon(&mut self, backend: &dyn Backend, fault: &Fault) {
+        let Some(copying) = self.copying.take() else { return };
+        warn!(?fault, "the store's files cannot be written anew now; the old ones stay in use");
+        let _ = guarded(|| {
+            backend.abandon_copy();
+            Ok(())
+        });
+        let until = Instant::now() + REST;
+        self.rest_until = Some(until);
+        self.look_at = Some(until);
+        let _ = copying.answer.map(|answer| answer.send(Err(failed_at(b"", fault.clone()))));
+    }
+}
+
+impl Copying {
+    /// True when all is in the copy.
+    fn advance(&mut self, backend: &dyn Backend) -> Result<bool, Fault> {
+        let mut batch = std::mem::take(&mut self.changes);
+        let from = batch.len();
+        let mut size = 0;
+        let mut more = false;
+        backend.visit(&self.next, &mut |key, framed| {
+            if key == SEQUENCE {
+                return Step::Stop;
+            }
+            more = batch.len() - from >= STEP.0 || size >= STEP.1;
+            if more {
+                return Step::Stop;
+            }
+            size += key.len() + framed.len();
+            batch.push((key.to_vec(), Some(framed.to_vec())));
+            Step::Next
+        })?;
+        for (key, framed) in batch.iter().skip(from) {
+            framed.iter().for_each(|framed| self.census.add(weight(key, framed)));
+            self.next = just_behind(key);
+        }
+        if !more && let Some(sequence) = backend.get(SEQUENCE)? {
+            batch.push((SEQUENCE.to_vec(), Some(sequence)));
+        }
+        if !batch.is_empty() {
+            backend.write_copy(batch)?;
+        }
+        Ok(!more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, sync::Arc};
+
+    use super::{
+        super::{Kind, Storage, Store, Txn, conformance::*},
+        *,
+    };
+
+    fn key(n: u32) -> String {
+        format!("k/{n:05}")
+    }
+
+    fn put(n: u32, value: &str) -> Txn {
+        Txn::new().put(key(n), value.repeat(40).into_bytes())
+    }
+
+    /// Many records overwritten and most of them deleted again.
+    fn churned(store: &Store) {
+        for round in 0..3 {
+            let commits: Vec<_> = (0..3000).map(|n| store.commit(put(n, &format!("{round}-{n} ")))).collect();
+            commits.into_iter().for_each(|commit| assert!(now(commit).is_ok()));
+        }
+        let gone: Vec<_> = (0..3000).filter(|n| n % 10 != 0).map(|n| store.commit(Txn::new().delete(key(n)))).collect();
+        gone.into_iter().for_each(|commit| assert!(now(commit).is_ok()));
+    }
+
+    fn is_whole(store: &Store) {
+        let found = store.scan("k/", None, usize::MAX).unwrap();
+        assert_eq!(found.len(), 300);
+        for (at, (name, record)) in found.iter().enumerate() {
+            let n = u32::try_from(at * 10).unwrap();
+            assert_eq!(*name, key(n));
+            assert!(record.value == format!("2-{n} ").repeat(40).as_bytes(), "{name}");
+        }
+    }
+
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let to = to.join(entry.file_name());
+            if entry.path().is_dir() { copy(&entry.path(), &to) } else { assert!(fs::copy(entry.path(), to).is_ok()) }
+        }
+    }
+
+    fn files_become_small_and_stay_whole(kind: Kind) {
+        let bench = Bench::new(kind);
+        let store = bench.try_open().unwrap();
+        churned(&store);
+        let before = store.backend().bytes_on_disk();
+        now(store.compact()).unwrap();
+        let after = store.backend().bytes_on_disk();
+        assert!(after * 2 < before, "{before} became {after}");
+        is_whole(&store);
+        // Versions go on, and so does everything else in the new files.
+        let version = commit(&store, put(0, "2-0 ")).unwrap();
+        assert_eq!(version, 3 * 3000 + 2700 + 1);
+        now(store.compact()).unwrap();
+        drop(store);
+        assert!(bench.folder.path().join("generation-2").exists() && !bench.folder.path().join("generation-1").exists());
+        is_whole(&bench.try_open().unwrap());
+    }
+
+    #[test]
+    fn files_of_sled_become_small_and_stay_whole() {
+        files_become_small_and_stay_whole(Kind::Sled);
+    }
+
+    #[test]
+    fn files_of_redb_become_small_and_stay_whole() {
+        files_become_small_and_stay_whole(Kind::Redb);
+    }
+
+    fn writes_and_reads_go_on_meanwhile(kind: Kind) {
+        let bench = Bench::new(kind);
+        let store = Arc::new(bench.try_open().unwrap());
+        for n in 0..4000 {
+            drop(store.commit(put(n, "old ")));
+        }
+        commit(&store, put(4000, "old ")).unwrap();
+        let mut snapshot = now(store.snapshot()).unwrap();
+        let compacting = {
+            let store = store.clone();
+            std::thread::spawn(move || (0..3).for_each(|_| now(store.compact()).unwrap()))
+        };
+        let mut n = 0;
+        while !compacting.is_finished() || n < 50 {
+            n += 1;
+            let at = n * 797 % 4000;
+            commit(&store, put(at, &format!("{n} ")).delete(key((at + 1) % 4000)).put("last", key(at).into())).unwrap();
+            assert!(store.get(&key(at)).unwrap().unwrap().value.starts_with(format!("{n} ").as_bytes()));
+            assert!(store.get(&key((at + 1) % 4000)).unwrap().is_none());
+        }
+        compacting.join().unwrap();
+        let expected = store.scan("", None, usize::MAX).unwrap();
+        let mut seen = 0;
+        loop {
+            let page = snapshot.page(500, 1 << 20).unwrap();
+            if page.is_empty() {
+                break;
+            }
+            assert!(page.iter().all(|(_, record)| record.value.starts_with(b"old ")));
+            seen += page.len();
+        }
+        assert_eq!(seen, 4001, "a snapshot outlives compactions");
+        drop(snapshot);
+        drop(Arc::into_inner(store).unwrap());
+        let store = bench.try_open().unwrap();
+        assert!(store.scan("", None, usize::MAX).unwrap() == expected);
+    }
+
+    #[test]
+    fn writes_and_reads_go_on_while_sled_is_compacted() {
+        writes_and_reads_go_on_meanwhile(Kind::Sled);
+    }
+
+    #[test]
+    fn writes_and_reads_go_on_while_redb_is_compacted() {
+        writes_and_reads_go_on_meanwhile(Kind::Redb);
+    }
+
+    /// What a crash can leave at each point of a compaction, made by hand.
+    fn a_crash_at_any_point_loses_nothing(kind: Kind) {
+        let bench = Bench::new(kind);
+        let store = bench.try_open().unwrap();
+        churned(&store);
+        drop(store);
+        let old = tempfile::tempdir().unwrap();
+        copy(bench.folder.path(), old.path());
+        let store = bench.try_open().unwrap();
+        now(store.compact()).unwrap();
+        drop(store);
+        let new = tempfile::tempdir().unwrap();
+        copy(bench.folder.path(), new.path());
+        let generation = new.path().join("generation-1");
+
+        // While copying, or before the rename: the new files are there, torn or whole, and not current.
+        for torn in [true, false] {
+            let crashed = Bench::new(kind);
+            copy(old.path(), crashed.folder.path());
+            copy(&generation, &crashed.folder.path().join("generation-1"));
+            fs::write(crashed.folder.path().join("current.new"), "generation 1").unwrap();
+            if torn {
+                for entry in fs::read_dir(crashed.folder.path().join("generation-1")).unwrap().map(Result::unwrap) {
+                    if entry.path().is_file() {
+                        fs::write(entry.path(), "torn").unwrap();
+                    }
+                }
+            }
+            let store = crashed.try_open().unwrap();
+            is_whole(&store);
+            assert!(!crashed.folder.path().join("generation-1").exists());
+            now(store.compact()).unwrap();
+            is_whole(&store);
+        }
+
+        // After the rename: the old files are still there, all or some of them.
+        for file in ["", "db", "sos.redb"] {
+            let crashed = Bench::new(kind);
+            copy(old.path(), crashed.folder.path());
+            copy(new.path(), crashed.folder.path());
+            let _ = fs::remove_file(crashed.folder.path().join(file));
+            is_whole(&crashed.try_open().unwrap());
+            assert!(!crashed.folder.path().join("db").exists() && !crashed.folder.path().join("sos.redb").exists());
+        }
+
+        // The current generation is gone: never an empty store instead.
+        let robbed = Bench::new(kind);
+        copy(new.path(), robbed.folder.path());
+        fs::remove_dir_all(robbed.folder.path().join("generation-1")).unwrap();
+        assert!(robbed.try_open().is_err());
+    }
+
+    #[test]
+    fn a_crash_at_any_point_of_a_compaction_of_sled_loses_nothing() {
+        a_crash_at_any_point_loses_nothing(Kind::Sled);
+    }
+
+    #[test]
+    fn a_crash_at_any_point_of_a_compaction_of_redb_loses_nothing() {
+        a_crash_at_any_point_loses_nothing(Kind::Redb);
+    }
+
+    #[test]
+    fn a_store_that_lost_a_record_is_not_written_anew() {
+        let bench = Bench::new(Kind::Redb);
+        let store = bench.try_open().unwrap();
+        churned(&store);
+        store.backend().apply(vec![(key(10).into_bytes(), None)]).unwrap();
+        let error = now(store.compact()).unwrap_err().to_string();
+        assert!(error.contains("299 records although 300"), "{error}");
+        assert!(!bench.folder.path().join("generation-1").exists(), "the copy is removed");
+    }
+
+    #[test]
+    fn files_are_written_anew_only_when_they_hold_little() {
+        let mut compaction = Compaction::new();
+        assert!(compaction.sleep().is_none(), "an idle store is left alone");
+        compaction.wrote(Behind::default());
+        assert!(compaction.sleep().is_some_and(|sleep| sleep <= LOOK));
+        let bench = Bench::new(Kind::Redb);
+        let store = bench.try_open().unwrap();
+        commit(&store, put(1, "small")).unwrap();
+        compaction.look_at = Some(Instant::now());
+        compaction.look(store.backend(), Census::default());
+        assert!(!compaction.is_under_way(), "a small file stays as it is");
+        assert!(compaction.sleep().is_none());
+    }
+}

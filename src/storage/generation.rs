@@ -1,0 +1,147 @@
+//! Which files of a store's folder are the store: a compaction writes a whole new generation beside the current one
+//! and then makes it current by one rename.
+//!
+//! ```text
+//! current          "generation 3\n"; while it is missing, the store is the folder itself (generation 0)
+//! generation-3/    the engine's files
+//! ```
+//!
+//! A crash before the rename leaves the old generation current and a new one that is cleared away; a crash after it
+//! leaves the new one current and the old one to be cleared away. Both hold the same records at that moment.
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use tracing::warn;
+
+use super::{backend::Fault, folder::sync_folder};
+
+const CURRENT: &str = "current";
+const PREFIX: &str = "generation-";
+
+/// The generation that is the store.
+pub(super) fn current(folder: &Path) -> io::Result<u64> {
+    let path = folder.join(CURRENT);
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        other => other?,
+    };
+    let number = text.strip_prefix("generation ").and_then(|rest| rest.strip_suffix('\n')).and_then(|n| n.parse().ok());
+    // Taking another generation for the store would bring back old records.
+    number.ok_or_else(|| {
+        io::Error::other(format!("{} does not name a generation; write \"generation N\" of the newest {PREFIX}N", path.display()))
+    })
+}
+
+/// Where a generation's files are.
+pub(super) fn place(folder: &Path, generation: u64) -> PathBuf {
+    match generation {
+        0 => folder.to_owned(),
+        n => folder.join(format!("{PREFIX}{n}")),
+    }
+}
+
+/// Makes an empty place for a generation that is not current.
+pub(super) fn make(folder: &Path, generation: u64) -> io::Result<PathBuf> {
+    let place = place(folder, generation);
+    if place.exists() {
+        fs::remove_dir_all(&place)?;
+    }
+    DirBuilder::new().mode(0o700).create(&place)?;
+    Ok(place)
+}
+
+/// Makes a generation current whose files are synced already.
+pub(super) fn make_current(folder: &Path, generation: u64) -> io::Result<()> {
+    sync_folder(&place(folder, generation))?;
+    sync_folder(folder)?;
+    let new = folder.join("current.new");
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+    file.write_all(format!("generation {generation}\n").as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, folder.join(CURRENT))?;
+    sync_folder(folder)
+}
+
+/// Removes what is not of the current generation. `first` tells the names of the engine's files in generation 0, where
+/// they lie among others. What cannot be removed now is removed after the next start.
+pub(super) fn clear_others(folder: &Path, current: u64, first: impl Fn(&str) -> bool) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let other = name.strip_prefix(PREFIX).is_some_and(|number| number != current.to_string());
+        if !other && !(current > 0 && first(name)) {
+            continue;
+        }
+        let path = entry.path();
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if let Err(error) = removed {
+            warn!(path = %path.display(), %error, "the remains of a compaction cannot be removed");
+        }
+    }
+}
+
+/// Bytes of the files in a place, and one folder below it, whose names `counts`.
+pub(super) fn bytes(place: &Path, counts: &dyn Fn(&str) -> bool) -> u64 {
+    let mut bytes = 0;
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        if !entry.file_name().to_str().is_some_and(counts) {
+            continue;
+        }
+        match entry.metadata() {
+            Ok(found) if found.is_dir() => bytes += self::bytes(&entry.path(), &|_| true),
+            Ok(found) => bytes += found.len(),
+            Err(_) => {}
+        }
+    }
+    bytes
+}
+
+/// Refuses a copy for which there is no room: an engine's files take up to twice its records when written in order.
+pub(super) fn refuse_without_room(folder: &Path, records: u64) -> Result<(), Fault> {
+    let free = rustix::fs::statvfs(folder).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+    let needed = records.saturating_mul(2).saturating_add(4 << 20);
+    if free < needed {
+        return Err(Fault::Full(format!("{needed} bytes are needed in {} and {free} are free", folder.display())));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_that_names_no_generation_is_an_error_and_not_the_first_generation() {
+        let place = tempfile::tempdir().unwrap();
+        assert_eq!(current(place.path()).unwrap(), 0);
+        make(place.path(), 7).unwrap();
+        make_current(place.path(), 7).unwrap();
+        assert_eq!(current(place.path()).unwrap(), 7);
+        for torn in ["", "generation ", "generation 7", "generation x\n"] {
+            fs::write(place.path().join(CURRENT), torn).unwrap();
+            assert!(current(place.path()).is_err(), "{torn:?}");
+        }
+    }
+
+    #[test]
+    fn only_other_generations_are_cleared_away() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path();
+        (1..4).for_each(|n| drop(make(path, n).unwrap()));
+        fs::write(path.join("db"), "old").unwrap();
+        fs::write(path.join("lock"), "").unwrap();
+        clear_others(path, 0, |name| name == "db");
+        assert!(path.join("db").exists() && !path.join("generation-1").exists());
+        (1..4).for_each(|n| drop(make(path, n).unwrap()));
+        clear_others(path, 2, |name| name == "db");
+        let mut left: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["generation-2", "lock"]);
+    }
+}
