@@ -148,7 +148,11 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
 
 /// The files of any embedded engine, and none of the operator's.
 fn store_files(folder: &Path) -> io::Result<Vec<String>> {
-    let ours = |name: &str| matches!(name, "db" | "conf" | "blobs" | "sos.redb" | "acknowledged") || name.starts_with("snap.");
+    let ours = |name: &str| {
+        matches!(name, "db" | "conf" | "blobs" | "sos.redb" | "acknowledged" | "current")
+            || name.starts_with("snap.")
+            || name.starts_with("generation-")
+    };
     let names: Vec<OsString> =
         fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>()?;
     let mut names: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).filter(|name| ours(name)).collect();
@@ -158,7 +162,7 @@ fn store_files(folder: &Path) -> io::Result<Vec<String>> {
 
 /// Whether an embedded store lies in the folder.
 pub(super) fn holds_store(folder: &Path) -> bool {
-    store_files(folder).is_ok_and(|names| names.iter().any(|name| name == "db" || name == "sos.redb"))
+    store_files(folder).is_ok_and(|names| names.iter().any(|name| name == "db" || name == "sos.redb" || name == "current"))
 }
 
 /// Writes a file under a temporary name, syncs it, and gives it its name.
@@ -183,11 +187,11 @@ mod tests {
         store_files(folder).unwrap().into_iter().map(read).collect()
     }
 
-    /// A sled store with a backup folder of the operator's in it, and a new redb store.
+    /// A sled store, compacted once, with a backup folder of the operator's in it, and a new redb store.
     fn folder() -> tempfile::TempDir {
         let place = tempfile::tempdir().unwrap();
         fs::create_dir(place.path().join("backups")).unwrap();
-        for name in ["db", "conf", "snap.0001", "acknowledged"] {
+        for name in ["db", "conf", "snap.0001", "acknowledged", "current", "generation-3"] {
             fs::write(place.path().join(name), "old").unwrap();
         }
         fs::create_dir(place.path().join(NEW)).unwrap();
@@ -220,7 +224,7 @@ mod tests {
             exchange_by_steps(place.path(), &mut step).unwrap_err();
             let (names, word) = match settle_folder(place.path()).unwrap() {
                 Settled::Finished => (["acknowledged", "db", "sos.redb"].as_slice(), "new"),
-                Settled::Undone => (["acknowledged", "conf", "db", "snap.0001"].as_slice(), "old"),
+                Settled::Undone => (["acknowledged", "conf", "current", "db", "generation-3", "snap.0001"].as_slice(), "old"),
                 Settled::Nothing => panic!("something was to settle after step {killed}"),
             };
             if word == "new" {
@@ -234,7 +238,7 @@ mod tests {
             assert!(place.path().join("backups").exists());
             assert_eq!(settle_folder(place.path()).unwrap(), Settled::Nothing);
             if word == "new" {
-                assert_eq!(content(&place.path().join(OLD)).len(), 4);
+                assert_eq!(content(&place.path().join(OLD)).len(), 6);
             }
         }
         assert!(finished > 5 && undone > 1, "{finished} finished, {undone} undone");

@@ -75,7 +75,8 @@ pub(super) fn clear_others(folder: &Path, current: u64, first: impl Fn(&str) -> 
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         let other = name.strip_prefix(PREFIX).is_some_and(|number| number != current.to_string());
-        if !other && !(current > 0 && first(name)) {
+        let remains = other || (current > 0 && first(name));
+        if !remains {
             continue;
         }
         let path = entry.path();

@@ -234,7 +234,9 @@ pub struct StorageConfig {
 pub(crate) fn wait_until_closed(config: &StorageConfig) -> Result<(), StorageError> {
     match (config.kind, &config.path) {
         (Kind::Sled, Some(path)) => {
-            sled::wait_for_own_predecessor(path).map_err(|error| StorageError::Io(format!("{}: {error}", path.display())))
+            let waited =
+                generation::current(path).and_then(|current| sled::wait_for_own_predecessor(&generation::place(path, current)));
+            waited.map_err(|error| StorageError::Io(format!("{}: {error}", path.display())))
         }
         _ => Ok(()),
     }

@@ -198,7 +198,9 @@ impl Backend for Engine {
     fn let_copy_take_over(&self) -> Result<(), Fault> {
         // Each of its batches was synced.
         let (generation, database) = self.copy.lock().take().ok_or_else(no_copy)?;
+        reach("compaction-copied");
         generation::make_current(self.folder.path(), generation)?;
+        reach("compaction-current");
         self.publish(&database)?;
         *self.generation.lock() = generation;
         // Readers that still hold the old table keep its open file.

@@ -257,7 +257,9 @@ impl Backend for Engine {
         let mut copy = self.copy.lock().take().ok_or_else(no_copy)?;
         copy.db.flush()?;
         copy.durability.sync()?;
+        reach("compaction-copied");
         generation::make_current(self.folder.path(), copy.generation)?;
+        reach("compaction-current");
         self.publish(Some(copy.db), BTreeMap::new());
         *self.durability.lock() = Some(copy.durability);
         *self.generation.lock() = copy.generation;
