@@ -14,6 +14,10 @@ mod backup;
 mod config;
 #[path = "server/crash.rs"]
 mod crash;
+#[path = "server/disk.rs"]
+mod disk;
+#[path = "server/faults.rs"]
+mod faults;
 #[path = "server/hsm.rs"]
 mod hsm;
 #[path = "server/http.rs"]
@@ -22,6 +26,8 @@ mod http;
 mod life;
 #[path = "server/listeners.rs"]
 mod listeners;
+#[path = "server/overload.rs"]
+mod overload;
 #[path = "server/secrecy.rs"]
 mod secrecy;
 #[path = "server/shares.rs"]

@@ -3,6 +3,7 @@
 mod cors;
 pub mod decode;
 pub mod errors;
+pub mod limits;
 
 use std::{
     io,
@@ -24,6 +25,7 @@ use actix_web::{
 use bytes::{Bytes, BytesMut};
 use cors::Verdict;
 use futures_util::{FutureExt, StreamExt};
+use limits::{Admitted, Limits, SMALL_ANSWER};
 
 use crate::{
     backup::Upload,
@@ -56,6 +58,8 @@ pub struct Front {
     pub require_request_header: bool,
     /// Whether `sys/metrics` answers without a token.
     pub open_metrics: bool,
+    /// What all listeners together take on.
+    pub limits: Arc<Limits>,
 }
 
 /// Registers the one handler that takes every path and verb.
@@ -66,19 +70,22 @@ pub fn configure(app: &mut web::ServiceConfig, front: Front) {
 async fn answer(http: HttpRequest, payload: web::Payload, front: web::Data<Front>) -> HttpResponse {
     let cors = match cors::check(&http, front.core.cors.settings().as_deref()) {
         Verdict::Pass(headers) => headers,
-        Verdict::Answer(answer) => return write(answer, false),
+        Verdict::Answer(answer) => return write(&front, answer, false),
     };
-    let mut answer = match decode::without_empty_segments(&http) {
-        Some(place) => redirect(place),
+    let mut answer = match (decode::without_empty_segments(&http), front.limits.admit()) {
+        (Some(place), _) => redirect(place),
+        (None, Err(failure)) => refused(&failure),
         // A body that trickles in holds its connection no longer than a request may take.
-        None => match within(front.max_duration, decode_request(&http, payload, &front)).await {
-            Some(Ok(request)) => carry_out(&front, request).await,
-            Some(Err(failure)) => refused(&failure),
-            None => refused(&took_too_long(front.max_duration)),
-        },
+        (None, Ok(mut admitted)) => {
+            match within(front.max_duration, decode_request(&http, payload, &front, &mut admitted)).await {
+                Some(Ok(request)) => carry_out(&front, request).await,
+                Some(Err(failure)) => refused(&failure),
+                None => refused(&took_too_long(front.max_duration)),
+            }
+        }
     };
     answer.headers.extend(cors);
-    write(answer, *http.method() == Method::HEAD)
+    write(&front, answer, *http.method() == Method::HEAD)
 }
 
 /// Hands a request to the pipeline. When the client goes away or its time is over the work is still finished, so
@@ -134,6 +141,7 @@ async fn decode_request(
     http: &HttpRequest,
     payload: web::Payload,
     front: &Front,
+    admitted: &mut Admitted<'_>,
 ) -> Result<crate::core::request::Request, Failure> {
     if front.require_request_header && !decode::has_request_header(http) {
         return Err(Failure::plain(Kind::PreconditionFailed, "missing `X-Vault-Request` header"));
@@ -144,7 +152,7 @@ async fn decode_request(
         request.upload = Some(upload(payload));
         return Ok(request);
     }
-    let bytes = collect(http, payload, front.max_body).await?;
+    let bytes = collect(http, payload, front.max_body, admitted).await?;
     request.body = decode::body(http, bytes)?;
     Ok(request)
 }
@@ -167,8 +175,13 @@ fn upload(mut payload: web::Payload) -> Upload {
     upload
 }
 
-/// The whole body, or 413 as soon as it is known to be too large.
-async fn collect(http: &HttpRequest, mut payload: web::Payload, limit: u64) -> Result<Bytes, Failure> {
+/// The whole body, or 413 as soon as it is known to be too large, or 503 when too much is being received already.
+async fn collect(
+    http: &HttpRequest,
+    mut payload: web::Payload,
+    limit: u64,
+    admitted: &mut Admitted<'_>,
+) -> Result<Bytes, Failure> {
     let too_large = || Failure::plain(Kind::TooLarge, format!("request body too large: the limit is {limit} bytes"));
     let declared = http.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limit) {
@@ -180,6 +193,7 @@ async fn collect(http: &HttpRequest, mut payload: web::Payload, limit: u64) -> R
         if u64::try_from(body.len() + chunk.len()).is_ok_and(|length| length > limit) {
             return Err(too_large());
         }
+        admitted.grow(chunk.len())?;
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
@@ -194,7 +208,13 @@ fn refused(failure: &Failure) -> Answer {
     Answer::json(errors::status(failure.kind()), envelope::errors(failure))
 }
 
-fn write(answer: Answer, head: bool) -> HttpResponse {
+fn write(front: &Front, mut answer: Answer, head: bool) -> HttpResponse {
+    let large = !head && answer.body.len() > SMALL_ANSWER;
+    let held = large.then(|| front.limits.answer(std::mem::take(&mut answer.body))).transpose();
+    let held = held.unwrap_or_else(|failure| {
+        answer = refused(&failure);
+        None
+    });
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = HttpResponse::build(status);
     response.insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
@@ -208,6 +228,9 @@ fn write(answer: Answer, head: bool) -> HttpResponse {
         return response.streaming(futures_util::stream::unfold(download, |mut download| async move {
             download.next().await.map(|piece| (piece, download))
         }));
+    }
+    if let Some(held) = held {
+        return response.body(held);
     }
     if head || answer.body.is_empty() { response.finish() } else { response.body(answer.body) }
 }

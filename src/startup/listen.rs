@@ -19,8 +19,20 @@ use super::tls::{self, Certificate, TlsError};
 use crate::{
     config::{self, Listener, Place},
     core::Core,
-    http::{self, Front},
+    http::{self, Front, limits::Limits},
 };
+
+/// Connections that wait to be accepted: a whole rack comes back at once after a power loss.
+const BACKLOG: i32 = 4096;
+
+/// After so many milliseconds in which a client takes nothing of what is sent to it, its connection is closed.
+const READER_PATIENCE: u32 = 60_000;
+
+/// Descriptors that connections leave to the store, the audit devices and the HSM's worker.
+const KEPT_DESCRIPTORS: u64 = 256;
+
+/// Most connections of one worker, whatever the limit of descriptors.
+const MAX_CONNECTIONS: u64 = 25_000;
 
 /// Time that requests in flight get on SIGTERM.
 const DRAIN_SECONDS: u64 = 8;
@@ -139,6 +151,8 @@ impl Bound {
     /// Starts serving; the returned servers run when they are awaited or spawned.
     pub fn serve(self, core: &Arc<Core>, default_duration: Duration) -> io::Result<Vec<(Server, ServerHandle)>> {
         let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+        let connections = connections_per_worker(workers * self.listeners.len().max(1));
+        let limits = Arc::new(Limits::default());
         self.listeners
             .into_iter()
             .map(|one| {
@@ -148,6 +162,7 @@ impl Bound {
                     max_duration: one.max_duration.unwrap_or(default_duration),
                     require_request_header: one.require_request_header,
                     open_metrics: one.open_metrics,
+                    limits: Arc::clone(&limits),
                 };
                 let server = HttpServer::new(move || {
                     let front = front.clone();
@@ -155,6 +170,7 @@ impl Bound {
                 })
                 .workers(workers)
                 .disable_signals()
+                .max_connections(connections)
                 .shutdown_timeout(DRAIN_SECONDS)
                 .keep_alive(Duration::from_secs(120))
                 .client_request_timeout(Duration::from_secs(30));
@@ -178,12 +194,27 @@ fn bind_tcp(address: &str) -> io::Result<TcpListener> {
         match TcpListener::bind(candidate) {
             Ok(socket) => {
                 socket.set_nonblocking(true)?;
+                // Both are advice of which the server can do without; accepted connections inherit the second.
+                let set = rustix::net::listen(&socket, BACKLOG)
+                    .and_then(|()| rustix::net::sockopt::set_tcp_user_timeout(&socket, READER_PATIENCE));
+                if let Err(error) = set {
+                    tracing::debug!(%error, "the backlog or the patience with slow readers stays the system's");
+                }
                 return Ok(socket);
             }
             Err(error) => last = error,
         }
     }
     Err(last)
+}
+
+/// How many connections each of so many workers takes. Others wait to be accepted, so that descriptors never run out for the
+/// work behind the connections.
+fn connections_per_worker(workers: usize) -> usize {
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = descriptors.saturating_sub(KEPT_DESCRIPTORS.min(descriptors / 2));
+    let workers = u64::try_from(workers).unwrap_or(u64::MAX);
+    usize::try_from((room / workers).clamp(1, MAX_CONNECTIONS)).unwrap_or(1)
 }
 
 fn unix_socket(unix: &config::UnixListener) -> Result<UnixListener, ListenError> {

@@ -37,6 +37,9 @@ use crate::crashpoint::reach;
 /// sorts behind every record. Its value is the census.
 pub(crate) const SEQUENCE: &[u8] = b"\xffsequence";
 
+/// How often an engine that could not be reopened is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
 const MAX_KEY: usize = 4 << 10;
 const MAX_VALUE: usize = 64 << 20;
 
@@ -308,6 +311,17 @@ impl Committer {
     /// Waits for work; spends the time on a compaction when there is one. `None` when the store was dropped.
     fn next(&mut self, waiting: &mpsc::Receiver<Work>) -> Option<Work> {
         loop {
+            if self.broken {
+                match waiting.recv_timeout(RETRY) {
+                    Ok(work) => return Some(work),
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+                    // Requests read before they write, so none of them would ever bring a closed engine back.
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        let _ = self.reopen();
+                        continue;
+                    }
+                }
+            }
             if self.compaction.is_under_way() {
                 match waiting.try_recv() {
                     Ok(work) => return Some(work),
@@ -480,6 +494,10 @@ impl Committer {
     /// Reopens the engine; the last sequence that it holds.
     fn reopen(&mut self) -> Result<Version, StorageError> {
         self.compaction.abandon(&*self.backend, &Fault::Io("the engine is reopened".into()));
+        // Engines write when they open. As long as the disk takes nothing the old instance goes on serving reads.
+        if let Some(space) = &mut self.space {
+            space.probe()?;
+        }
         let found = catch_unwind(AssertUnwindSafe(|| {
             self.backend.reopen().map_err(|fault| failed_at(b"", fault))?;
             self.examine()

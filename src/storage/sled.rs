@@ -8,6 +8,8 @@
 //!   is under way the old values of its keys are shown.
 //! - Its cache grows to 1 GiB unless bounded.
 //! - Its log keeps the room of what was overwritten and deleted; see [`super::compact`].
+//! - A flush can wait for ever for a write that has failed: sled wakes it on one path of a failing write and not on the other. A
+//!   second flush sees the error and wakes the first, so one is sent after a flush that takes long.
 //! - After the first failed write it stays broken until it is opened again.
 
 use std::{
@@ -34,6 +36,9 @@ use super::{
     space::Space,
 };
 use crate::crashpoint::{reach, sync_is_skipped};
+
+/// A flush that takes longer is looked after.
+const LONG_FLUSH: Duration = Duration::from_millis(250);
 
 /// How long a reopening waits for readers and sled's own threads to let go of the old instance.
 const LET_GO: Duration = Duration::from_secs(10);
@@ -70,6 +75,7 @@ struct Engine {
     /// How long an opening waits for the check of all records.
     patience: Duration,
     view: ArcSwap<View>,
+    flushing: Arc<Flushing>,
     // These are used by the committer thread alone.
     durability: Mutex<Option<Durability>>,
     generation: Mutex<u64>,
@@ -81,6 +87,43 @@ struct Instance {
     db: ::sled::Db,
     durability: Durability,
     generation: u64,
+}
+
+/// The flush under way, and a thread that looks after it.
+#[derive(Default)]
+struct Flushing {
+    now: Mutex<Option<(Instant, ::sled::Db)>>,
+}
+
+impl Flushing {
+    fn start() -> io::Result<Arc<Self>> {
+        let flushing = Arc::new(Self::default());
+        let watched = Arc::downgrade(&flushing);
+        thread::Builder::new().name("sled-flush".into()).spawn(move || {
+            let (mut last, mut patience) = (None, LONG_FLUSH);
+            loop {
+                thread::sleep(LONG_FLUSH);
+                let Some(flushing) = watched.upgrade() else { return };
+                let Some((since, db)) = flushing.now.lock().clone() else { continue };
+                if last != Some(since) {
+                    (last, patience) = (Some(since), LONG_FLUSH);
+                }
+                if since.elapsed() >= patience {
+                    // On a disk that is slow and has not failed the second waits like the first: seldom, then.
+                    patience *= 2;
+                    let _ = thread::Builder::new().name("sled-flush".into()).spawn(move || db.flush());
+                }
+            }
+        })?;
+        Ok(flushing)
+    }
+
+    fn flush(&self, db: &::sled::Db) -> Result<(), ::sled::Error> {
+        *self.now.lock() = Some((Instant::now(), db.clone()));
+        let flushed = db.flush();
+        *self.now.lock() = None;
+        flushed.map(|_| ())
+    }
 }
 
 /// What readers read. A new one is published at every change, so that a reader sees that something changed under it.
@@ -107,7 +150,16 @@ impl Engine {
         let Instance { db, durability, generation } = start(&folder, cache_bytes)?;
         let view = ArcSwap::from_pointee(View { db: Some(db), before: BTreeMap::new() });
         let (durability, generation) = (Mutex::new(Some(durability)), Mutex::new(generation));
-        Ok(Self { folder, cache_bytes, patience, view, durability, generation, copy: Mutex::new(None) })
+        Ok(Self {
+            folder,
+            cache_bytes,
+            patience,
+            view,
+            flushing: Flushing::start()?,
+            durability,
+            generation,
+            copy: Mutex::new(None),
+        })
     }
 
     fn place(&self) -> PathBuf {
@@ -216,7 +268,7 @@ impl Backend for Engine {
         self.publish(Some(db.clone()), before);
         db.apply_batch(writes)?;
         reach("commit-applied");
-        db.flush()?;
+        self.flushing.flush(&db)?;
         reach("commit-flushed");
         self.durability.lock().as_mut().ok_or_else(being_reopened)?.sync()?;
         self.publish(Some(db), BTreeMap::new());
@@ -255,7 +307,7 @@ impl Backend for Engine {
 
     fn let_copy_take_over(&self) -> Result<(), Fault> {
         let mut copy = self.copy.lock().take().ok_or_else(no_copy)?;
-        copy.db.flush()?;
+        self.flushing.flush(&copy.db)?;
         copy.durability.sync()?;
         reach("compaction-copied");
         generation::make_current(self.folder.path(), copy.generation)?;

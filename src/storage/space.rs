@@ -15,6 +15,9 @@ use super::{Options, StorageError};
 /// How long a reading of the free space is trusted.
 const TRUST: Duration = Duration::from_millis(100);
 
+/// Bytes that an engine may write when it opens.
+const PROBE: usize = 1 << 20;
+
 /// Watches the file system that a store lives on. Used by the committer thread alone.
 pub(crate) struct Space {
     folder: PathBuf,
@@ -68,6 +71,21 @@ impl Space {
         self.release_reserve();
         let free = self.free();
         self.full(free)
+    }
+
+    /// Refuses while the disk takes no file of the size that an engine may need to open.
+    pub(crate) fn probe(&mut self) -> Result<(), StorageError> {
+        let path = self.folder.join("probe");
+        let tried = fs::write(&path, vec![0x5a; PROBE]).and_then(|()| fs::File::open(&path)?.sync_all());
+        let removed = fs::remove_file(&path);
+        match tried.and(removed) {
+            Ok(()) => Ok(()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                let free = self.free();
+                Err(self.full(free))
+            }
+            Err(error) => Err(StorageError::Io(format!("the disk takes no writes: {}: {error}", path.display()))),
+        }
     }
 
     fn full(&self, free: u64) -> StorageError {

@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 pub struct Place {
     folder: tempfile::TempDir,
     with_hsm: bool,
+    /// More environment for the servers.
+    pub environment: Vec<(String, String)>,
 }
 
 /// Says that a test did not run, past the test harness's capture.
@@ -41,9 +43,63 @@ fn softhsm() -> Option<PathBuf> {
 impl Place {
     /// A sled store under plain Shamir shares.
     pub fn shamir() -> Self {
-        let place = Self { folder: tempfile::tempdir().unwrap(), with_hsm: false };
-        place.configure(&place.plain_config("sled"));
+        Self::shamir_on("sled")
+    }
+
+    /// A store of this kind under plain Shamir shares.
+    pub fn shamir_on(storage: &str) -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap(), with_hsm: false, environment: Vec::new() };
+        place.configure(&place.plain_config(storage));
         place
+    }
+
+    /// A place whose servers find their files through the library of tests/powercut; rules go to the folder `faults`.
+    pub fn behind_faults(storage: &str) -> Option<Self> {
+        let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/powercut/debug/libsos_powercut.so");
+        let library = std::env::var_os("SOS_TEST_POWERCUT").map_or(library, PathBuf::from);
+        if !library.exists() {
+            left_out("the library that makes file calls fail is not built (tests/powercut/build)");
+            return None;
+        }
+        let mut place = Self::shamir_on(storage);
+        fs::create_dir(place.path("faults")).unwrap();
+        place.environment = vec![
+            ("LD_PRELOAD".into(), library.display().to_string()),
+            ("SOS_POWERCUT_ROOT".into(), place.path("store").display().to_string()),
+            ("SOS_POWERCUT_FAULTS".into(), place.path("faults").display().to_string()),
+        ];
+        Some(place)
+    }
+
+    /// A place whose HSM is reached through the proxy module of softhsm/proxy; faults go to the folder `faults`.
+    pub fn behind_proxy() -> Option<Self> {
+        let proxy = Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/target/debug/libsos_pkcs11_proxy.so");
+        let proxy = std::env::var_os("SOS_TEST_PROXY").map_or(proxy, PathBuf::from);
+        if !proxy.exists() {
+            left_out("the proxy module is not built (softhsm/build-modules)");
+            return None;
+        }
+        let mut place = Self::hsm()?;
+        fs::create_dir(place.path("faults")).unwrap();
+        let real = fs::read_link(place.path("module.so")).unwrap();
+        fs::remove_file(place.path("module.so")).unwrap();
+        std::os::unix::fs::symlink(proxy, place.path("module.so")).unwrap();
+        place.environment = vec![
+            ("SOS_PROXY_MODULE".into(), real.display().to_string()),
+            ("SOS_PROXY_FAULTS".into(), place.path("faults").display().to_string()),
+        ];
+        Some(place)
+    }
+
+    /// Sets a fault of [`Place::behind_faults`] or [`Place::behind_proxy`], whole or not at all.
+    pub fn fault(&self, name: &str, text: &str) {
+        fs::write(self.path("fault"), text).unwrap();
+        fs::rename(self.path("fault"), self.path("faults").join(name)).unwrap();
+    }
+
+    /// Takes a fault back.
+    pub fn mend(&self, name: &str) {
+        let _ = fs::remove_file(self.path("faults").join(name));
     }
 
     /// A sled store under the HSM seal, with a token of its own.
@@ -54,7 +110,7 @@ impl Place {
     /// A store of this kind under the HSM seal.
     pub fn hsm_on(storage: &str) -> Option<Self> {
         let module = softhsm()?;
-        let place = Self { folder: tempfile::tempdir().unwrap(), with_hsm: true };
+        let place = Self { folder: tempfile::tempdir().unwrap(), with_hsm: true, environment: Vec::new() };
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/make-token");
         let made = Command::new(script).arg(place.path("hsm")).arg("sos-test").output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -96,16 +152,34 @@ impl Place {
         if self.with_hsm {
             command.env("SOFTHSM2_CONF", self.path("hsm/softhsm2.conf"));
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("server").arg(format!("-config={}", self.path("sos.hcl").display())).stdin(Stdio::null());
         command
     }
 
     /// Starts a server and waits until it listens; it may be sealed.
     pub fn start(&self) -> Server<'_> {
+        self.start_as(self.command())
+    }
+
+    /// Starts a server that may have so many descriptors.
+    pub fn start_limited(&self, descriptors: u32) -> Server<'_> {
+        let plain = self.command();
+        let mut command = Command::new("/bin/sh");
+        command
+            .arg("-c")
+            .arg(format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""))
+            .arg(plain.get_program())
+            .args(plain.get_args());
+        command.env_clear().envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
+        self.start_as(command)
+    }
+
+    fn start_as(&self, mut command: Command) -> Server<'_> {
         let log = self.path("server.log");
         let before = fs::read_to_string(&log).map_or(0, |text| text.len());
         let file = File::options().create(true).append(true).open(&log).unwrap();
-        let child = self.command().stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
         let mut server = Server { place: self, child, log, log_start: before, urls: Vec::new(), token: None };
         let wanted = fs::read_to_string(self.path("sos.hcl")).unwrap().matches("listener \"").count();
         let began = Instant::now();

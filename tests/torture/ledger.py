@@ -63,7 +63,7 @@ class Subject:
             self.lost("is at step %s although %d was acknowledged and %d asked for" % (found, least, self.attempted))
         return found
 
-    def settle(self, found):
+    def settle(self, found, limit=NEVER):
         """Goes on from what the server holds."""
         self.attempted = self.acked = found
         self.marks = {step: mark for step, mark in self.marks.items() if step <= found}
@@ -104,7 +104,8 @@ class KvChain(Subject):
             self.lost("its versions are not consecutive: %s of %d" % (versions, found))
         for version in {found, self.dice.choice(versions)}:
             shown = meta["versions"][str(version)]["destroyed"]
-            if self.destroyed.get(version, NEVER) <= limit and version in self.destroyed and self.destroyed[version] != NEVER and not shown:
+            mark = self.destroyed.get(version, NEVER)
+            if mark != NEVER and mark <= limit and not shown:
                 self.lost("version %d was destroyed and is back" % version)
             if shown and version not in self.destroyed:
                 self.lost("version %d is destroyed and nobody asked for it" % version)
@@ -115,9 +116,11 @@ class KvChain(Subject):
                 self.lost("version %d: %d %s instead of %s" % (version, status, json.dumps(answer)[:200], self.content.get(version, "")[:60]))
         return found
 
-    def settle(self, found):
-        super().settle(found)
-        self.destroyed = {version: (0 if mark != NEVER else NEVER) for version, mark in self.destroyed.items() if version <= found}
+    def settle(self, found, limit=NEVER):
+        super().settle(found, limit)
+        # What was asked for and not acknowledged by then may have been done or not.
+        self.destroyed = {version: 0 if mark <= limit and mark != NEVER else NEVER
+                          for version, mark in self.destroyed.items() if version <= found}
 
 
 class Kv1Register(Subject):
@@ -210,8 +213,8 @@ class Tokens(Subject):
             found = number
         return found
 
-    def settle(self, found):
-        super().settle(found)
+    def settle(self, found, limit=NEVER):
+        super().settle(found, limit)
         self.content = {step: token for step, token in self.content.items() if step <= found}
 
 
@@ -258,8 +261,8 @@ class TransitKey(Subject):
                     self.lost("%s opens as %s and not as %s" % (sealed, got, plain))
         return answer["data"]["latest_version"]
 
-    def settle(self, found):
-        super().settle(found)
+    def settle(self, found, limit=NEVER):
+        super().settle(found, limit)
         self.made = found > 0
         self.sealed = [(sealed, plain, 0) for sealed, plain, _ in self.sealed if int(sealed.split(":")[1][1:]) <= found]
 

@@ -75,9 +75,9 @@ class Workload:
         finally:
             client.close()
 
-    def settle(self, found):
+    def settle(self, found, limit=NEVER):
         for subject, step in found.items():
-            subject.settle(step)
+            subject.settle(step, limit)
 
     def check_audit(self):
         """The audit file holds an answer's line for every acknowledged request since the last check."""

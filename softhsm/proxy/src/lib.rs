@@ -6,6 +6,7 @@
 //! - `max_sessions`: C_OpenSession answers CKR_SESSION_COUNT from the n-th open session on;
 //! - `hang_once`: the next of these calls never returns (the file is removed first);
 //! - `crash_once`: the next of these calls aborts the process (the file is removed first);
+//! - `close_sessions_once`: before the next of these calls all sessions are closed under the caller, which also logs out;
 //! - `removed`: whatever needs the token answers CKR_DEVICE_REMOVED while the file exists.
 //!
 //! Every C_Login is noted as a line in `logins`.
@@ -30,6 +31,8 @@ struct Lists {
 static LISTS: OnceLock<Option<Lists>> = OnceLock::new();
 static CALLS: AtomicU64 = AtomicU64::new(0);
 static SESSIONS: AtomicI64 = AtomicI64::new(0);
+/// The slot of the last opened session.
+static SLOT: AtomicU64 = AtomicU64::new(0);
 
 /// The one symbol that callers look up.
 ///
@@ -95,10 +98,25 @@ fn removed() -> bool {
     file("removed").is_some_and(|path| path.exists())
 }
 
+/// Passes a call on to the real module.
+macro_rules! real {
+    ($name:ident, $($argument:expr),*) => {
+        match LISTS.get().and_then(Option::as_ref).and_then(|lists| lists.real.$name) {
+            // SAFETY: the caller's arguments are passed on as they are.
+            Some(function) => unsafe { function($($argument),*) },
+            None => CKR_FUNCTION_NOT_SUPPORTED,
+        }
+    };
+}
+
 /// The faults of calls that use a key.
 fn disturb() -> Option<CK_RV> {
     if once("crash_once") {
         std::process::abort();
+    }
+    if once("close_sessions_once") {
+        let _ = real!(C_CloseAllSessions, SLOT.load(Ordering::Relaxed) as CK_SLOT_ID);
+        SESSIONS.store(0, Ordering::Relaxed);
     }
     if once("hang_once") {
         loop {
@@ -113,17 +131,6 @@ fn disturb() -> Option<CK_RV> {
         Some(every) if every > 0 && call.is_multiple_of(every) => Some(CKR_DEVICE_ERROR),
         _ => None,
     }
-}
-
-/// Passes a call on to the real module.
-macro_rules! real {
-    ($name:ident, $($argument:expr),*) => {
-        match LISTS.get().and_then(Option::as_ref).and_then(|lists| lists.real.$name) {
-            // SAFETY: the caller's arguments are passed on as they are.
-            Some(function) => unsafe { function($($argument),*) },
-            None => CKR_FUNCTION_NOT_SUPPORTED,
-        }
-    };
 }
 
 unsafe extern "C" fn token_info(slot: CK_SLOT_ID, info: CK_TOKEN_INFO_PTR) -> CK_RV {
@@ -146,6 +153,7 @@ unsafe extern "C" fn open_session(
     let rv = real!(C_OpenSession, slot, flags, application, notify, session);
     if rv == CKR_OK {
         SESSIONS.fetch_add(1, Ordering::Relaxed);
+        SLOT.store(slot as u64, Ordering::Relaxed);
     }
     rv
 }

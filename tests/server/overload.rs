@@ -1,0 +1,315 @@
+//! More clients, larger bodies and slower readers than the server can serve: it answers or sheds, in bounded memory.
+//!
+//! `SOS_TEST_CONNECTIONS` sets how many connections are opened at once (at most what the descriptor limit allows).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::{Made, Place, Server, measured, request};
+
+/// Resident MiB that no overload may exceed. The budget for bodies and answers is 128 MiB; the rest is what working on them takes.
+const CEILING: u64 = 640;
+
+fn ready(place: &Place) -> Server<'_> {
+    initialised(place.start()).0
+}
+
+fn initialised(mut server: Server<'_>) -> (Server<'_>, Made) {
+    let made = server.init(1, 1);
+    server.put("sys/unseal", json!({"key": made.shares[0]})).ok();
+    server.mount_kv("kv");
+    (server, made)
+}
+
+fn connect(server: &Server<'_>) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(server.url().trim_start_matches("http://"))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+    Ok(stream)
+}
+
+/// The status of one answer on a kept connection, whose body is read as well.
+fn status(stream: &mut TcpStream) -> Option<u16> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read(&mut byte).ok()? == 0 {
+            return None;
+        }
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+    let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok()).unwrap_or(0);
+    stream.read_exact(&mut vec![0; length]).ok()?;
+    head.split(' ').nth(1)?.parse().ok()
+}
+
+#[test]
+fn many_connections_and_slow_writers_leave_room_for_others() {
+    let wanted: usize = std::env::var("SOS_TEST_CONNECTIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(1500);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum },
+    )
+    .unwrap();
+    let most = limit.maximum.and_then(|most| usize::try_from(most).ok()).map_or(wanted, |most| most.saturating_sub(700));
+    let place = Place::shamir();
+    let server = ready(&place);
+    let idle = server.resident();
+    let mut streams: Vec<TcpStream> = (0..wanted.min(most)).map(|_| connect(&server).unwrap()).collect();
+    // A third says nothing, a third sends half a head, a third half a body.
+    for (number, stream) in streams.iter_mut().enumerate() {
+        let text: &[u8] = match number % 3 {
+            0 => b"",
+            1 => b"GET /v1/sys/health HTTP/1.1\r\nHo",
+            _ => b"PUT /v1/kv/data/a HTTP/1.1\r\nHost: x\r\nX-Vault-Token: no\r\nContent-Length: 100\r\n\r\n{\"data\":",
+        };
+        stream.write_all(text).unwrap();
+    }
+    let began = Instant::now();
+    for number in 0..20 {
+        server.put(&format!("kv/data/{number}"), json!({"data": {"x": number}})).ok();
+    }
+    let took = began.elapsed() / 20;
+    // Now all of them ask at once.
+    let asked = Instant::now();
+    let mut answers: BTreeMap<u16, usize> = BTreeMap::new();
+    for (number, stream) in streams.iter_mut().enumerate() {
+        let rest: &[u8] = match number % 3 {
+            0 => b"GET /v1/sys/health HTTP/1.1\r\nHost: x\r\n\r\n",
+            1 => b"st: x\r\n\r\n",
+            _ => b"                                                                                            ",
+        };
+        stream.write_all(rest).unwrap();
+    }
+    for stream in &mut streams {
+        *answers.entry(status(stream).expect("every accepted request is answered")).or_default() += 1;
+    }
+    let resident = server.resident();
+    measured(&format!(
+        "{} connections: {answers:?} in {:.2?}, a write beside them took {took:.2?}, resident {idle} MiB before and {resident} MiB with them",
+        streams.len(),
+        asked.elapsed()
+    ));
+    assert!(answers.keys().all(|status| [200, 400, 403, 429, 503].contains(status)), "{answers:?}");
+    assert!(resident < CEILING, "{resident} MiB");
+}
+
+#[test]
+fn running_out_of_descriptors_stops_neither_work_nor_later_clients() {
+    let place = Place::shamir();
+    let (server, made) = initialised(place.start_limited(320));
+    let mut kept = connect(&server).unwrap();
+    let write = |stream: &mut TcpStream, name: &str, size: usize| {
+        let body = format!("{{\"data\":{{\"x\":\"{}\"}}}}", "y".repeat(size));
+        let head = format!(
+            "PUT /v1/kv/data/{name} HTTP/1.1\r\nHost: x\r\nX-Vault-Token: {}\r\nContent-Length: {}\r\n\r\n",
+            made.root,
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+        status(stream)
+    };
+    assert_eq!(write(&mut kept, "before", 10), Some(200));
+    let mut flood: Vec<TcpStream> = (0..600).map(|_| connect(&server).unwrap()).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    // Work that opens files goes on: a value so large that sled gives it a file of its own.
+    assert_eq!(write(&mut kept, "large", 600_000), Some(200));
+    // Those beyond the limit wait, and are served when others leave.
+    flood.drain(..400);
+    let mut last = flood.pop().unwrap();
+    last.write_all(b"GET /v1/sys/health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    assert_eq!(status(&mut last), Some(200));
+    drop(flood);
+    assert_eq!(server.get("kv/data/large").status, 200);
+}
+
+#[test]
+fn huge_bodies_are_received_or_shed_in_bounded_memory() {
+    let place = Place::shamir();
+    let server = ready(&place);
+    let idle = server.resident();
+    let answers: Mutex<BTreeMap<u16, usize>> = Mutex::default();
+    let peak = AtomicUsize::new(0);
+    let sent = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..40 {
+            scope.spawn(|| {
+                let mut stream = connect(&server).unwrap();
+                let length = 30 << 20;
+                let head =
+                    format!("PUT /v1/kv/data/big HTTP/1.1\r\nHost: x\r\nX-Vault-Token: no\r\nContent-Length: {length}\r\n\r\n");
+                stream.write_all(head.as_bytes()).unwrap();
+                let piece = vec![b' '; 1 << 20];
+                // Slowly, so that all of them are under way together; a server that sheds closes early.
+                for number in 0..30 {
+                    if stream.write_all(&piece).is_err() {
+                        break;
+                    }
+                    sent.fetch_add(1, Ordering::Relaxed);
+                    if number < 10 {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                }
+                // Where it closes at once the answer may be lost to the reset.
+                let status = status(&mut stream).unwrap_or(0);
+                *answers.lock().unwrap().entry(status).or_default() += 1;
+            });
+        }
+        scope.spawn(|| {
+            for _ in 0..40 {
+                peak.fetch_max(usize::try_from(server.resident()).unwrap(), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+    });
+    let (answers, peak) = (answers.into_inner().unwrap(), peak.into_inner());
+    measured(&format!(
+        "40 bodies of 30 MiB at once ({} MiB sent): {answers:?}, resident {idle} MiB before, {peak} MiB at the peak",
+        sent.into_inner()
+    ));
+    assert!(answers.keys().all(|status| [0, 400, 403, 503].contains(status)), "{answers:?}");
+    assert!(answers.contains_key(&503) && answers.len() > 1, "some are shed and some are served: {answers:?}");
+    assert!(peak < usize::try_from(CEILING).unwrap(), "{peak} MiB");
+    server.put("kv/data/a", json!({"data": {"x": 1}})).ok();
+}
+
+#[test]
+fn readers_that_do_not_read_hold_bounded_memory() {
+    let place = Place::shamir();
+    let server = ready(&place);
+    let token = server.token.clone().unwrap();
+    server.put("kv/data/large", json!({"data": {"x": "y".repeat(4 << 20)}})).ok();
+    let idle = server.resident();
+    let ask = format!("GET /v1/kv/data/large HTTP/1.1\r\nHost: x\r\nX-Vault-Token: {token}\r\n\r\n");
+    let mut silent: Vec<TcpStream> = (0..50).map(|_| connect(&server).unwrap()).collect();
+    for stream in &mut silent {
+        stream.write_all(ask.as_bytes()).unwrap();
+    }
+    // Answered when all of them have been worked on.
+    assert_eq!(server.get("sys/health").status, 200);
+    std::thread::sleep(Duration::from_secs(1));
+    let resident = server.resident();
+    // Others are served meanwhile.
+    assert_eq!(server.get("sys/health").status, 200);
+    server.put("kv/data/small", json!({"data": {"x": 1}})).ok();
+    let mut answers: BTreeMap<u16, usize> = BTreeMap::new();
+    for stream in &mut silent {
+        *answers.entry(status(stream).unwrap()).or_default() += 1;
+    }
+    measured(&format!(
+        "50 readers that do not read 4 MiB each: resident {idle} MiB before and {resident} MiB, then they read {answers:?}"
+    ));
+    assert!(answers.keys().all(|status| [200, 503].contains(status)) && answers.contains_key(&200), "{answers:?}");
+    assert!(resident < CEILING, "{resident} MiB");
+    assert_eq!(server.get("kv/data/large").status, 200, "room again");
+}
+
+#[test]
+fn a_flood_without_a_token_is_refused_and_others_are_served() {
+    let place = Place::shamir();
+    let server = ready(&place);
+    let url = server.url().to_string();
+    let rate = |during: Duration| {
+        let began = Instant::now();
+        let mut count = 0_u32;
+        while began.elapsed() < during {
+            server.get("auth/token/lookup-self").ok();
+            count += 1;
+        }
+        f64::from(count) / during.as_secs_f64()
+    };
+    let alone = rate(Duration::from_millis(500));
+    let (refused, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let beside = std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut stream = connect(&server).unwrap();
+                while done.load(Ordering::Relaxed) == 0 {
+                    stream.write_all(b"GET /v1/kv/data/a HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+                    let status = status(&mut stream).unwrap();
+                    assert!([403, 429, 503].contains(&status), "{status}");
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let beside = rate(Duration::from_millis(500));
+        done.store(1, Ordering::Relaxed);
+        beside
+    });
+    measured(&format!(
+        "a flood without a token: {} refused; another client at {:.2} of its rate, {} MiB resident",
+        refused.into_inner(),
+        beside / alone,
+        server.resident()
+    ));
+    assert!(beside > 0.0);
+    assert_eq!(request(&url, "GET", "/v1/kv/data/a", None, None).unwrap().status, 403);
+}
+
+/// Whatever the server carried out is answered, and whatever was answered is there.
+#[test]
+fn sigterm_under_load_answers_what_it_took_on() {
+    for storage in ["sled", "redb"] {
+        let place = Place::shamir_on(storage);
+        let (server, made) = initialised(place.start());
+        let (token, root) = (server.token.clone().unwrap(), server.url().trim_start_matches("http://").to_string());
+        let acknowledged: Mutex<BTreeSet<String>> = Mutex::default();
+        let lost: Mutex<Vec<String>> = Mutex::default();
+        let took = std::thread::scope(|scope| {
+            for writer in 0..16 {
+                let (token, root, acknowledged, lost) = (&token, &root, &acknowledged, &lost);
+                scope.spawn(move || {
+                    let Ok(mut stream) = TcpStream::connect(root) else { return };
+                    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                    for number in 0.. {
+                        let name = format!("{writer}-{number}");
+                        let body = "{\"data\":{\"x\":1}}";
+                        let text = format!(
+                            "PUT /v1/kv/data/{name} HTTP/1.1\r\nHost: x\r\nX-Vault-Token: {token}\r\nContent-Length: {}\r\n\r\n{body}",
+                            body.len()
+                        );
+                        if stream.write_all(text.as_bytes()).is_err() {
+                            return;
+                        }
+                        match status(&mut stream) {
+                            Some(200) => drop(acknowledged.lock().unwrap().insert(name)),
+                            Some(503) => {}
+                            Some(status) => panic!("{status}"),
+                            None => {
+                                lost.lock().unwrap().push(name);
+                                return;
+                            }
+                        }
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(700));
+            server.terminate()
+        });
+        let (acknowledged, lost) = (acknowledged.into_inner().unwrap(), lost.into_inner().unwrap());
+        let mut server = place.start();
+        server.token = Some(token);
+        server.put("sys/unseal", json!({"key": made.shares[0]})).ok();
+        for name in &acknowledged {
+            assert_eq!(server.get(&format!("kv/data/{name}")).status, 200, "{storage} lost {name}");
+        }
+        // A request that got no answer was not carried out.
+        for name in &lost {
+            assert_eq!(server.get(&format!("kv/data/{name}")).status, 404, "{storage} carried out {name} and did not answer");
+        }
+        measured(&format!(
+            "{storage}: SIGTERM beside 16 writers: ended in {took:.2?}, {} writes acknowledged and there",
+            acknowledged.len()
+        ));
+        assert!(acknowledged.len() > 16);
+    }
+}
