@@ -37,7 +37,14 @@ fn init_through_the_command_line() {
     server.wait_reason("not-initialized");
     let (code, _, _) = server.operator(&["operator", "init", "-status"], "");
     assert_eq!(code, Some(2));
-    let (code, out, err) = server.operator(&["operator", "init", "-recovery-shares=3", "-recovery-threshold=2"], "");
+    // The HSM's worker may still be starting.
+    let (code, out, err) = loop {
+        let done = server.operator(&["operator", "init", "-recovery-shares=3", "-recovery-threshold=2"], "");
+        if !done.2.contains("hsm-starting") {
+            break done;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
     assert_eq!(code, Some(0), "{err}");
     assert_eq!(out.matches("Recovery Key ").count(), 3, "{out}");
     assert_eq!(out.matches("Initial Root Token: hvs.").count(), 1);
