@@ -221,7 +221,7 @@ mod tests {
     use std::{fs, path::Path, sync::Arc};
 
     use super::{
-        super::{Kind, Storage, Store, Txn, conformance::*},
+        super::{Kind, Options, Storage, StorageConfig, Store, Txn, conformance::*, open},
         *,
     };
 
@@ -397,6 +397,61 @@ mod tests {
     #[test]
     fn a_crash_at_any_point_of_a_compaction_of_redb_loses_nothing() {
         a_crash_at_any_point_loses_nothing(Kind::Redb);
+    }
+
+    /// Writes until they are refused, deletes most, and waits until writes are taken again: on a small file system that
+    /// `SOS_SMALL_DISK` names (64 MiB do), because making one needs root.
+    fn deletes_make_room_on_a_full_disk(kind: Kind) {
+        let Ok(disk) = std::env::var("SOS_SMALL_DISK") else {
+            eprintln!("LEFT OUT: {kind:?} and deletes on a full disk, because SOS_SMALL_DISK names no small file system");
+            return;
+        };
+        // Both engines fill the same disk.
+        static ONE_AT_A_TIME: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+        let _alone = ONE_AT_A_TIME.lock();
+        let folder = tempfile::tempdir_in(disk).unwrap();
+        let options = Options { free_watermark: 16 << 20, reserve_bytes: 1 << 20, ..Options::default() };
+        let config = StorageConfig { kind, path: Some(folder.path().into()), options };
+        let store = open(&config).unwrap();
+        let put = |n: u32| Txn::new().put(key(n), n.to_string().repeat(4000).into_bytes());
+        let mut kept = 0;
+        let refused = loop {
+            match now(store.commit(put(kept))) {
+                Ok(_) => kept += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, StorageError::Full { .. }), "{refused}");
+        assert!(kept > 300, "{kept}");
+        for n in (0..kept).filter(|n| n % 20 != 0) {
+            now(store.commit(Txn::new().delete(key(n)))).unwrap();
+        }
+        let until = Instant::now() + Duration::from_secs(60);
+        let begun = Instant::now();
+        while let Err(error) = now(store.commit(put(kept))) {
+            assert!(matches!(error, StorageError::Full { .. }) && Instant::now() < until, "{error}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        eprintln!("{kind:?}: full at {kept} records; writes were taken again {:?} after the deletes", begun.elapsed());
+        // Not just one: most of what fitted before fits again.
+        for n in (0..kept / 2).filter(|n| n % 20 != 0) {
+            now(store.commit(put(n))).unwrap();
+        }
+        drop(store);
+        let store = open(&config).unwrap();
+        for n in (0..kept).filter(|n| n % 20 == 0 || *n < kept / 2) {
+            assert!(store.get(&key(n)).unwrap().unwrap().value == n.to_string().repeat(4000).as_bytes(), "{n}");
+        }
+    }
+
+    #[test]
+    fn deletes_make_room_on_a_full_disk_of_sled() {
+        deletes_make_room_on_a_full_disk(Kind::Sled);
+    }
+
+    #[test]
+    fn deletes_make_room_on_a_full_disk_of_redb() {
+        deletes_make_room_on_a_full_disk(Kind::Redb);
     }
 
     #[test]
