@@ -169,3 +169,29 @@ async fn concurrent_writers_share_reservations_and_none_is_lost() {
     assert!(again.key_status().unwrap().encryptions >= used);
     assert!(again.get("19/8999").unwrap().is_some());
 }
+
+#[tokio::test]
+async fn a_long_list_is_read_off_the_workers_and_a_short_one_at_once() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (_, barrier) = fresh().await;
+    let view = View::new(barrier, "logical/abc").unwrap();
+    let put = |folder: &str, count: u32| (0..count).fold(Txn::new(), |txn, n| txn.put(format!("{folder}/{n:05}"), vec![]));
+    view.commit(put("short", 1000)).await.unwrap();
+    view.commit(put("long", 9000)).await.unwrap();
+    for (folder, limit, count, elsewhere) in [
+        ("short/", usize::MAX, 1000, false),
+        ("long/", 1000, 1000, false),
+        ("long/", 5000, 5000, true),
+        ("long/", usize::MAX, 9000, true),
+    ] {
+        // One thread runs everything here: another task gets its turn only when the list gives it up.
+        let other = Arc::new(AtomicBool::new(false));
+        let turn = other.clone();
+        tokio::spawn(async move { turn.store(true, Ordering::SeqCst) });
+        let names = view.list_long(folder, None, limit).await.unwrap();
+        assert_eq!(other.load(Ordering::SeqCst), elsewhere, "{folder} {limit}");
+        assert!(names.len() == count && names == view.list(folder, None, count).unwrap(), "{folder} {limit}");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(view.list_long("long/", Some("04999"), usize::MAX).await.unwrap().len(), 4000);
+}

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::{Barrier, BarrierError, Entry, Txn};
-use crate::storage::Version;
+use crate::storage::{StorageError, Version};
+
+/// Names that a list reads at once; some milliseconds.
+const SHORT: usize = 4096;
 
 /// The barrier below one prefix. Paths are only ever appended to the prefix; relative segments are refused.
 #[derive(Clone, Debug)]
@@ -50,6 +53,28 @@ impl View {
     /// Names one level below `prefix`, which is empty or ends in `/` (see [`crate::storage::Storage::list`]).
     pub fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, BarrierError> {
         self.barrier.list(&self.absolute(prefix)?, after, limit)
+    }
+
+    /// As [`View::list`], for lists that may be long: what goes beyond the first thousands of names is read off the async
+    /// workers, some thousand at a time.
+    pub async fn list_long(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, BarrierError> {
+        let mut names = self.list(prefix, after, limit.min(SHORT))?;
+        if names.len() < SHORT || names.len() == limit {
+            return Ok(names);
+        }
+        let (view, prefix) = (self.clone(), prefix.to_owned());
+        let all = tokio::task::spawn_blocking(move || {
+            while names.len() < limit {
+                let page = view.list(&prefix, names.last().map(String::as_str), SHORT.min(limit - names.len()))?;
+                if page.is_empty() {
+                    break;
+                }
+                names.extend(page);
+            }
+            Ok(names)
+        });
+        // It is not cancelled, and it panics no more than the list itself.
+        all.await.unwrap_or(Err(BarrierError::Storage(StorageError::Closed)))
     }
 
     /// Decrypted records below `prefix`; paths, also `after`, are relative to this view.

@@ -68,19 +68,24 @@ pub fn build(context: MountContext) -> Result<Arc<dyn Engine>, Failure> {
     })
 }
 
-/// All keys below `folder` (empty or with a trailing slash), relative to it and sorted folder by folder. Values are not decrypted.
-pub(super) fn keys_below(view: &View, folder: &str) -> Result<Vec<String>, Failure> {
-    let mut found = Vec::new();
-    let mut open = vec![String::new()];
-    while let Some(below) = open.pop() {
-        let mut folders = Vec::new();
-        for name in view.list(&format!("{folder}{below}"), None, usize::MAX)? {
-            let path = format!("{below}{name}");
-            if name.ends_with('/') { folders.push(path) } else { found.push(path) }
+/// All keys below `folder` (empty or with a trailing slash), relative to it and sorted folder by folder. Values are not
+/// decrypted. There may be millions, so they are read off the async workers.
+pub(super) async fn keys_below(view: &View, folder: String) -> Result<Vec<String>, Failure> {
+    let view = view.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let mut found = Vec::new();
+        let mut open = vec![String::new()];
+        while let Some(below) = open.pop() {
+            let mut folders = Vec::new();
+            for name in view.list(&format!("{folder}{below}"), None, usize::MAX)? {
+                let path = format!("{below}{name}");
+                if name.ends_with('/') { folders.push(path) } else { found.push(path) }
+            }
+            open.extend(folders.into_iter().rev());
         }
-        open.extend(folders.into_iter().rev());
-    }
-    Ok(found)
+        Ok(found)
+    });
+    read.await.map_err(Failure::internal)?
 }
 
 /// The answer to a scan: unlike a list, one that finds nothing is a 200 without `keys`.

@@ -149,12 +149,12 @@ pub async fn delete(engine: &Kv2, call: &Call<'_>, _: NoParams) -> Result<Reply,
 
 /// Lists one level.
 pub async fn list(engine: &Kv2, call: &Call<'_>, page: Page) -> Result<Reply, Failure> {
-    Reply::keys(names(engine, call, &page)?)
+    Reply::keys(names(engine, call, &page).await?)
 }
 
 /// Lists one level with what is known of each key.
 pub async fn detailed_list(engine: &Kv2, call: &Call<'_>, page: Page) -> Result<Reply, Failure> {
-    let names = names(engine, call, &page)?;
+    let names = names(engine, call, &page).await?;
     if names.is_empty() {
         return Err(Failure::not_found());
     }
@@ -163,23 +163,23 @@ pub async fn detailed_list(engine: &Kv2, call: &Call<'_>, page: Page) -> Result<
 
 /// Lists everything below a path.
 pub async fn scan(engine: &Kv2, call: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
-    scan_reply(all_names(engine, call)?)
+    scan_reply(all_names(engine, call).await?)
 }
 
 /// Lists everything below a path with what is known of each key.
 pub async fn detailed_scan(engine: &Kv2, call: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
-    let names = all_names(engine, call)?;
+    let names = all_names(engine, call).await?;
     if names.is_empty() { scan_reply(names) } else { detailed(engine, call.capture("path"), &names) }
 }
 
-fn names(engine: &Kv2, call: &Call<'_>, page: &Page) -> Result<Vec<String>, Failure> {
+async fn names(engine: &Kv2, call: &Call<'_>, page: &Page) -> Result<Vec<String>, Failure> {
     let after = Some(page.after.as_str()).filter(|after| !after.is_empty());
     let limit = usize::try_from(page.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-    Ok(engine.keys.view.list(&format!("{KEYS_FOLDER}{}", call.capture("path")), after, limit)?)
+    Ok(engine.keys.view.list_long(&format!("{KEYS_FOLDER}{}", call.capture("path")), after, limit).await?)
 }
 
-fn all_names(engine: &Kv2, call: &Call<'_>) -> Result<Vec<String>, Failure> {
-    keys_below(&engine.keys.view, &format!("{KEYS_FOLDER}{}", call.capture("path")))
+async fn all_names(engine: &Kv2, call: &Call<'_>) -> Result<Vec<String>, Failure> {
+    keys_below(&engine.keys.view, format!("{KEYS_FOLDER}{}", call.capture("path"))).await
 }
 
 fn detailed(engine: &Kv2, folder: &str, names: &[String]) -> Result<Reply, Failure> {
