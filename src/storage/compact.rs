@@ -39,8 +39,8 @@ pub(super) struct Compaction {
     /// When the files are looked at next; `None` while nothing has changed.
     look_at: Option<Instant>,
     rest_until: Option<Instant>,
-    /// The files' size after the last compaction: what cannot be made smaller.
-    settled: u64,
+    /// Bytes of the files and of their records after the last compaction: smaller it does not become.
+    settled: Option<(u64, u64)>,
 }
 
 /// A copy under way.
@@ -71,7 +71,7 @@ pub(super) enum Progress {
 
 impl Compaction {
     pub(super) fn new() -> Self {
-        Self { copying: None, look_at: None, rest_until: None, settled: 0 }
+        Self { copying: None, look_at: None, rest_until: None, settled: None }
     }
 
     pub(super) fn is_under_way(&self) -> bool {
@@ -113,8 +113,7 @@ impl Compaction {
             return;
         }
         let bytes = backend.bytes_on_disk();
-        let wanted = census.bytes().saturating_mul(TIMES).saturating_add(SLACK);
-        if bytes > wanted && bytes > self.settled.saturating_mul(2) {
+        if is_worth_it(bytes, census.bytes(), self.settled) {
             self.begin(backend, census, None);
         }
     }
@@ -159,10 +158,11 @@ impl Compaction {
             self.abandon(backend, &fault);
             return Progress::Unsure;
         }
-        self.settled = backend.bytes_on_disk();
+        let after = backend.bytes_on_disk();
+        self.settled = Some((after, census.bytes()));
         if let Some(copying) = self.copying.take() {
             let seconds = copying.begun.elapsed().as_secs_f64();
-            info!(before = copying.bytes, after = self.settled, seconds, "the store's files are written anew and in use");
+            info!(before = copying.bytes, after, seconds, "the store's files are written anew and in use");
             let _ = copying.answer.map(|answer| answer.send(Ok(())));
         }
         Progress::Goes
@@ -181,6 +181,16 @@ impl Compaction {
         self.look_at = Some(until);
         let _ = copying.answer.map(|answer| answer.send(Err(failed_at(b"", fault.clone()))));
     }
+}
+
+/// Whether files of so many bytes are too large for their records: by the measure above, and by what the last
+/// compaction came to, so that one that gains nothing is not repeated for ever.
+fn is_worth_it(bytes: u64, records: u64, settled: Option<(u64, u64)>) -> bool {
+    let too_large = bytes > records.saturating_mul(TIMES).saturating_add(SLACK);
+    let shrinks = settled.is_none_or(|(then, held)| {
+        u128::from(bytes) * u128::from(held.max(1 << 20)) > 2 * u128::from(then) * u128::from(records)
+    });
+    too_large && shrinks
 }
 
 impl Copying {
@@ -463,6 +473,19 @@ mod tests {
         let error = now(store.compact()).unwrap_err().to_string();
         assert!(error.contains("299 records although 300"), "{error}");
         assert!(!bench.folder.path().join("generation-1").exists(), "the copy is removed");
+    }
+
+    #[test]
+    fn a_compaction_is_repeated_when_it_gains_something() {
+        const MIB: u64 = 1 << 20;
+        assert!(!is_worth_it(8 * MIB, 0, None) && is_worth_it(9 * MIB, 0, None));
+        assert!(!is_worth_it(100 * MIB, 30 * MIB, None) && is_worth_it(200 * MIB, 30 * MIB, None));
+        // While it ran, most of what it copied was deleted.
+        assert!(is_worth_it(80 * MIB, 10 * MIB, Some((80 * MIB, 40 * MIB))));
+        // An engine that needs five times the room of its records.
+        assert!(!is_worth_it(100 * MIB, 20 * MIB, Some((100 * MIB, 20 * MIB))));
+        // Almost nothing was held then.
+        assert!(is_worth_it(300 * MIB, 50 * MIB, Some((2 * MIB, 100))));
     }
 
     #[test]
