@@ -109,6 +109,18 @@ impl From<String> for SecretString {
     }
 }
 
+/// The bits of a secret file's mode that let others read or change it. systemd hands a credential over under an access
+/// list that names the service's user, which the group's bits of the mode reflect; nobody else can enter its folder.
+pub fn exposing_bits(path: &std::path::Path, mode: u32) -> u32 {
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
+    exposing_bits_under(folder.as_deref(), path, mode)
+}
+
+fn exposing_bits_under(credentials: Option<&std::path::Path>, path: &std::path::Path, mode: u32) -> u32 {
+    let credential = credentials.is_some_and(|folder| folder.is_absolute() && path.parent() == Some(folder));
+    mode & if credential { 0o037 } else { 0o077 }
+}
+
 /// Fills `buffer` from the operating system's random source.
 ///
 /// # Panics
@@ -138,6 +150,18 @@ mod tests {
     fn debug_shows_no_secret() {
         assert_eq!(format!("{:?}", SecretBytes::new(vec![1, 2, 3])), "SecretBytes");
         assert_eq!(format!("{:?}", SecretString::new("1234".into())), "SecretString");
+    }
+
+    #[test]
+    fn a_credential_of_systemd_may_show_its_access_list() {
+        let exposing = |path: &str, mode| {
+            exposing_bits_under(Some(std::path::Path::new("/run/credentials/sos.service")), std::path::Path::new(path), mode)
+        };
+        assert_eq!(exposing("/run/credentials/sos.service/pin", 0o440), 0);
+        assert_eq!(exposing("/run/credentials/sos.service/pin", 0o444), 0o004);
+        assert_eq!(exposing("/run/credentials/sos.service/../x/pin", 0o440), 0o040);
+        assert_eq!(exposing("/etc/sos/pin", 0o440), 0o040);
+        assert_eq!(exposing_bits_under(None, std::path::Path::new("/etc/sos/pin"), 0o600), 0);
     }
 
     #[test]

@@ -32,5 +32,7 @@ mod overload;
 mod secrecy;
 #[path = "server/shares.rs"]
 mod shares;
+#[path = "server/status.rs"]
+mod status;
 #[path = "server/zones.rs"]
 mod zones;

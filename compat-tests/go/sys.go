@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,16 @@ func system(s *suite) {
 	s.check("a second init is refused", func() error {
 		_, err := nobody.Sys().Init(&vault.InitRequest{SecretShares: 1, SecretThreshold: 1})
 		return want("refused", err != nil && strings.Contains(err.Error(), "already initialized"), true)
+	})
+	s.check("snapshots", func() error {
+		// The client itself refuses a snapshot that does not end as it should.
+		var snapshot bytes.Buffer
+		if err := sys.RaftSnapshot(&snapshot); err != nil {
+			return err
+		}
+		cut := bytes.NewReader(snapshot.Bytes()[:snapshot.Len()-600])
+		return first(refused(sys.RaftSnapshotRestore(strings.NewReader("no snapshot"), false), 400, "damaged"),
+			refused(sys.RaftSnapshotRestore(cut, true), 400, "damaged"))
 	})
 	path := s.mount("kv", map[string]string{"version": "1"})
 	s.check("mounts", func() error {

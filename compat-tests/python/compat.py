@@ -5,9 +5,11 @@ check, then "N passed, N failed"; the exit status is 1 when a check fails. Argum
 """
 import base64
 import contextlib
+import io
 import os
 import secrets
 import sys
+import tarfile
 import time
 
 import hvac
@@ -395,6 +397,17 @@ def system(s):
         status = sys_.read_seal_status()
         same("seal status", (status["sealed"], status["t"] <= status["n"], bool(status["version"])), (False, True, True))
         same("ha", s.client.ha_status["ha_enabled"] in (True, False), True)
+    with s.check("snapshots"):
+        answer = sys_.take_raft_snapshot()
+        names = tarfile.open(fileobj=io.BytesIO(answer.content), mode="r:gz").getnames()
+        same("the last file of a snapshot", names[-1], "SHA256SUMS.sealed")
+        with raises(InvalidRequest, "damaged"):
+            sys_.restore_raft_snapshot(b"no snapshot")
+        with raises(InvalidRequest, "damaged"):
+            sys_.force_restore_raft_snapshot(answer.content[:-600])
+    with s.check("metrics"):
+        text = s.client.adapter.get("/v1/sys/metrics", params={"format": "prometheus"}).text
+        same("unsealed", [line.split()[-1] for line in text.splitlines() if line.startswith("vault_core_unsealed{")], ["1"])
     path = s.mount("kv", {"version": "1"})
     with s.check("mounts"):
         mounts = sys_.list_mounted_secrets_engines()

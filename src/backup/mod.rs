@@ -80,4 +80,6 @@ impl BackupError {
 }
 
 #[cfg(test)]
+mod measure;
+#[cfg(test)]
 mod tests;

@@ -38,6 +38,12 @@ impl Source {
         Ok(Self { header, key, snapshot })
     }
 
+    /// Parts that were taken one by one.
+    #[cfg(test)]
+    pub(super) fn of(header: Header, key: BackupKey, snapshot: Snapshot) -> Self {
+        Self { header, key, snapshot }
+    }
+
     /// The head of the archive.
     pub fn header(&self) -> &Header {
         &self.header

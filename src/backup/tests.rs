@@ -14,7 +14,7 @@ use crate::{
 
 const ROOT: [u8; 32] = [7; 32];
 
-fn header(sequence: u64, cluster: &str) -> Header {
+pub(super) fn header(sequence: u64, cluster: &str) -> Header {
     Header {
         format: 1,
         created: rfc3339(OffsetDateTime::UNIX_EPOCH),
@@ -321,4 +321,62 @@ fn a_full_disk_leaves_the_old_store() {
         assert!(error.contains("the disk is full"), "{error}");
         bench.assert_old();
     }
+}
+
+/// Every commit writes the same number at both ends of the key space: a view between commits would show two.
+fn writes_go_on_and_a_backup_shows_one_commit(kind: Kind) {
+    let bench = Bench::new(kind);
+    let store = bench.open();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let barrier = Arc::new(runtime.block_on(barrier(Arc::clone(&store))));
+    let ends = ["a/first", "z/last"];
+    let both = |n: u64| ends.iter().fold(Txn::new(), |txn, key| txn.put(*key, n.to_be_bytes().to_vec()));
+    let filler = (0..3000).fold(both(0), |txn, n| txn.put(format!("k/{n:05}"), vec![0; 900]));
+    runtime.block_on(barrier.commit(filler)).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let mut seen = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut n = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                n += 1;
+                runtime.block_on(barrier.commit(both(n))).unwrap();
+            }
+        });
+        for _ in 0..4 {
+            let key = runtime.block_on(BackupKey::open(&barrier)).unwrap();
+            let snapshot = runtime.block_on(store.snapshot()).unwrap();
+            let source = Source::of(header(snapshot.version(), "c"), key, snapshot);
+            let (bytes, summary, _) = source.write(Vec::new(), |_| {}).unwrap();
+            assert!(summary.records >= 3000);
+            let restored = InMem::open().unwrap();
+            let origin = Origin {
+                archive: bytes.as_slice(),
+                target: &Target::Empty,
+                force: false,
+                now: OffsetDateTime::UNIX_EPOCH,
+                begin: &mut |_| Ok(()),
+                progress: &mut |_| {},
+            };
+            origin.fill(&restored, Wait(runtime.handle())).unwrap();
+            let again = Barrier::new(Arc::new(restored));
+            runtime.block_on(again.unlock(&SecretBytes::new(ROOT.to_vec()))).unwrap();
+            let numbers = ends.map(|key| again.get(key).unwrap().unwrap().value.expose().to_vec());
+            assert_eq!(numbers[0], numbers[1]);
+            seen.push(numbers[0].clone());
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    seen.dedup();
+    assert!(seen.len() > 1, "nothing was written meanwhile");
+}
+
+#[test]
+fn sled_is_backed_up_at_one_commit_while_writes_go_on() {
+    writes_go_on_and_a_backup_shows_one_commit(Kind::Sled);
+}
+
+#[test]
+fn redb_is_backed_up_at_one_commit_while_writes_go_on() {
+    writes_go_on_and_a_backup_shows_one_commit(Kind::Redb);
 }

@@ -29,6 +29,10 @@ impl Rows {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// With the heading `Key Value` and a line of dashes below it.
     pub(super) fn table(mut self) -> String {
         self.0.insert(0, ("Key".into(), "Value".into()));

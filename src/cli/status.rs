@@ -1,11 +1,14 @@
 //! `sos status` and `sos operator status`.
 
+use std::time::Duration;
+
 use clap::Args;
+use indicatif::{HumanBytes, HumanDuration};
 use serde_json::Value;
 
 use super::Failure;
 use super::client::{Client, ClientArgs};
-use super::output::{Format, Rows, json, number, text, truth};
+use super::output::{Format, Rows, json, number, text, texts, truth};
 use super::terminal::Terminal;
 
 /// Flags of `status`.
@@ -37,11 +40,25 @@ pub(super) fn run(args: &StatusArgs, terminal: &mut Terminal<'_>) -> Result<u8, 
 pub(super) fn print(client: &Client, mut status: Value, format: Format, terminal: &mut Terminal<'_>) -> Result<(), Failure> {
     // A sealed server may refuse this request; then there is nothing to add.
     let ha_enabled = client.get("sys/leader").is_ok_and(|leader| truth(&leader, "ha_enabled"));
+    // Only a server of this program knows it, and unsealed only for who may read it.
+    let more = client.get("sys/sos/status").ok().map(|answer| answer.get("data").cloned().unwrap_or(answer));
     match format {
-        Format::Table => terminal.print(table(&status, ha_enabled))?,
+        Format::Table => {
+            terminal.print(table(&status, ha_enabled))?;
+            if let Some(more) = &more {
+                let rows = details(more);
+                if !rows.is_empty() {
+                    terminal.print(format!("\n{}", rows.columns()))?;
+                }
+                texts(more, "warnings").iter().for_each(|warning| terminal.complain(format!("WARNING: {warning}")));
+            }
+        }
         Format::Json => {
             if let Some(fields) = status.as_object_mut() {
                 fields.insert("ha_enabled".into(), ha_enabled.into());
+                if let Some(more) = more {
+                    fields.insert("sos".into(), more);
+                }
             }
             terminal.print(json(&status)?)?;
         }
@@ -71,4 +88,49 @@ pub(super) fn table(status: &Value, ha_enabled: bool) -> String {
     rows.add_field("Cluster ID", status, "cluster_id");
     rows.add("HA Enabled", ha_enabled.to_string());
     rows.table()
+}
+
+/// What `sys/sos/status` adds: HSM by HSM, store, disk, key, backups.
+fn details(more: &Value) -> Rows {
+    let mut rows = Rows::default();
+    for hsm in more.get("hsms").and_then(Value::as_array).into_iter().flatten() {
+        let serial = match text(hsm, "serial") {
+            serial if serial.is_empty() => String::new(),
+            serial => format!(" (serial {serial})"),
+        };
+        rows.add(format!("HSM {}", text(hsm, "name")), format!("{}{serial}", text(hsm, "state")));
+    }
+    if let Some(store) = more.get("store") {
+        rows.add_field("Store", store, "path");
+        rows.add("Last Commit", number(store, "sequence").to_string());
+        if store.get("disk_free").is_some() {
+            let (free, size) = (number(store, "disk_free"), number(store, "disk_size"));
+            rows.add("Disk Free", format!("{} of {}", HumanBytes(free), HumanBytes(size)));
+        }
+    }
+    if let Some(barrier) = more.get("barrier") {
+        let (used, most) = (number(barrier, "encryptions"), number(barrier, "max_operations"));
+        rows.add("Store Key", format!("term {}, {used} of {most} encryptions", number(barrier, "term")));
+    }
+    for key in texts(more, "worn_keys") {
+        rows.add("Key Near Limit", key);
+    }
+    match more.get("backup") {
+        Some(backup) => {
+            let age = backup.get("age").and_then(Value::as_i64).and_then(|age| u64::try_from(age).ok());
+            let last = match age {
+                Some(age) => format!("{} ({} ago)", text(backup, "last"), HumanDuration(Duration::from_secs(age))),
+                None => "never".to_owned(),
+            };
+            rows.add("Last Backup", last);
+            rows.add_field("Last Failure", backup, "last_failure");
+        }
+        None if more.get("store").is_some() => rows.add("Last Backup", "none is scheduled: see the backup stanza"),
+        None => {}
+    }
+    if let Some(restored) = more.get("restored") {
+        let at = text(restored, "restored");
+        rows.add("Restored", format!("from a backup of {}, at {at}", text(restored, "created")));
+    }
+    rows
 }

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::{Environment, Place, Warning, values};
 use crate::hcl::{Block, Document, Error, Kind, Position, Reader};
-use crate::secret::SecretString;
+use crate::secret::{SecretString, exposing_bits};
 
 const USED: [&str; 15] = [
     "lib",
@@ -161,7 +161,7 @@ impl Pkcs11Seal {
 fn pin_from(path: &Path) -> Result<SecretString, PinError> {
     let failed = |source| PinError::Read { path: path.to_path_buf(), source };
     let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    if exposing_bits(path, mode) != 0 {
         return Err(PinError::Open { path: path.to_path_buf(), mode });
     }
     let text = Zeroizing::new(std::fs::read_to_string(path).map_err(failed)?);

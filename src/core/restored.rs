@@ -29,13 +29,20 @@ pub(super) async fn admit(core: &Core) -> Result<Option<(Restored, Version)>, Fa
     Ok(Some((restored, version)))
 }
 
-/// Makes good what is owed, with all mounts loaded and nothing answered yet.
-pub(super) async fn settle(core: &Core, active: &Arc<Active>, found: Option<(Restored, Version)>) -> Result<(), Failure> {
-    let Some((mut restored, version)) = found else { return Ok(()) };
-    if !restored.settled {
+/// With all mounts loaded and none started yet: what ran after the backup has used up more than the records tell.
+pub(super) async fn burn(active: &Active, found: Option<&(Restored, Version)>) -> Result<(), Failure> {
+    if found.is_some_and(|(restored, _)| !restored.settled) {
         for mounted in active.router.all() {
             mounted.engine.restored().await?;
         }
+    }
+    Ok(())
+}
+
+/// Makes good what else is owed, with nothing answered yet.
+pub(super) async fn settle(core: &Core, active: &Arc<Active>, found: Option<(Restored, Version)>) -> Result<(), Failure> {
+    let Some((mut restored, version)) = found else { return Ok(()) };
+    if !restored.settled {
         while active.tokens.sweep(SWEEP).await? == SWEEP {}
         restored.settled = true;
         let json = serde_json::to_vec(&restored).map_err(Failure::internal)?;

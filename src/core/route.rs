@@ -196,7 +196,7 @@ pub trait Routed: Send + Sync + Sized + 'static {
         Ok(())
     }
 
-    /// Called once, after [`Routed::start`], on a store that was restored from a backup: what ran after the backup may have
+    /// Called once, before [`Routed::start`], on a store that was restored from a backup: what ran after the backup may have
     /// used up more than the records tell.
     async fn restored(&self) -> Result<(), Failure> {
         Ok(())

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use sha2::Sha256;
 use thiserror::Error;
 
-use crate::secret::{SecretBytes, SecretString};
+use crate::secret::{SecretBytes, SecretString, exposing_bits};
 
 /// Where the PIN comes from.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ fn read_pin_file(path: &Path) -> Result<SecretString, PinError> {
     let file = fs::File::open(path).map_err(unreadable)?;
     // The opened file is checked, not the path: nobody can swap it in between.
     let mode = file.metadata().map_err(unreadable)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
+    if exposing_bits(path, mode) != 0 {
         return Err(PinError::Exposed { path: path.to_path_buf(), mode });
     }
     let whole = SecretString::new(io::read_to_string(file).map_err(unreadable)?);

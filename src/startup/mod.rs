@@ -6,6 +6,7 @@ mod dev_tls;
 pub mod hsm;
 pub mod listen;
 pub mod logging;
+mod notify;
 pub mod process;
 mod sanitized;
 pub mod tls;
@@ -32,6 +33,7 @@ use crate::{
 };
 use listen::{Bound, ListenError};
 use logging::Log;
+use notify::Supervisor;
 use process::PidFile;
 
 /// Address of the development server unless another is given.
@@ -161,6 +163,10 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
     for url in &urls {
         tracing::info!(%url, "listening");
     }
+    let supervisor = Supervisor::from_environment(&config::process_environment).map(Arc::new);
+    if let Some(supervisor) = &supervisor {
+        tokio::spawn(Arc::clone(supervisor).keep_told(Arc::clone(&core)));
+    }
 
     let (servers, handles): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
     let running = tokio::spawn(join_all(servers));
@@ -186,6 +192,9 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
                 core.audit.reopen();
             }
         }
+    }
+    if let Some(supervisor) = &supervisor {
+        supervisor.tell("STOPPING=1");
     }
     tracing::info!("stopping: requests in flight are finished first");
     join_all(handles.iter().map(|handle| handle.stop(true))).await;

@@ -305,3 +305,40 @@ fn a_full_disk_leaves_no_half_file() {
     assert!(err.contains("No space left on device"), "{err}");
     assert!(!file.exists() && !place.path("x.backup.part").is_symlink(), "something is left");
 }
+
+#[test]
+fn with_its_hsm_a_restored_server_unseals_itself_and_without_it_the_shares_do() {
+    let (Some(place), Some(other)) = (Place::hsm(), Place::hsm()) else { return };
+    let mut server = place.start();
+    let made = server.init(3, 2);
+    server.put("sys/mounts/transit", json!({"type": "transit"})).ok();
+    server.put("transit/keys/kek", json!({})).ok();
+    let wrapped = server.put("transit/encrypt/kek", json!({"plaintext": "YQ=="})).ok();
+    let wrapped = json!({"ciphertext": wrapped["data"]["ciphertext"]});
+    let file = created(&server, "hsm.backup");
+    let out = sos(&server, &["verify", &path_text(&file)]);
+    assert!(out.contains("2 of 3 shares") && out.contains("all of them in escrow"), "{out}");
+    server.call("DELETE", "sys/mounts/transit", None).ok();
+    sos(&server, &["restore", "-force", &path_text(&file)]);
+    server.wait_unsealed();
+    assert_eq!(server.put("transit/decrypt/kek", wrapped.clone()).ok()["data"]["plaintext"], "YQ==");
+    let (code, out, _) = server.operator(&["status"], "");
+    assert!(code == Some(0) && out.contains("from a backup of"), "{out}");
+
+    // Another machine with another HSM: that has to be said before anything happens.
+    let mut second = other.start();
+    second.wait_reason("not-initialized");
+    eventually("the HSM is ready", || second.get("sys/sos/status").body["hsms"][0]["state"] == "ready");
+    let (code, _, err) = second.operator(&["backup", "restore", &path_text(&file)], "");
+    assert_eq!(code, Some(2));
+    assert!(err.contains("does not hold its seal key, so only shares would open it"), "{err}");
+    second.wait_reason("not-initialized");
+    sos(&second, &["restore", "-force", &path_text(&file)]);
+    second.wait_reason("hsm-key-missing");
+    for share in made.shares.iter().take(2) {
+        second.put("sys/unseal", json!({"key": share})).ok();
+    }
+    second.wait_unsealed();
+    second.token = Some(made.root.clone());
+    assert_eq!(second.get("transit/keys/kek").ok()["data"]["latest_version"], 1);
+}

@@ -306,6 +306,39 @@ async fn a_version_near_its_bound_warns_and_beyond_it_refuses() {
 }
 
 #[tokio::test]
+async fn on_a_restored_store_every_version_counts_a_block_more() {
+    let mut bench = Bench::new().await;
+    for name in ["k", "l"] {
+        bench.post(&format!("keys/{name}"), json!({})).await;
+        bench.post(&format!("keys/{name}/rotate"), json!({})).await;
+    }
+    let uid = bench.transit.store.key("k").unwrap().unwrap().record.uid;
+    let reserved = |bench: &Bench, version| {
+        let entry = bench.transit.store.view.get(&record::usage_path(uid, version)).unwrap().unwrap();
+        record::decode::<record::UsageRecord>(&entry.value).unwrap().reserved
+    };
+    let before = [1, 2].map(|version| reserved(&bench, version));
+    bench.restart();
+    Engine::restored(bench.transit.as_ref()).await.unwrap();
+    assert_eq!([1, 2].map(|version| reserved(&bench, version)), before.map(|count| count + usage::BLOCK));
+    assert!(bench.encrypt("k", "on").await.starts_with("vault:v2:"));
+    assert!(Engine::worn(bench.transit.as_ref()).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn worn_versions_are_named() {
+    let mut bench = Bench::new().await;
+    bench.post("keys/k", json!({})).await;
+    bench.post("keys/fresh", json!({})).await;
+    bench.post("keys/k/rotate", json!({})).await;
+    let uid = bench.transit.store.key("k").unwrap().unwrap().record.uid;
+    let worn = record::encode(&record::UsageRecord { format: record::FORMAT, reserved: usage::WARN + 1 }).unwrap();
+    bench.transit.store.view.commit(Txn::new().put_secret(record::usage_path(uid, 2), worn)).await.unwrap();
+    bench.restart();
+    assert_eq!(Engine::worn(bench.transit.as_ref()).await.unwrap(), ["k v2"]);
+}
+
+#[tokio::test]
 async fn keys_rotate_by_age() {
     let mut bench = Bench::new().await;
     bench.post("keys/k", json!({ "auto_rotate_period": "1h" })).await;
