@@ -1,6 +1,7 @@
 //! `sos backup create|verify|list|restore`.
 
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -243,6 +244,7 @@ fn restore_offline(args: &RestoreArgs, terminal: &mut Terminal<'_>) -> Result<u8
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let wait = Wait(runtime.handle());
     if let Some(folder) = &storage.path {
+        must_be_own(folder)?;
         settle_folder(folder).map_err(failed)?;
     }
     let target = Target::in_folder(&storage, wait).map_err(failed)?;
@@ -267,6 +269,19 @@ fn restore_offline(args: &RestoreArgs, terminal: &mut Terminal<'_>) -> Result<u8
         more.push(("Old Store", format!("kept in {} until the next restore; remove it when all is well", old.display())));
     }
     show(&contents, &args.file, args.client.format(terminal)?, &more, terminal)
+}
+
+/// Files that another user than the server's makes are files that the server cannot open.
+fn must_be_own(folder: &Path) -> Result<(), Failure> {
+    let Ok(meta) = std::fs::metadata(folder) else { return Ok(()) };
+    let (owner, us) = (meta.uid(), rustix::process::geteuid().as_raw());
+    if owner == us {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "{} belongs to user {owner} and this command runs as user {us}: run it as the server's user, as in `sudo -u sos sos backup restore ...`",
+        folder.display()
+    )))
 }
 
 /// Why the configured seals would not open the backup.

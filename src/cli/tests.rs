@@ -99,7 +99,8 @@ HA Enabled               false
 #[test]
 fn status_as_json_and_by_field() {
     let open = r#"{"type":"shamir","initialized":true,"sealed":false,"t":1,"n":1}"#;
-    let (address, _seen, thread) = server(vec![(200, open), (200, r#"{"ha_enabled":false}"#), (200, open)]);
+    let (address, _seen, thread) =
+        server(vec![(200, open), (200, r#"{"ha_enabled":false}"#), (403, r#"{"errors":["permission denied"]}"#), (200, open)]);
     let (code, out, _) = sos("sos operator status -format=json", &address, "");
     assert_eq!(code, 0);
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
