@@ -28,6 +28,8 @@ mod life;
 mod listeners;
 #[path = "server/overload.rs"]
 mod overload;
+#[path = "server/seals.rs"]
+mod seals;
 #[path = "server/secrecy.rs"]
 mod secrecy;
 #[path = "server/shares.rs"]

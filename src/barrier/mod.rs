@@ -223,6 +223,14 @@ impl Barrier {
         Ok(self.storage.commit(encrypted).await?)
     }
 
+    /// As [`Barrier::commit`], together with `raw`, which is written as it is; all of it or nothing.
+    pub async fn commit_with(&self, txn: Txn, raw: storage::Txn) -> Result<Version, BarrierError> {
+        let keyring = self.admit(txn.puts()).await?;
+        let mut both = raw;
+        keyring.encrypt_into(txn, &mut both)?;
+        Ok(self.storage.commit(both).await?)
+    }
+
     /// Makes a new term the active one; old terms stay readable. Answers the new term.
     pub async fn rotate(&self, now: OffsetDateTime) -> Result<u32, BarrierError> {
         self.update(|image| image.add_term(now)).await

@@ -19,8 +19,10 @@ mod progress;
 mod recover_hsm;
 mod rekey;
 mod rotate;
+mod seal;
 mod secret_argument;
 mod server;
+mod shares;
 mod status;
 pub mod terminal;
 #[cfg(test)]
@@ -52,6 +54,9 @@ enum Command {
     Operator(Operator),
     /// Print whether the server is sealed (exit code 0 unsealed, 2 sealed, 1 error)
     Status(status::StatusArgs),
+    /// The HSMs that wrap the root key: list, add, remove, rewrap
+    #[command(subcommand)]
+    Seal(seal::SealCommand),
     /// Take, check and restore backups
     #[command(subcommand)]
     Backup(backup::BackupCommand),
@@ -153,6 +158,7 @@ fn dispatch(command: Command, program: &OsString, terminal: &mut Terminal<'_>) -
         Command::Operator(Operator::GenerateRoot(args)) => generate_root::run(args, terminal),
         Command::Operator(Operator::Rotate(args)) => rotate::run(&args, terminal),
         Command::Operator(Operator::RecoverHsm(args)) => recover_hsm::run(&args, terminal),
+        Command::Seal(command) => seal::run(&command, terminal),
         Command::Backup(command) => backup::run(&command, terminal),
         Command::Hsm(HsmCommand::Doctor(args)) => hsm::doctor(args, terminal),
         Command::Hsm(HsmCommand::Bench(args)) => hsm::bench(args, terminal),

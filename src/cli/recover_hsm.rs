@@ -1,12 +1,12 @@
 //! `sos operator recover-hsm`: the keys of a lost HSM onto a new one.
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Failure;
 use super::client::{Client, ClientArgs};
 use super::output::{self, Format};
-use super::secret_argument::SecretArgument;
+use super::shares;
 use super::terminal::Terminal;
 use crate::secret::SecretString;
 
@@ -24,11 +24,12 @@ pub(super) fn run(args: &RecoverArgs, terminal: &mut Terminal<'_>) -> Result<u8,
     let format = args.client.format(terminal)?;
     let client = args.client.client(terminal)?;
     let shares = match &args.keys {
-        Some(_) => lines(&terminal.key(Some(&SecretArgument::new("-".into())), "")?),
+        Some(_) => shares::from_input(terminal)?,
         None => asked(&client, terminal)?,
     };
-    let body = json!({ "keys": shares.iter().map(SecretString::expose).collect::<Vec<_>>() });
-    let answer = client.put("sys/sos/hsm/recover", &body).map_err(|error| Failure::request("recovering the HSM", error))?;
+    let answer = client
+        .put("sys/sos/hsm/recover", &shares::body(&shares))
+        .map_err(|error| Failure::request("recovering the HSM", error))?;
     let fields = answer.get("data").unwrap_or(&answer);
     match format {
         Format::Json => terminal.print(output::json(fields)?)?,
@@ -37,16 +38,9 @@ pub(super) fn run(args: &RecoverArgs, terminal: &mut Terminal<'_>) -> Result<u8,
     Ok(0)
 }
 
-fn lines(text: &SecretString) -> Vec<SecretString> {
-    text.expose().split_whitespace().map(|share| SecretString::new(share.to_owned())).collect()
-}
-
 fn asked(client: &Client, terminal: &mut Terminal<'_>) -> Result<Vec<SecretString>, Failure> {
     let status = client.get("sys/seal-status").map_err(|error| Failure::request("reading the seal status", error))?;
-    let threshold = status.get("t").and_then(Value::as_u64).unwrap_or(0);
-    (1..=threshold)
-        .map(|number| Ok(terminal.key(None, &format!("Escrow share {number} of {threshold} (will be hidden): "))?))
-        .collect()
+    Ok(shares::asked(status.get("t").and_then(Value::as_u64).unwrap_or(0), terminal)?)
 }
 
 fn summary(fields: &Value) -> String {

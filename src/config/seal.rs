@@ -45,11 +45,11 @@ const ACCEPTED: [&str; 10] = [
 pub struct Pkcs11Seal {
     /// Where the stanza was written.
     pub place: Place,
-    /// Name in messages; `pkcs11` unless the stanza names itself.
+    /// Under this name the HSM is enrolled and shown; `pkcs11` unless the stanza names itself.
     pub name: String,
     /// Order among several, smallest first.
     pub priority: i64,
-    /// Kept for opening what it once sealed, not used for anything new.
+    /// Kept for opening what it once sealed (while another stanza is not disabled), not used for anything new.
     pub disabled: bool,
     /// The vendor's PKCS#11 library.
     pub lib: PathBuf,
@@ -222,6 +222,7 @@ pub(super) fn read(top: Reader<'_>, overrides: &Overrides<'_>, warnings: &mut Ve
             kind => return Err(unknown(&block, at, kind)),
         }
     }
+    refuse_doubles(&seals, top)?;
     match shamir {
         Some(at) if seals.iter().any(|seal| !seal.disabled) => {
             Err(top
@@ -229,6 +230,45 @@ pub(super) fn read(top: Reader<'_>, overrides: &Overrides<'_>, warnings: &mut Ve
         }
         _ => Ok(seals),
     }
+}
+
+/// Names tell HSMs apart, and two stanzas for one token under one label would destroy each other's objects.
+fn refuse_doubles(seals: &[Pkcs11Seal], top: Reader<'_>) -> Result<(), Error> {
+    let blocks = top.blocks("seal")?;
+    let error = |seal: &Pkcs11Seal, text: String| match blocks.iter().find(|block| Place::of(block) == seal.place) {
+        Some(block) => Err(block.body.error(block.at, text)),
+        None => Err(top.error(Position::START, text)),
+    };
+    for (number, seal) in seals.iter().enumerate() {
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if seal.name.is_empty() || seal.name.len() > 64 || !seal.name.chars().all(good) || seal.name.starts_with('.') {
+            return error(
+                seal,
+                format!("the name {:?} of this seal stanza: use 1 to 64 letters, digits, '-', '_' or '.'", seal.name),
+            );
+        }
+        let mut earlier = seals.iter().take(number);
+        if earlier.clone().any(|other| other.name == seal.name) {
+            return error(
+                seal,
+                format!(
+                    "a second seal \"pkcs11\" stanza is named {:?}: give each HSM a name of its own, name = \"...\"",
+                    seal.name
+                ),
+            );
+        }
+        let token = |seal: &Pkcs11Seal| (seal.lib.clone(), seal.slot, seal.token_label.clone(), seal.key_label.clone());
+        if let Some(other) = earlier.find(|other| token(other) == token(seal)) {
+            return error(
+                seal,
+                format!(
+                    "the seal stanzas {:?} and {:?} name the same token and key_label: remove one of them",
+                    other.name, seal.name
+                ),
+            );
+        }
+    }
+    Ok(())
 }
 
 fn unknown(block: &Block<'_>, at: Position, kind: Option<&str>) -> Error {

@@ -167,12 +167,13 @@ fn the_environment_wins_over_a_single_hsm_stanza() {
         _ => None,
     };
     let stanza = "seal \"pkcs11\" { lib = \"x\" token_label = \"t\" pin = \"1\" key_label = \"k\" }\n";
+    let named = stanza.replace("\"t\"", "\"u\" name = \"other\"");
     let (config, _) = read_with(&with(stanza), &environment).unwrap();
     let seal = &config.seals[0];
     assert!(seal.pin.as_ref().unwrap().same_as("9999"));
     assert_eq!((seal.slot, seal.key_label.as_str()), (Some(16), "from-env"));
 
-    let (config, _) = read_with(&with(&stanza.repeat(2)), &environment).unwrap();
+    let (config, _) = read_with(&with(&(stanza.to_owned() + &named)), &environment).unwrap();
     assert_eq!((config.seals[1].slot, config.seals[1].key_label.as_str()), (None, "k"));
 }
 
@@ -191,7 +192,7 @@ fn the_environment_alone_can_describe_the_hsm() {
 #[test]
 fn several_seals_stand_in_the_order_of_their_priority() {
     let one = |name: &str, priority: i64| {
-        format!("seal \"pkcs11\" {{ lib = \"x\" slot = 0 name = \"{name}\" priority = {priority} }}\n")
+        format!("seal \"pkcs11\" {{ lib = \"{name}\" slot = 0 name = \"{name}\" priority = {priority} }}\n")
     };
     let (config, _) = read(&with(&(one("b", 2) + &one("a", 1))));
     assert_eq!(config.seals.iter().map(|seal| seal.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);

@@ -265,7 +265,7 @@ impl From<ZoneError> for Failure {
             ZoneError::Hsm(error) => error.into(),
             ZoneError::Barrier(error) => error.into(),
             ZoneError::WrongKey { .. } => Self::unavailable(error.to_string()),
-            ZoneError::Material | ZoneError::Record { .. } | ZoneError::Rewrap(_) => Self::internal(error),
+            ZoneError::Material | ZoneError::Escrow(_) | ZoneError::Record { .. } | ZoneError::Rewrap(_) => Self::internal(error),
         }
     }
 }

@@ -216,6 +216,7 @@ impl Core {
         if let Err(failure) = active.mounts.finish_removals(self).await {
             tracing::error!(error = ?failure, "records of removed mounts could not be deleted");
         }
+        self.seal.tick(&self.services.zones).await;
         if let Err(error) = self.services.zones.tick(self.clock.now()).await {
             tracing::error!(%error, "zone master keys could not be looked after");
         }

@@ -8,7 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes128Gcm, Aes256Gcm, Nonce};
 use async_trait::async_trait;
-use aws_lc_rs::rsa::{OAEP_SHA1_MGF1SHA1, OaepPublicEncryptingKey, PublicEncryptingKey};
+use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+use aws_lc_rs::rsa::{
+    KeySize, OAEP_SHA1_MGF1SHA1, OaepPrivateDecryptingKey, OaepPublicEncryptingKey, PrivateDecryptingKey, PublicEncryptingKey,
+};
 use openssl::ec::{EcGroup, EcKey};
 use openssl::ecdsa::EcdsaSig;
 use openssl::nid::Nid;
@@ -19,8 +22,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::{
-    AeadItem, DownReason, Hsm, HsmError, KeyId, KeyKind, KeySource, Mechanism, NewKey, NewMasterKey, ObjectInfo, SealedBlob,
-    SignScheme, Status, Support, TokenFacts, WrappedKey,
+    AeadItem, DownReason, Group, Hsm, HsmError, KeyId, KeyKind, KeySource, Mechanism, NewKey, NewMasterKey, ObjectInfo,
+    SealedBlob, SignScheme, Status, Support, TokenFacts, WrappedKey,
 };
 use crate::secret::{SecretBytes, random_array};
 
@@ -33,6 +36,9 @@ struct Object {
 /// A software token. Keep it over a simulated restart, as a real token is kept.
 pub struct FakeHsm {
     objects: Mutex<BTreeMap<KeyId, Object>>,
+    /// Private halves of transport keys.
+    transports: Mutex<BTreeMap<KeyId, PrivateDecryptingKey>>,
+    serial: String,
     status: watch::Sender<Status>,
     calls: AtomicUsize,
     /// From this call on everything fails.
@@ -44,9 +50,12 @@ pub struct FakeHsm {
 impl FakeHsm {
     /// A token in use.
     pub fn new() -> Arc<Self> {
+        let serial = hex::encode(random_array::<8>());
         Arc::new(Self {
             objects: Mutex::default(),
-            status: watch::Sender::new(ready()),
+            transports: Mutex::default(),
+            status: watch::Sender::new(ready(&serial)),
+            serial,
             calls: AtomicUsize::new(0),
             dead_from: AtomicUsize::new(usize::MAX),
             effect_before_death: false.into(),
@@ -61,7 +70,7 @@ impl FakeHsm {
     /// Brings it back, also after [`FakeHsm::die_at`].
     pub fn come_back(&self) {
         self.dead_from.store(usize::MAX, Ordering::SeqCst);
-        self.status.send_replace(ready());
+        self.status.send_replace(ready(&self.serial));
     }
 
     /// Makes the `nth` call from now and all later ones fail; with `effect` that one still changes the token.
@@ -85,6 +94,7 @@ impl FakeHsm {
     /// Loses every object, as a token that was initialised anew.
     pub fn wipe(&self) {
         self.objects.lock().clear();
+        self.transports.lock().clear();
     }
 
     /// Counts a call; `Ok(true)` when it must fail after its effect.
@@ -130,12 +140,12 @@ impl FakeHsm {
     }
 }
 
-fn ready() -> Status {
+fn ready(serial: &str) -> Status {
     let can = |kind| Support { kind, wrapped: true, token: true, reason: String::new() };
     Status::Ready(Arc::new(TokenFacts {
         module: "fake".into(),
         label: "fake".into(),
-        serial: "0".into(),
+        serial: serial.to_owned(),
         seal_mechanism: Mechanism::AesGcm,
         support: [KeyKind::Aes128, KeyKind::Aes256, KeyKind::EcP256, KeyKind::Rsa2048].map(can).to_vec(),
         max_plaintext: 1 << 20,
@@ -168,6 +178,15 @@ fn gcm(key: &[u8], iv: &[u8], aad: &[u8], msg: &[u8], encrypt: bool) -> Result<V
         (_, false) => Aes256Gcm::new_from_slice(key).unwrap().decrypt(&nonce, payload),
     };
     done.map_err(|_| HsmError::BadInput("does not authenticate".into()))
+}
+
+/// One of a few pairs, because making one takes long.
+fn transport_key() -> PrivateDecryptingKey {
+    static KEYS: std::sync::OnceLock<Vec<PrivateDecryptingKey>> = std::sync::OnceLock::new();
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let make = |_| PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap();
+    let keys = KEYS.get_or_init(|| (0..3).map(make).collect());
+    keys[NEXT.fetch_add(1, Ordering::SeqCst) % keys.len()].clone()
 }
 
 fn check_value(key: &[u8]) -> [u8; 32] {
@@ -203,6 +222,10 @@ impl Hsm for FakeHsm {
         self.status.subscribe()
     }
 
+    fn into_group(self: Arc<Self>) -> Arc<Group> {
+        Group::of_one(self)
+    }
+
     async fn find(&self, label_prefix: &str) -> Result<Vec<ObjectInfo>, HsmError> {
         let dies = self.enter()?;
         let objects = self.objects.lock();
@@ -213,6 +236,7 @@ impl Hsm for FakeHsm {
     async fn destroy(&self, id: KeyId) -> Result<(), HsmError> {
         let dies = self.enter()?;
         self.objects.lock().remove(&id);
+        self.transports.lock().remove(&id);
         finish((), dies)
     }
 
@@ -255,6 +279,34 @@ impl Hsm for FakeHsm {
         }
         self.put(label, id, material.expose())?;
         finish(check_value(material.expose()), dies)
+    }
+
+    async fn create_transport_key(&self, label: &str, id: KeyId) -> Result<Vec<u8>, HsmError> {
+        let dies = self.enter()?;
+        self.put(label, id, &random_array::<32>())?;
+        let key = transport_key();
+        let public: PublicKeyX509Der<'_> = key.public_key().as_der().unwrap();
+        self.transports.lock().insert(id, key);
+        finish(public.as_ref().to_vec(), dies)
+    }
+
+    async fn accept_master_key(
+        &self,
+        transport: KeyId,
+        label: &str,
+        id: KeyId,
+        _mechanism: Mechanism,
+        blob: &[u8],
+    ) -> Result<[u8; 32], HsmError> {
+        let dies = self.enter()?;
+        let key = self.transports.lock().get(&transport).cloned().ok_or(HsmError::KeyMissing(transport))?;
+        let key = OaepPrivateDecryptingKey::new(key).unwrap();
+        let mut buffer = vec![0; key.min_output_size()];
+        let opened = key.decrypt(&OAEP_SHA1_MGF1SHA1, blob, &mut buffer, None);
+        let opened = opened.map_err(|_| HsmError::BadInput("does not unwrap".into()))?;
+        let check = check_value(opened);
+        self.put(label, id, opened)?;
+        finish(check, dies)
     }
 
     async fn master_key_check_value(&self, id: KeyId) -> Result<[u8; 32], HsmError> {

@@ -14,6 +14,7 @@ pub(crate) mod der;
 pub mod doctor;
 #[cfg(test)]
 pub mod fake;
+pub mod group;
 mod pin;
 pub(crate) mod proto;
 mod quirks;
@@ -21,9 +22,11 @@ mod raw;
 pub mod worker;
 
 use std::fmt;
+use std::sync::Arc;
 
 pub use self::client::Client;
 pub use self::config::HsmConfig;
+pub use self::group::{Group, Member};
 pub use self::pin::{FilePinMemory, PinError, PinMemory, PinSource, VolatilePinMemory};
 
 use async_trait::async_trait;
@@ -216,7 +219,7 @@ pub enum Status {
     /// The worker is starting, logging in or testing the module.
     Starting,
     /// In use.
-    Ready(std::sync::Arc<TokenFacts>),
+    Ready(Arc<TokenFacts>),
     /// Not usable now; tried again with back-off unless the reason is final.
     Down {
         /// One of the fixed words.
@@ -299,6 +302,14 @@ pub trait Hsm: Send + Sync + 'static {
     /// Changes of [`Hsm::status`].
     fn subscribe(&self) -> watch::Receiver<Status>;
 
+    /// Whether keys of this cluster may live here: false for HSMs that are configured and not enrolled.
+    fn in_use(&self) -> bool {
+        true
+    }
+
+    /// The members of a group of HSMs; one HSM is a group of its own.
+    fn into_group(self: Arc<Self>) -> Arc<Group>;
+
     /// Token objects whose label starts with `label_prefix`.
     async fn find(&self, label_prefix: &str) -> Result<Vec<ObjectInfo>, HsmError>;
 
@@ -322,6 +333,21 @@ pub trait Hsm: Send + Sync + 'static {
 
     /// Puts a master key that was recovered from escrow onto the token, non-extractable; answers its check value.
     async fn import_master_key(&self, label: &str, id: KeyId, material: &SecretBytes) -> Result<[u8; 32], HsmError>;
+
+    /// Makes a transport key: an RSA pair whose private half unwraps, never leaves, and does nothing else. Answers the
+    /// public half (SubjectPublicKeyInfo DER), a recipient for [`Hsm::create_master_key`] on other HSMs.
+    async fn create_transport_key(&self, label: &str, id: KeyId) -> Result<Vec<u8>, HsmError>;
+
+    /// Unwraps a master key that another HSM wrapped (RSA-OAEP) to this one's transport key, as non-extractable token
+    /// object; answers its check value.
+    async fn accept_master_key(
+        &self,
+        transport: KeyId,
+        label: &str,
+        id: KeyId,
+        mechanism: Mechanism,
+        blob: &[u8],
+    ) -> Result<[u8; 32], HsmError>;
 
     /// The check value of a master key on the token (see [`NewMasterKey::check_value`]).
     async fn master_key_check_value(&self, id: KeyId) -> Result<[u8; 32], HsmError>;

@@ -208,6 +208,18 @@ pub enum Op<'a> {
         #[serde(borrow)]
         material: Bytes<'a>,
     },
+    CreateTransportKey {
+        label: &'a str,
+        id: Id,
+    },
+    AcceptMasterKey {
+        transport: Id,
+        label: &'a str,
+        id: Id,
+        mechanism: Mechanism,
+        #[serde(borrow)]
+        blob: Bytes<'a>,
+    },
     CheckValue {
         id: Id,
     },
@@ -286,6 +298,8 @@ impl Op<'_> {
                 | Op::CreateSealKey { .. }
                 | Op::CreateMasterKey { .. }
                 | Op::ImportMasterKey { .. }
+                | Op::CreateTransportKey { .. }
+                | Op::AcceptMasterKey { .. }
                 | Op::GenerateOnToken { .. }
         )
     }

@@ -4,8 +4,6 @@
 //! the keyring, the seal, the default zone and the end of the intent. Killed anywhere in between, the next start or init
 //! removes from the token what the intent names.
 
-use std::sync::Arc;
-
 use base64::{Engine, engine::general_purpose::STANDARD};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -13,10 +11,10 @@ use uuid::Uuid;
 use super::escrow::{EscrowKeyPair, wrap_root};
 use super::record::{InitIntent, SealRecord};
 use super::wire::{InitRequest, InitResponse};
-use super::{ClusterFacts, INTENT_PATH, Seal, SealError, SealType, Wrapper, root_key_binding, shamir};
+use super::{ClusterFacts, INTENT_PATH, Seal, SealError, SealType, SealedReason, Wrapper, root_key_binding, shamir};
 use crate::barrier::{BarrierError, ROOT_KEY_LEN};
 use crate::crashpoint::reach;
-use crate::hsm::{Hsm, HsmError, KeyId};
+use crate::hsm::{HsmError, KeyId, Member, Status};
 use crate::secret::SecretBytes;
 use crate::storage::{Expect, StorageError};
 use crate::zones::FirstZone;
@@ -40,7 +38,7 @@ impl Seal {
         let parts = shamir::split(&secret, shares, threshold)?;
         let draft = self.draft(&secret, shares, threshold, now).await?;
         match &self.hsm {
-            Some(hsm) => self.init_with_hsm(hsm, draft).await?,
+            Some(_) => self.init_with_hsm(draft).await?,
             None => self.commit_init(draft, FirstZone::software(now), None).await?,
         }
         tracing::info!(shares, threshold, seal = self.configured_type().word(), "initialized");
@@ -104,16 +102,18 @@ impl Seal {
         Ok(Draft { record, root, now })
     }
 
-    async fn init_with_hsm(&self, hsm: &Arc<dyn Hsm>, draft: Draft) -> Result<(), SealError> {
-        self.hsm_status().map_err(|reason| SealError::HsmUnavailable { reason: reason.word() })?;
+    async fn init_with_hsm(&self, draft: Draft) -> Result<(), SealError> {
+        self.first_hsm()?;
         self.finish_interrupted_init().await?;
-        self.refuse_used_hsm(hsm.as_ref()).await?;
+        let member = self.first_hsm()?;
+        self.refuse_used_hsm(member).await?;
         let (seal_key, master_key) = (KeyId::random(), KeyId::random());
-        let key_label = self.settings.key_label.clone();
-        let intent = InitIntent { format: 1, key_label, keys: vec![seal_key, master_key] };
+        let key_label = self.label_of(member).to_owned();
+        let name = Some(member.name.clone());
+        let intent = InitIntent { format: 1, key_label, member: name, keys: vec![seal_key, master_key] };
         let intent = self.barrier.raw().commit(intent.write()?).await.map_err(BarrierError::from)?;
         reach("init-intent");
-        let made = self.make_on_hsm(hsm.as_ref(), seal_key, master_key, draft, intent).await;
+        let made = self.make_on_hsm(member, seal_key, master_key, draft, intent).await;
         let Err(error) = made else { return Ok(()) };
         // A timeout may still take effect later, and a failed commit may have been written: then the intent decides at
         // the next start or init.
@@ -132,20 +132,20 @@ impl Seal {
 
     async fn make_on_hsm(
         &self,
-        hsm: &dyn Hsm,
+        member: &Member,
         seal_key: KeyId,
         master_key: KeyId,
         mut draft: Draft,
         intent: u64,
     ) -> Result<(), SealError> {
-        let key_label = self.settings.key_label.clone();
+        let (hsm, key_label) = (&member.hsm, self.label_of(member).to_owned());
         hsm.create_seal_key(&format!("sos/{key_label}/seal/root/v1"), seal_key).await?;
         reach("init-seal-key");
         let sealed = hsm.seal(seal_key, &draft.root, &root_key_binding(&draft.record.cluster_id)).await?;
         let recipients = ClusterFacts::of(&draft.record).recipients();
-        let zone = FirstZone::in_hsm(hsm, &key_label, master_key, &recipients, draft.now).await?;
+        let zone = FirstZone::in_hsm(member, &key_label, master_key, &recipients, draft.now).await?;
         reach("init-master-key");
-        draft.record.wrappers.insert(0, Wrapper::Hsm { key_label, sealed });
+        draft.record.wrappers.insert(0, Wrapper::Hsm { name: member.name.clone(), key_label, sealed });
         self.commit_init(draft, zone, Some(intent)).await
     }
 
@@ -155,19 +155,36 @@ impl Seal {
             raw = raw.check(INTENT_PATH, Expect::Version(version)).delete(INTENT_PATH);
         }
         let sealed = ClusterFacts::of(&draft.record).into_txn()?.merge(zone.into_txn()?);
+        let record = draft.record;
         match self.barrier.initialize(&draft.root, raw, sealed, draft.now).await {
             Err(BarrierError::AlreadyInitialized) => Err(SealError::AlreadyInitialized),
+            Ok(()) => {
+                self.enroll(&record);
+                Ok(())
+            }
             other => Ok(other?),
         }
     }
 
-    async fn refuse_used_hsm(&self, hsm: &dyn Hsm) -> Result<(), SealError> {
-        let key_label = &self.settings.key_label;
-        let found = hsm.find(&format!("sos/{key_label}/")).await?;
+    /// A new cluster is made on the first HSM of the list, not on the one that happens to be up first.
+    fn first_hsm(&self) -> Result<&Member, SealError> {
+        let members = self.group().map(|group| group.members()).unwrap_or_default();
+        let unavailable = |reason: SealedReason| SealError::HsmUnavailable { reason: reason.word() };
+        let first = members.iter().find(|member| !member.disabled).ok_or(unavailable(SealedReason::HsmNotConfigured))?;
+        match first.hsm.status() {
+            Status::Ready(_) => Ok(first),
+            Status::Starting => Err(unavailable(SealedReason::HsmStarting)),
+            Status::Down { reason, .. } => Err(unavailable(SealedReason::Hsm(reason))),
+        }
+    }
+
+    async fn refuse_used_hsm(&self, member: &Member) -> Result<(), SealError> {
+        let key_label = self.label_of(member);
+        let found = member.hsm.find(&format!("sos/{key_label}/")).await?;
         match found.first() {
             None => Ok(()),
             Some(first) => {
-                Err(SealError::HsmInUse { key_label: key_label.clone(), count: found.len(), first: first.label.clone() })
+                Err(SealError::HsmInUse { key_label: key_label.to_owned(), count: found.len(), first: first.label.clone() })
             }
         }
     }
@@ -209,7 +226,7 @@ impl Seal {
     }
 }
 
-async fn make_escrow(secret: SecretBytes, cluster_id: String) -> Result<EscrowKeyPair, SealError> {
+pub(super) async fn make_escrow(secret: SecretBytes, cluster_id: String) -> Result<EscrowKeyPair, SealError> {
     tokio::task::spawn_blocking(move || EscrowKeyPair::generate(&secret, &cluster_id))
         .await
         .map_err(|_panicked| SealError::Internal("making the escrow key pair failed".into()))?

@@ -12,6 +12,8 @@ mod exchange;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod init;
+mod listing;
+mod members;
 mod pin_memory;
 mod progress;
 mod record;
@@ -29,13 +31,15 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use crate::barrier::{Barrier, BarrierError, KEYRING_PATH};
-use crate::hsm::{DownReason, Hsm, HsmError, Status};
+use crate::hsm::{DownReason, Group, Hsm, HsmError, Member, Status};
 use crate::secret::{SecretBytes, SecretString};
 use crate::zones::ZoneError;
 
 pub use escrow::{EscrowKeyPair, recover_master_key};
+pub use listing::{PendingListing, SealListing, SealsResponse};
+pub use members::{Added, Removed};
 pub use pin_memory::StoredPinMemory;
-pub use record::{CLUSTER_PATH, ClusterFacts, INTENT_PATH, SEAL_PATH, SealRecord, SealType, Wrapper};
+pub use record::{CLUSTER_PATH, ClusterFacts, INTENT_PATH, MemberRecord, SEAL_PATH, SealRecord, SealType, TransportKey, Wrapper};
 pub use recover::Recovered;
 pub use rekey::RekeyKind;
 pub use root::OTP_LENGTH;
@@ -73,6 +77,20 @@ pub enum SealError {
          empty; point this server at that cluster's store or backup, or choose another key_label for a new cluster"
     )]
     HsmInUse {
+        /// The configured label.
+        key_label: String,
+        /// Objects found.
+        count: usize,
+        /// Label of the first of them.
+        first: String,
+    },
+    /// The token holds objects under the cluster's label that its store does not know.
+    #[error(
+        "the HSM {member:?} already holds {count} object(s) under key_label {key_label:?} that this cluster's store does not know          (first: {first:?}): it is another cluster's, or newer than this store; choose another key_label or token, or delete them there"
+    )]
+    TokenInUse {
+        /// The HSM.
+        member: String,
         /// The configured label.
         key_label: String,
         /// Objects found.
@@ -223,7 +241,7 @@ struct State {
 /// The seal of one cluster.
 pub struct Seal {
     barrier: Arc<Barrier>,
-    hsm: Option<Arc<dyn Hsm>>,
+    hsm: Option<Arc<Group>>,
     settings: SealSettings,
     host: OnceLock<Arc<dyn Host>>,
     state: Mutex<State>,
@@ -232,10 +250,10 @@ pub struct Seal {
 }
 
 impl Seal {
-    /// A seal over `barrier`, by the HSM if there is one and by shares alone otherwise.
+    /// A seal over `barrier`, by the HSM (or group of HSMs) if there is one and by shares alone otherwise.
     pub fn new(barrier: Arc<Barrier>, hsm: Option<Arc<dyn Hsm>>, settings: SealSettings) -> Self {
         let (state, working) = (Mutex::default(), tokio::sync::Mutex::new(()));
-        Self { barrier, hsm, settings, host: OnceLock::new(), state, working }
+        Self { barrier, hsm: hsm.map(Hsm::into_group), settings, host: OnceLock::new(), state, working }
     }
 
     /// Names the rest of the server; once, before anything is unsealed.
@@ -322,6 +340,9 @@ impl Seal {
             host.sealing().await;
         }
         self.barrier.lock().await;
+        if let Some(group) = &self.hsm {
+            group.forget();
+        }
     }
 
     fn configured_type(&self) -> SealType {
@@ -344,7 +365,7 @@ impl Seal {
         match (record, state.reason) {
             (None, _) => SealedReason::NotInitialized,
             (Some(_), Some(reason)) => reason,
-            (Some(record), None) => match (record.seal_type, self.hsm_status()) {
+            (Some(record), None) => match (record.seal_type, self.maker()) {
                 (SealType::Shamir, _) => SealedReason::WaitingForShares,
                 (SealType::Pkcs11, Err(reason)) => reason,
                 (SealType::Pkcs11, Ok(_)) => SealedReason::HsmStarting,
@@ -352,13 +373,28 @@ impl Seal {
         }
     }
 
-    /// The HSM, when it can be used now, or the word for why not.
-    fn hsm_status(&self) -> Result<&Arc<dyn Hsm>, SealedReason> {
-        let hsm = self.hsm.as_ref().ok_or(SealedReason::HsmNotConfigured)?;
-        match hsm.status() {
-            Status::Ready(_) => Ok(hsm),
-            Status::Starting => Err(SealedReason::HsmStarting),
-            Status::Down { reason, .. } => Err(SealedReason::Hsm(reason)),
+    /// The HSM on which new objects are made, when one can be used now, or the word for why not.
+    fn maker(&self) -> Result<&Member, SealedReason> {
+        let group = self.hsm.as_ref().ok_or(SealedReason::HsmNotConfigured)?;
+        group.maker().map_err(|_away| match group.status() {
+            Status::Down { reason, .. } => SealedReason::Hsm(reason),
+            Status::Starting | Status::Ready(_) => SealedReason::HsmStarting,
+        })
+    }
+
+    /// The maker for an operation that cannot go on without it.
+    fn needed_maker(&self) -> Result<&Member, SealError> {
+        self.maker().map_err(|reason| SealError::HsmUnavailable { reason: reason.word() })
+    }
+
+    /// Tells the group which of its members hold this cluster's keys.
+    fn enroll(&self, record: &SealRecord) {
+        let Some(group) = &self.hsm else { return };
+        let names = record.hsm_names();
+        match (names.as_slice(), group.members()) {
+            // One stanza and one enrolled HSM are the same, even when the stanza was given another name.
+            ([_], [only]) => group.enroll([only.name.clone()]),
+            _ => group.enroll(names),
         }
     }
 }
@@ -380,5 +416,7 @@ fn root_key_binding(cluster_id: &str) -> Vec<u8> {
     format!("sos/root-key/v1/{cluster_id}").into_bytes()
 }
 
+#[cfg(test)]
+mod members_tests;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,8 @@
 //! core/seal          SealRecord, JSON, readable while sealed: who wraps the root key
 //! core/init-intent   InitIntent, JSON, readable while sealed: an init that has not finished
 //! core/cluster       ClusterFacts, JSON, behind the barrier: what must not be taken from a readable record
+//! core/hsms/<name>   MemberRecord, JSON, behind the barrier: an enrolled HSM and its transport key
+//! core/seal-intents/<name>  SealIntent, JSON, behind the barrier: objects that are being made or removed
 //! ```
 //! `core/seal` is not secret. Every wrapped key in it authenticates itself; the public escrow key and the cluster's
 //! identity are compared with `core/cluster` at every unseal, so nobody who can write to the disk can slip another
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::SealError;
 use super::escrow::EscrowKeyPair;
 use crate::barrier::{Barrier, BarrierError, Entry, Txn};
+use crate::hsm::group::DEFAULT_NAME;
 use crate::hsm::{KeyId, SealedBlob, base64_bytes};
 use crate::storage::{self, Expect, Storage, Version};
 
@@ -23,6 +26,12 @@ pub const SEAL_PATH: &str = "core/seal";
 pub const INTENT_PATH: &str = "core/init-intent";
 /// The cluster facts' path behind the barrier.
 pub const CLUSTER_PATH: &str = "core/cluster";
+/// Records of enrolled HSMs behind the barrier.
+const MEMBERS: &str = "core/hsms/";
+/// Work under way on HSMs.
+const SEAL_INTENTS: &str = "core/seal-intents/";
+/// More HSMs than any cluster has.
+const MOST_MEMBERS: usize = 1000;
 
 /// Kind of seal, as `sys/seal-status` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +60,9 @@ impl SealType {
 pub enum Wrapper {
     /// By a seal key in an HSM; associated data: `sos/root-key/v1/<cluster id>`.
     Hsm {
+        /// The HSM's name, that of its stanza.
+        #[serde(default = "default_name")]
+        name: String,
         /// The objects of this cluster on the token carry `sos/<key_label>/…`.
         key_label: String,
         /// The wrapped root key.
@@ -111,13 +123,122 @@ impl SealRecord {
         })
     }
 
-    /// The copy that the HSM opens.
-    pub(super) fn hsm_blob(&self) -> Option<&SealedBlob> {
-        self.wrappers.iter().find_map(|wrapper| match wrapper {
-            Wrapper::Hsm { sealed, .. } => Some(sealed),
+    /// The copies that HSMs open: name and wrapped root key, in the order in which they were enrolled.
+    pub(super) fn hsm_wrappers(&self) -> impl Iterator<Item = (&str, &SealedBlob)> {
+        self.wrappers.iter().filter_map(|wrapper| match wrapper {
+            Wrapper::Hsm { name, sealed, .. } => Some((name.as_str(), sealed)),
             Wrapper::Shares { .. } => None,
         })
     }
+
+    /// The copy that one HSM opens.
+    pub(super) fn hsm_blob(&self, name: &str) -> Option<&SealedBlob> {
+        self.hsm_wrappers().find(|(of, _)| *of == name).map(|(_, sealed)| sealed)
+    }
+
+    /// Replaces the copy that one HSM opens.
+    pub(super) fn set_hsm_blob(&mut self, of: &str, blob: SealedBlob) {
+        for wrapper in &mut self.wrappers {
+            if let Wrapper::Hsm { name, sealed, .. } = wrapper
+                && name == of
+            {
+                *sealed = blob;
+                return;
+            }
+        }
+    }
+
+    /// CKA_ID of an enrolled HSM's seal key.
+    pub fn seal_key_of(&self, name: &str) -> Option<KeyId> {
+        self.hsm_blob(name).map(|blob| blob.key)
+    }
+
+    /// Names of the enrolled HSMs.
+    pub fn hsm_names(&self) -> Vec<String> {
+        self.hsm_wrappers().map(|(name, _)| name.to_owned()).collect()
+    }
+}
+
+fn default_name() -> String {
+    DEFAULT_NAME.to_owned()
+}
+
+/// The transport key of an HSM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportKey {
+    /// CKA_ID of the pair.
+    pub id: KeyId,
+    /// SubjectPublicKeyInfo (DER, base64). Behind the barrier, so that nobody who can write to the disk slips another in.
+    #[serde(with = "base64_bytes")]
+    pub public_key: Vec<u8>,
+}
+
+/// An enrolled HSM. Clusters with one HSM have no such record until a second one is added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// Layout of this record, 1.
+    pub format: u32,
+    /// The HSM's name.
+    pub name: String,
+    /// Its transport key; `None` while it could not be made.
+    pub transport: Option<TransportKey>,
+}
+
+impl MemberRecord {
+    /// All records, by name.
+    pub fn all(barrier: &Barrier) -> Result<Vec<Self>, BarrierError> {
+        barrier.scan(MEMBERS, None, MOST_MEMBERS)?.into_iter().map(|(path, entry)| read_behind(&path, &entry)).collect()
+    }
+
+    /// One HSM's record.
+    pub fn load(barrier: &Barrier, name: &str) -> Result<Option<Self>, BarrierError> {
+        let path = member_path(name);
+        barrier.get(&path)?.map(|entry| read_behind(&path, &entry)).transpose()
+    }
+
+    pub(super) fn put(&self, txn: Txn) -> Result<Txn, SealError> {
+        Ok(txn.put(member_path(&self.name), json("core/hsms/", self)?))
+    }
+}
+
+/// What an enrolment, a removal or a new seal key touches on an HSM. Settled by one rule: what no record refers to is
+/// destroyed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SealIntent {
+    pub(super) format: u32,
+    /// For people: `add`, `remove`, `rewrap`, `transport`.
+    pub(super) action: String,
+    /// The HSM.
+    pub(super) member: String,
+    /// CKA_IDs of seal and transport keys.
+    pub(super) keys: Vec<KeyId>,
+    /// Whether master keys on it go too when it turns out not to be enrolled.
+    pub(super) masters: bool,
+}
+
+impl SealIntent {
+    pub(super) fn all(barrier: &Barrier) -> Result<Vec<(String, Self, Entry)>, BarrierError> {
+        let found = barrier.scan(SEAL_INTENTS, None, MOST_MEMBERS)?;
+        found.into_iter().map(|(path, entry)| Ok((path.clone(), read_behind(&path, &entry)?, entry))).collect()
+    }
+
+    pub(super) fn path(&self) -> String {
+        format!("{SEAL_INTENTS}{}", self.member)
+    }
+
+    pub(super) fn put(&self, txn: Txn) -> Result<Txn, SealError> {
+        Ok(txn.put(self.path(), json("core/seal-intents/", self)?))
+    }
+}
+
+fn read_behind<T: for<'de> Deserialize<'de>>(path: &str, entry: &Entry) -> Result<T, BarrierError> {
+    let corrupt = |_json| BarrierError::Corrupt { path: path.to_owned(), reason: "it is not the JSON it should be" };
+    serde_json::from_slice(entry.value.expose()).map_err(corrupt)
+}
+
+/// Where an HSM's record is behind the barrier.
+pub(super) fn member_path(name: &str) -> String {
+    format!("{MEMBERS}{name}")
 }
 
 /// What an init is about to make on the token.
@@ -125,6 +246,9 @@ impl SealRecord {
 pub(super) struct InitIntent {
     pub(super) format: u32,
     pub(super) key_label: String,
+    /// The HSM; `None` in intents of the time when there was only one.
+    #[serde(default)]
+    pub(super) member: Option<String>,
     /// CKA_IDs of the seal key and of the default zone's master key.
     pub(super) keys: Vec<KeyId>,
 }

@@ -14,6 +14,7 @@ use super::wire::{
 };
 use super::{Seal, SealError, SealType, State, Wrapper, root_key_binding, shamir};
 use crate::barrier::{BarrierError, ROOT_KEY_LEN};
+use crate::hsm::SealedBlob;
 use crate::secret::SecretBytes;
 
 /// Which of the two paths was called.
@@ -260,25 +261,24 @@ impl Seal {
         let cluster_id = record.cluster_id.clone();
         let old_root = self.prove_secret(&record, old_secret)?;
         let new_root = SecretBytes::random(ROOT_KEY_LEN);
-        let hsm_wrapper = self.wrap_by_hsm(&record, &new_root).await;
+        let sealed = self.wrap_by_hsms(&record, &new_root).await;
         record.shares = shares;
         record.threshold = threshold;
         record.escrow = record.escrow.map(|pair| pair.reencrypt(old_secret, new_secret, &cluster_id)).transpose()?;
-        let keeps_root = hsm_wrapper.is_none() && record.hsm_blob().is_some();
+        // An HSM that is away must go on opening the root key, so that stays as it is until all can wrap a new one.
+        let keeps_root = sealed.is_none();
         let root = if keeps_root { &old_root } else { &new_root };
+        for (name, blob) in sealed.into_iter().flatten() {
+            record.set_hsm_blob(&name, blob);
+        }
         for wrapper in &mut record.wrappers {
-            match wrapper {
-                Wrapper::Shares { blob } => *blob = wrap_root(new_secret, &cluster_id, root)?,
-                Wrapper::Hsm { sealed, .. } => {
-                    if let Some(new) = &hsm_wrapper {
-                        *sealed = new.clone();
-                    }
-                }
+            if let Wrapper::Shares { blob } = wrapper {
+                *blob = wrap_root(new_secret, &cluster_id, root)?;
             }
         }
         let txn = record.write(Some(version))?;
         if keeps_root {
-            tracing::warn!("new shares, same root key: the HSM that must wrap a new one is not available");
+            tracing::warn!("new shares, same root key: an HSM that must wrap a new one is not available");
             self.barrier.raw().commit(txn).await.map_err(BarrierError::from)?;
         } else {
             self.barrier.rekey(&new_root, txn).await?;
@@ -289,16 +289,20 @@ impl Seal {
         Ok(())
     }
 
-    async fn wrap_by_hsm(&self, record: &SealRecord, root: &SecretBytes) -> Option<crate::hsm::SealedBlob> {
-        let key = record.hsm_blob()?.key;
-        let hsm = self.hsm_status().ok()?;
-        match hsm.seal(key, root, &root_key_binding(&record.cluster_id)).await {
-            Ok(sealed) => Some(sealed),
-            Err(error) => {
-                tracing::warn!(%error, "the HSM did not wrap the new root key");
-                None
+    /// The root key wrapped by every enrolled HSM, or `None` when one of them cannot.
+    async fn wrap_by_hsms(&self, record: &SealRecord, root: &SecretBytes) -> Option<Vec<(String, SealedBlob)>> {
+        let mut all = Vec::new();
+        for (name, blob) in record.hsm_wrappers() {
+            let member = self.hsm.as_ref()?.member(name).filter(|member| member.is_ready() && !member.disabled)?;
+            match member.hsm.seal(blob.key, root, &root_key_binding(&record.cluster_id)).await {
+                Ok(sealed) => all.push((name.to_owned(), sealed)),
+                Err(error) => {
+                    tracing::warn!(hsm = name, %error, "the HSM did not wrap the new root key");
+                    return None;
+                }
             }
         }
+        Some(all)
     }
 }
 

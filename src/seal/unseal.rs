@@ -9,7 +9,7 @@ use super::wire::{SealStatusResponse, UnsealRequest};
 use super::{ClusterFacts, Seal, SealError, SealType, SealedReason, escrow, root_key_binding, shamir};
 use crate::barrier::BarrierError;
 use crate::crashpoint::reach;
-use crate::hsm::HsmError;
+use crate::hsm::{Hsm, HsmError, Status};
 use crate::secret::SecretBytes;
 
 /// Longest pause between two attempts to unseal by the HSM.
@@ -139,20 +139,33 @@ impl Seal {
         }
     }
 
-    async fn unwrap_by_hsm(&self, record: &SealRecord) -> Result<SecretBytes, (SealedReason, String)> {
-        let hsm = self.hsm_status().map_err(|reason| (reason, String::new()))?;
-        let blob = record.hsm_blob().ok_or((SealedReason::SealRecordCorrupt, "no HSM wrapper".to_owned()))?;
-        hsm.unseal(blob, &root_key_binding(&record.cluster_id)).await.map_err(|error| {
-            let reason = match &error {
-                HsmError::KeyMissing(_) => SealedReason::HsmKeyMissing,
-                HsmError::BadInput(_) => SealedReason::HsmKeyMismatch,
-                HsmError::Unavailable { reason, .. } => SealedReason::Hsm(*reason),
-                HsmError::Unsupported(_) | HsmError::KeyExists(_) | HsmError::Timeout => {
-                    SealedReason::Hsm(crate::hsm::DownReason::DeviceError)
-                }
+    /// The root key by the first HSM that opens its copy. A stanza that was renamed finds its copy by the seal key.
+    pub(super) async fn unwrap_by_hsm(&self, record: &SealRecord) -> Result<SecretBytes, (SealedReason, String)> {
+        let group = self.hsm.as_ref().ok_or((SealedReason::HsmNotConfigured, String::new()))?;
+        let binding = root_key_binding(&record.cluster_id);
+        let mut failed: Option<(SealedReason, String)> = None;
+        for member in group.members() {
+            let own = record.hsm_blob(&member.name);
+            let blobs: Vec<_> = match own {
+                Some(blob) => vec![blob],
+                None => record.hsm_wrappers().filter(|(name, _)| group.member(name).is_none()).map(|(_, blob)| blob).collect(),
             };
-            (reason, error.to_string())
-        })
+            for blob in blobs {
+                let reason = match member.hsm.status() {
+                    Status::Ready(_) => match member.hsm.unseal(blob, &binding).await {
+                        Ok(root) => return Ok(root),
+                        Err(error) => (reason_of_hsm(&error), format!("{}: {error}", member.name)),
+                    },
+                    Status::Starting => (SealedReason::HsmStarting, String::new()),
+                    Status::Down { reason, detail } => (SealedReason::Hsm(reason), format!("{}: {detail}", member.name)),
+                };
+                // An HSM that is just starting says nothing yet; otherwise the first one in the order has the word.
+                if failed.as_ref().is_none_or(|(earlier, _)| *earlier == SealedReason::HsmStarting) {
+                    failed = Some(reason);
+                }
+            }
+        }
+        Err(failed.unwrap_or((SealedReason::HsmNotConfigured, "no configured HSM is enrolled".to_owned())))
     }
 
     /// Opens the barrier with the root key, compares the readable record with what the barrier vouches for, and starts
@@ -161,7 +174,10 @@ impl Seal {
         self.barrier.unlock(root).await?;
         reach("start-unlocked");
         let started = match self.check_facts(record) {
-            Ok(()) => self.start_host().await,
+            Ok(()) => {
+                self.enroll(record);
+                self.start_host().await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = started {
@@ -197,9 +213,13 @@ impl Seal {
         let storage = self.barrier.raw();
         let Some((intent, version)) = InitIntent::load(storage.as_ref())? else { return Ok(()) };
         if !self.is_initialized()? {
-            let hsm = self.hsm_status().map_err(|reason| SealError::HsmUnavailable { reason: reason.word() })?;
+            let named = intent.member.as_ref().and_then(|name| self.hsm.as_ref()?.member(name));
+            let member = match named {
+                Some(member) => member,
+                None => self.needed_maker()?,
+            };
             for id in &intent.keys {
-                hsm.destroy(*id).await?;
+                member.hsm.destroy(*id).await?;
             }
             tracing::warn!(key_label = %intent.key_label, "an interrupted init was undone");
         }
@@ -208,6 +228,17 @@ impl Seal {
             .delete(super::INTENT_PATH);
         storage.commit(txn).await.map_err(BarrierError::from)?;
         Ok(())
+    }
+}
+
+fn reason_of_hsm(error: &HsmError) -> SealedReason {
+    match error {
+        HsmError::KeyMissing(_) => SealedReason::HsmKeyMissing,
+        HsmError::BadInput(_) => SealedReason::HsmKeyMismatch,
+        HsmError::Unavailable { reason, .. } => SealedReason::Hsm(*reason),
+        HsmError::Unsupported(_) | HsmError::KeyExists(_) | HsmError::Timeout => {
+            SealedReason::Hsm(crate::hsm::DownReason::DeviceError)
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     config::{OaepHash, Pkcs11Seal, SealMechanism},
-    hsm::{Client, FilePinMemory, Hsm, HsmConfig, Mechanism, PinMemory, PinSource, VolatilePinMemory},
+    hsm::{Client, FilePinMemory, Group, Hsm, HsmConfig, Mechanism, Member, PinMemory, PinSource, VolatilePinMemory},
     secret::SecretString,
 };
 
@@ -38,16 +38,34 @@ pub fn config(seal: &Pkcs11Seal) -> HsmConfig {
     }
 }
 
-/// Starts the client; the worker comes up in the background. `folder` is where refused PINs are remembered.
-pub fn start(config: HsmConfig, folder: Option<&Path>) -> io::Result<Arc<dyn Hsm>> {
-    let memory: Arc<dyn PinMemory> = match folder {
+/// Starts one client; the worker comes up in the background. `folder` is where refused PINs are remembered.
+pub fn start(config: HsmConfig, folder: Option<&Path>) -> io::Result<Arc<Client>> {
+    Ok(Client::start(config, pin_memory(folder)?))
+}
+
+/// Starts a client for every stanza, in their order; nothing when all of them are disabled.
+pub fn start_all(stanzas: &[Pkcs11Seal], folder: Option<&Path>) -> io::Result<Option<Arc<dyn Hsm>>> {
+    if stanzas.iter().all(|stanza| stanza.disabled) {
+        return Ok(None);
+    }
+    let memory = pin_memory(folder)?;
+    let members = stanzas.iter().map(|stanza| Member {
+        name: stanza.name.clone(),
+        key_label: Some(stanza.key_label.clone()),
+        disabled: stanza.disabled,
+        hsm: Client::start(config(stanza), Arc::clone(&memory)),
+    });
+    Ok(Some(Group::new(members.collect())))
+}
+
+fn pin_memory(folder: Option<&Path>) -> io::Result<Arc<dyn PinMemory>> {
+    match folder {
         Some(folder) => {
             fs::create_dir_all(folder)?;
-            Arc::new(FilePinMemory::open(folder.join(PIN_MEMORY))?)
+            Ok(Arc::new(FilePinMemory::open(folder.join(PIN_MEMORY))?))
         }
-        None => Arc::new(VolatilePinMemory::default()),
-    };
-    Ok(Client::start(config, memory))
+        None => Ok(Arc::new(VolatilePinMemory::default())),
+    }
 }
 
 /// Where Debian and its kin put SoftHSM 2.

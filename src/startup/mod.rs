@@ -234,19 +234,10 @@ fn start_hsm(config: &Config, token: Option<&ThrowAwayToken>) -> Result<Option<A
         Some(config::Storage::Sled { path, .. } | config::Storage::Redb { path, .. }) => Some(path.as_path()),
         _ => None,
     };
-    let mut stanzas = config.seals.iter().filter(|seal| !seal.disabled);
-    let wanted = match (token, stanzas.next()) {
-        (Some(token), _) => Some(token.config()),
-        (None, Some(stanza)) => Some(hsm::config(stanza)),
-        (None, None) => None,
+    let started = match token {
+        Some(token) => hsm::start(token.config(), folder).map(|hsm| Some(hsm as Arc<dyn Hsm>)),
+        None => hsm::start_all(&config.seals, folder),
     };
-    if let Some(other) = stanzas.next() {
-        return Err(StartError::Settings(format!(
-            "{}: only one seal \"pkcs11\" stanza is supported now; remove this one ({:?}), or write disabled = true into it",
-            other.place, other.name
-        )));
-    }
-    let started = wanted.map(|wanted| hsm::start(wanted, folder)).transpose();
     started.map_err(system("the memory of refused PINs cannot be opened"))
 }
 

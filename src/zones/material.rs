@@ -10,8 +10,23 @@ use serde::{Deserialize, Serialize};
 use super::record::key_path;
 use super::{MasterKeyRef, Place, ZoneError, Zones};
 use crate::barrier::{open_bytes, seal_bytes};
-use crate::hsm::{HsmError, KeyId, KeyKind, Mechanism, NewKey, WrappedKey, base64_bytes};
+use crate::hsm::group::passes_on;
+use crate::hsm::{Hsm, HsmError, KeyId, KeyKind, Mechanism, Member, NewKey, Status, WrappedKey, base64_bytes};
 use crate::secret::SecretBytes;
+
+/// Does something with the first HSM whose copy of the master key is proven; when that one is lost on the way, with the next.
+macro_rules! on_proven {
+    ($zones:expr, $master:expr, |$hsm:ident| $call:expr) => {{
+        let mut tried = Tried::default();
+        loop {
+            let $hsm = $zones.next_proven($master, &mut tried).await?;
+            match $call.await {
+                Err(error) if passes_on(&error) => tried.failed(error.into()),
+                other => break Ok(other?),
+            }
+        }
+    }};
+}
 
 /// Software material as it is stored by its owner (Transit).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,20 +78,17 @@ impl Zones {
 
     /// Makes a key of protection level `hsm`: generated in the HSM, wrapped by the master key.
     pub async fn generate_wrapped(&self, master: &MasterKeyRef, kind: KeyKind) -> Result<NewKey, ZoneError> {
-        self.verify(master).await?;
-        Ok(self.hsm_for(master)?.generate_wrapped(master.id, kind).await?)
+        on_proven!(self, master, |hsm| hsm.generate_wrapped(master.id, kind))
     }
 
     /// Wraps given key material (import, restore) as a key of protection level `hsm`.
     pub async fn wrap_key(&self, master: &MasterKeyRef, kind: KeyKind, material: &SecretBytes) -> Result<WrappedKey, ZoneError> {
-        self.verify(master).await?;
-        Ok(self.hsm_for(master)?.wrap_material(master.id, kind, material).await?)
+        on_proven!(self, master, |hsm| hsm.wrap_material(master.id, kind, material))
     }
 
     /// A key of protection level `hsm` under another master key; the material stays in the HSM.
     pub async fn rewrap_key(&self, master: &MasterKeyRef, key: &WrappedKey) -> Result<WrappedKey, ZoneError> {
-        self.verify(master).await?;
-        Ok(self.hsm_for(master)?.rewrap(key, master.id).await?)
+        on_proven!(self, master, |hsm| hsm.rewrap(key, master.id))
     }
 
     async fn wrap_data_key(&self, master: &MasterKeyRef, data_key: &SecretBytes) -> Result<WrappedKey, ZoneError> {
@@ -96,20 +108,12 @@ impl Zones {
         let master = self.by_id(zone, wrapped.wrapped_by)?;
         match master.place {
             Place::Hsm => {
-                self.verify(&master).await?;
-                Ok(self.hsm_for(&master)?.unwrap_material(wrapped).await?)
+                on_proven!(self, &master, |hsm| hsm.unwrap_material(wrapped))
             }
             Place::Software => {
                 let key = self.software_master(master.id)?;
                 open_bytes(&key, &data_key_binding(wrapped.id), &wrapped.blob).ok_or(ZoneError::Material)
             }
-        }
-    }
-
-    fn hsm_for(&self, master: &MasterKeyRef) -> Result<&Arc<dyn crate::hsm::Hsm>, ZoneError> {
-        match master.place {
-            Place::Hsm => self.hsm(),
-            Place::Software => Err(ZoneError::SoftwareZone(master.zone.clone())),
         }
     }
 
@@ -124,15 +128,44 @@ impl Zones {
         Ok(key)
     }
 
-    /// Compares the check value of a master key on the token with the stored one, once after each unseal.
-    async fn verify(&self, master: &MasterKeyRef) -> Result<(), ZoneError> {
-        if master.place == Place::Software || self.verified.lock().contains(&master.id) {
+    /// The next ready HSM that holds this very master key; the last error when there is none left.
+    async fn next_proven(&self, master: &MasterKeyRef, tried: &mut Tried) -> Result<Arc<dyn Hsm>, ZoneError> {
+        if master.place == Place::Software {
+            return Err(ZoneError::SoftwareZone(master.zone.clone()));
+        }
+        let group = self.group()?;
+        for member in group.ready() {
+            if tried.names.contains(&member.name) {
+                continue;
+            }
+            tried.names.push(member.name.clone());
+            match self.verify(member, master).await {
+                Ok(()) => return Ok(Arc::clone(&member.hsm)),
+                Err(error) => tried.failed(error),
+            }
+        }
+        match tried.last.take() {
+            Some(ZoneError::WrongKey { .. }) if group.enrolled().iter().any(|member| !member.is_ready()) => {
+                // An HSM that is away may hold it.
+                let away = group.enrolled().into_iter().find(|member| !member.is_ready());
+                Err(super::unavailable(&away.map_or(Status::Starting, |member| member.hsm.status())))
+            }
+            Some(error) => Err(error),
+            None => Err(super::unavailable(&group.status())),
+        }
+    }
+
+    /// Compares the check value of a master key on an HSM with the stored one, once after each unseal and each return
+    /// of the HSM.
+    async fn verify(&self, member: &Member, master: &MasterKeyRef) -> Result<(), ZoneError> {
+        let name = (member.name.clone(), master.id);
+        if self.verified.lock().contains(&name) {
             return Ok(());
         }
         let (record, _) = self.stored(&master.zone)?;
         let wrong = |found| ZoneError::WrongKey { zone: master.zone.clone(), version: master.version, found };
         let stored = record.versions.iter().find(|version| version.id == master.id).ok_or(ZoneError::Material)?;
-        let found = match self.hsm()?.master_key_check_value(master.id).await {
+        let found = match member.hsm.master_key_check_value(master.id).await {
             Ok(found) => found,
             Err(HsmError::KeyMissing(_)) => return Err(wrong("the object is missing")),
             Err(error) => return Err(error.into()),
@@ -140,8 +173,24 @@ impl Zones {
         if hex::encode(found) != stored.check_value {
             return Err(wrong("another key has its CKA_ID"));
         }
-        self.verified.lock().insert(master.id);
+        self.verified.lock().insert(name);
         Ok(())
+    }
+}
+
+/// The HSMs that one operation has been tried on.
+#[derive(Default)]
+struct Tried {
+    names: Vec<String>,
+    last: Option<ZoneError>,
+}
+
+impl Tried {
+    /// Keeps the error that says more than that a key is not there.
+    fn failed(&mut self, error: ZoneError) {
+        if !matches!(self.last, Some(ref last) if !matches!(last, ZoneError::WrongKey { .. })) {
+            self.last = Some(error);
+        }
     }
 }
 

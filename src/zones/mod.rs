@@ -10,6 +10,7 @@
 mod material;
 mod record;
 mod rewrap;
+mod spread;
 pub mod wire;
 
 use std::collections::HashSet;
@@ -22,18 +23,19 @@ use time::{Duration, OffsetDateTime};
 
 use crate::barrier::{Barrier, BarrierError, Entry, Txn};
 use crate::crashpoint::reach;
-use crate::hsm::{Hsm, HsmError, KeyId, Status};
-use crate::seal::ClusterFacts;
+use crate::hsm::{Group, Hsm, HsmError, KeyId, Member, Status};
+use crate::seal::{ClusterFacts, MemberRecord};
 use crate::secret::SecretBytes;
 use crate::storage::StorageError;
 
 pub use material::WrappedMaterial;
-pub use record::{EscrowCopy, MasterVersion, Place, ZoneRecord};
+pub use record::{EscrowCopy, MasterVersion, Place, TransportCopy, ZoneRecord};
 pub use rewrap::{Rewrap, RewrapProgress, RewrapStep};
+pub use spread::{Brought, PendingKey, Way};
 
 pub(crate) use record::{FirstZone, master_key_label};
 
-use record::{Intent, intent_path, key_path, progress_path, zone_path};
+use record::{Intent, Making, intent_path, key_path, progress_path, zone_path};
 
 /// The zone that exists from init on.
 pub const DEFAULT_ZONE: &str = "default";
@@ -87,6 +89,9 @@ pub enum ZoneError {
         /// What is wrong.
         reason: String,
     },
+    /// An escrow copy does not open.
+    #[error("the escrow copy of a master key does not open: {0}")]
+    Escrow(String),
     /// Re-wrapping stopped.
     #[error("re-wrapping stopped: {0}")]
     Rewrap(String),
@@ -123,12 +128,12 @@ pub struct ZoneInfo {
 /// All zones of a cluster.
 pub struct Zones {
     barrier: Arc<Barrier>,
-    hsm: Option<Arc<dyn Hsm>>,
+    hsm: Option<Arc<Group>>,
     key_label: String,
     /// Unwrapped data keys and software master keys by identity.
     keys: Cache<KeyId, Arc<SecretBytes>>,
-    /// Master keys whose check value has been compared since the unseal.
-    verified: Mutex<HashSet<KeyId>>,
+    /// HSM and master key whose check value has been compared since the unseal, or since the HSM came back.
+    verified: Mutex<HashSet<(String, KeyId)>>,
     changing: tokio::sync::Mutex<()>,
 }
 
@@ -137,7 +142,7 @@ impl Zones {
     pub fn new(barrier: Arc<Barrier>, hsm: Option<Arc<dyn Hsm>>, key_label: &str) -> Self {
         Self {
             barrier,
-            hsm,
+            hsm: hsm.map(Hsm::into_group),
             key_label: key_label.to_owned(),
             keys: Cache::new(CACHED_DATA_KEYS),
             verified: Mutex::default(),
@@ -242,14 +247,17 @@ impl Zones {
         Ok(())
     }
 
-    /// Finishes what waited for the HSM and rotates the zones that are due; to be called from time to time. Answers
+    /// Finishes what waited for an HSM and rotates the zones that are due; a software master key is due as soon as the
+    /// cluster has an HSM; to be called from time to time. Answers
     /// the zones that were rotated. A failure with one zone is logged and does not stop the others.
     pub async fn tick(&self, now: OffsetDateTime) -> Result<Vec<String>, ZoneError> {
         self.settle().await?;
+        self.spread().await?;
+        let into_hsm = ClusterFacts::load(&self.barrier)?.hsm && self.maker().is_ok();
         let mut rotated = Vec::new();
         for name in self.list()? {
             let due = match self.stored(&name) {
-                Ok((record, _)) => record.rotation_due(now),
+                Ok((record, _)) => record.rotation_due(now) || (into_hsm && record.is_in_software()),
                 Err(error) => {
                     tracing::error!(zone = %name, %error, "the zone cannot be read");
                     false
@@ -269,20 +277,26 @@ impl Zones {
         Ok(rotated)
     }
 
-    /// The HSM, when it can be used now.
-    pub fn hsm(&self) -> Result<&Arc<dyn Hsm>, ZoneError> {
-        let hsm = self.hsm.as_ref().ok_or(ZoneError::HsmUnavailable { reason: "hsm-not-configured" })?;
-        match hsm.status() {
-            Status::Ready(_) => Ok(hsm),
-            Status::Starting => Err(ZoneError::HsmUnavailable { reason: "hsm-starting" }),
-            Status::Down { reason, .. } => Err(ZoneError::HsmUnavailable { reason: reason.word() }),
-        }
+    /// The HSMs of this cluster.
+    fn group(&self) -> Result<&Arc<Group>, ZoneError> {
+        self.hsm.as_ref().ok_or(ZoneError::HsmUnavailable { reason: "hsm-not-configured" })
+    }
+
+    /// Where new master keys are made: the first enrolled HSM that is ready.
+    fn maker(&self) -> Result<&Member, ZoneError> {
+        let group = self.group()?;
+        group.maker().map_err(|_away| unavailable(&group.status()))
     }
 
     /// Undoes master keys that were begun and not committed. Intents that need an absent HSM stay for later.
     pub async fn settle(&self) -> Result<(), ZoneError> {
         let _changing = self.changing.lock().await;
-        for (path, entry) in self.barrier.scan(record::INTENTS, None, PAGE)? {
+        self.settle_all("").await
+    }
+
+    /// Undoes what was begun in zones whose name starts with `zone`; an exact name is followed by `~`.
+    async fn settle_all(&self, zone: &str) -> Result<(), ZoneError> {
+        for (path, entry) in self.barrier.scan(&format!("{}{zone}", record::INTENTS), None, PAGE)? {
             let intent = Intent::decode(&path, entry.value.expose())?;
             match self.undo(&path, &entry, &intent).await {
                 Err(ZoneError::HsmUnavailable { reason }) => {
@@ -301,8 +315,24 @@ impl Zones {
             Err(error) => return Err(error),
         };
         if !committed {
-            self.hsm()?.destroy(intent.id).await?;
-            tracing::warn!(zone = %intent.zone, key = %intent.id, "a half-made master key was removed from the HSM");
+            let group = self.group()?;
+            let member = match &intent.member {
+                Some(name) => group.member(name),
+                None => group.members().first(),
+            };
+            match member {
+                Some(member) => {
+                    if !member.is_ready() {
+                        return Err(unavailable(&member.hsm.status()));
+                    }
+                    member.hsm.destroy(intent.id).await?;
+                    tracing::warn!(zone = %intent.zone, key = %intent.id, "a half-made master key was removed from the HSM");
+                }
+                None => tracing::warn!(
+                    zone = %intent.zone, key = %intent.id, hsm = intent.member,
+                    "a half-made master key may be left on an HSM that is not configured any more"
+                ),
+            }
         }
         self.barrier.commit(Txn::new().check(path, Entry::unchanged(Some(entry))).delete(path)).await?;
         Ok(())
@@ -330,10 +360,18 @@ impl Zones {
             self.barrier.commit(txn.put_secret(key_path(id), SecretBytes::random(32))).await?;
             return Ok(version);
         }
-        let intent_path = self.begin(&record.name, version, id).await?;
+        let (member, intent_path) = self.begin(&record.name, version, id).await?;
         reach("zone-intent");
-        let label = master_key_label(&self.key_label, &record.name, version);
-        let made = self.hsm()?.create_master_key(&label, id, &facts.recipients()).await;
+        let mut recipients = facts.recipients();
+        let mut making = Making { member: &member.name, escrow: !recipients.is_empty(), others: vec![] };
+        for other in MemberRecord::all(&self.barrier)?.into_iter().filter(|other| other.name != member.name) {
+            if let Some(transport) = other.transport {
+                making.others.push((other.name, transport.id));
+                recipients.push(transport.public_key);
+            }
+        }
+        let label = master_key_label(member.key_label.as_deref().unwrap_or(&self.key_label), &record.name, version);
+        let made = member.hsm.create_master_key(&label, id, &recipients).await;
         let made = match made {
             Ok(made) => made,
             Err(error) => {
@@ -342,7 +380,7 @@ impl Zones {
             }
         };
         reach("zone-key-made");
-        record.versions.push(MasterVersion::in_hsm(version, id, now, label, made));
+        record.versions.push(MasterVersion::in_hsm(version, id, now, label, made, &making));
         let txn = Txn::new().check(&path, check).put(&path, record.encode()?).delete(&intent_path);
         if let Err(error) = self.barrier.commit(txn).await {
             // Only a conflict says for certain that nothing was written; otherwise a later `settle` looks again.
@@ -352,22 +390,19 @@ impl Zones {
             return Err(error.into());
         }
         reach("zone-committed");
-        self.verified.lock().insert(id);
+        self.verified.lock().insert((member.name.clone(), id));
         Ok(version)
     }
 
-    /// Writes the intent to make a master key, after undoing an older one of the same zone.
-    async fn begin(&self, zone: &str, version: u32, id: KeyId) -> Result<String, ZoneError> {
-        self.hsm()?;
-        let path = intent_path(zone);
-        if let Some(entry) = self.barrier.get(&path)? {
-            let old = Intent::decode(&path, entry.value.expose())?;
-            self.undo(&path, &entry, &old).await?;
-        }
-        let intent = Intent { format: 1, zone: zone.to_owned(), version, id };
+    /// Writes the intent to make a master key, after undoing older ones of the same zone; answers where it is to be made.
+    async fn begin(&self, zone: &str, version: u32, id: KeyId) -> Result<(&Member, String), ZoneError> {
+        let member = self.maker()?;
+        self.settle_all(&format!("{zone}~")).await?;
+        let path = intent_path(zone, id);
+        let intent = Intent { format: 1, zone: zone.to_owned(), version, id, member: Some(member.name.clone()) };
         let txn = Txn::new().check(&path, crate::storage::Expect::Absent).put(&path, intent.encode()?);
         self.barrier.commit(txn).await?;
-        Ok(path)
+        Ok((member, path))
     }
 
     /// Tries to undo at once what failed; what cannot be undone now is left to a later `settle`.
@@ -406,6 +441,15 @@ pub fn check_name(name: &str) -> Result<(), ZoneError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let good = name.len() <= MAX_NAME_LEN && name.chars().all(allowed) && name.starts_with(|c: char| c.is_ascii_alphanumeric());
     if good { Ok(()) } else { Err(ZoneError::Name(name.to_owned())) }
+}
+
+/// Why the HSM cannot be used, in the words of `sys/seal-status`.
+fn unavailable(status: &Status) -> ZoneError {
+    let reason = match status {
+        Status::Down { reason, .. } => reason.word(),
+        Status::Starting | Status::Ready(_) => "hsm-starting",
+    };
+    ZoneError::HsmUnavailable { reason }
 }
 
 fn damaged(path: String, reason: &str) -> ZoneError {

@@ -3,7 +3,7 @@
 //! ```text
 //! sos/zones/<name>          ZoneRecord, JSON
 //! sos/zone-keys/<id>        32 bytes: a software master key
-//! sos/zone-intents/<name>   Intent, JSON: a master key that is being made on the token
+//! sos/zone-intents/<name>~<id>   Intent, JSON: a master key that is being made on the token
 //! sos/zone-progress/<name>  RewrapProgress, JSON
 //! ```
 
@@ -12,7 +12,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::{MasterKeyRef, ZoneError};
 use crate::barrier::Txn;
-use crate::hsm::{Hsm, HsmError, KeyId, Mechanism, NewMasterKey, base64_bytes};
+use crate::hsm::{HsmError, KeyId, Mechanism, Member, NewMasterKey, base64_bytes};
 use crate::secret::SecretBytes;
 
 pub(super) const ZONES: &str = "sos/zones/";
@@ -26,8 +26,8 @@ pub(super) fn key_path(id: KeyId) -> String {
     format!("sos/zone-keys/{id}")
 }
 
-pub(super) fn intent_path(zone: &str) -> String {
-    format!("{INTENTS}{zone}")
+pub(super) fn intent_path(zone: &str, id: KeyId) -> String {
+    format!("{INTENTS}{zone}~{id}")
 }
 
 pub(super) fn progress_path(zone: &str) -> String {
@@ -59,6 +59,30 @@ pub struct EscrowCopy {
     pub blob: Vec<u8>,
 }
 
+/// A master key wrapped to the transport key of an HSM that did not make it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportCopy {
+    /// The HSM it is for.
+    pub member: String,
+    /// CKA_ID of the transport key that it was wrapped to.
+    pub transport: KeyId,
+    /// How it was wrapped.
+    pub mechanism: Mechanism,
+    /// The wrapped key.
+    #[serde(with = "base64_bytes")]
+    pub blob: Vec<u8>,
+}
+
+/// Where a new master key is made and for whom it is wrapped.
+pub(crate) struct Making<'a> {
+    /// Name of the HSM that makes it.
+    pub(crate) member: &'a str,
+    /// Whether the first recipient is the escrow.
+    pub(crate) escrow: bool,
+    /// The other recipients, in order: the HSM's name and its transport key.
+    pub(crate) others: Vec<(String, KeyId)>,
+}
+
 /// One version of a master key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MasterVersion {
@@ -76,16 +100,37 @@ pub struct MasterVersion {
     pub check_value: String,
     /// The copy for the escrow; `None` for software keys and where the configuration says `escrow = false`.
     pub escrow: Option<EscrowCopy>,
+    /// The copies for other HSMs, as they were enrolled when it was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<TransportCopy>,
+    /// Names of the HSMs on which the key was seen with the right check value.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_by: Vec<String>,
 }
 
 impl MasterVersion {
     pub(super) fn software(version: u32, id: KeyId, now: OffsetDateTime) -> Self {
         let created = now.unix_timestamp();
         let (label, check_value) = (String::new(), String::new());
-        Self { version, id, created, place: Place::Software, label, check_value, escrow: None }
+        Self { version, id, created, place: Place::Software, label, check_value, escrow: None, copies: vec![], held_by: vec![] }
     }
 
-    pub(super) fn in_hsm(version: u32, id: KeyId, now: OffsetDateTime, label: String, made: NewMasterKey) -> Self {
+    pub(super) fn in_hsm(
+        version: u32,
+        id: KeyId,
+        now: OffsetDateTime,
+        label: String,
+        made: NewMasterKey,
+        making: &Making<'_>,
+    ) -> Self {
+        let mut exported = made.exported.into_iter();
+        let escrow = making.escrow.then(|| exported.next()).flatten();
+        let copy = |((member, transport), (mechanism, blob)): (&(String, KeyId), _)| TransportCopy {
+            member: member.clone(),
+            transport: *transport,
+            mechanism,
+            blob,
+        };
         Self {
             version,
             id,
@@ -93,7 +138,9 @@ impl MasterVersion {
             place: Place::Hsm,
             label,
             check_value: hex::encode(made.check_value),
-            escrow: made.exported.into_iter().next().map(|(mechanism, blob)| EscrowCopy { mechanism, blob }),
+            escrow: escrow.map(|(mechanism, blob)| EscrowCopy { mechanism, blob }),
+            copies: making.others.iter().zip(exported).map(copy).collect(),
+            held_by: vec![making.member.to_owned()],
         }
     }
 
@@ -139,6 +186,11 @@ impl ZoneRecord {
         self.current().map_or(1, |version| version.version.saturating_add(1))
     }
 
+    /// Whether new material is wrapped by a software key.
+    pub(super) fn is_in_software(&self) -> bool {
+        self.current().is_some_and(|version| version.place == Place::Software)
+    }
+
     pub(super) fn rotation_due(&self, now: OffsetDateTime) -> bool {
         let age = |version: &MasterVersion| now.unix_timestamp().saturating_sub(version.created);
         self.rotation_period > 0 && self.current().is_some_and(|version| age(version) >= self.rotation_period)
@@ -164,11 +216,14 @@ pub(super) struct Intent {
     pub(super) zone: String,
     pub(super) version: u32,
     pub(super) id: KeyId,
+    /// The HSM that makes it; `None` in intents of the time when there was only one.
+    #[serde(default)]
+    pub(super) member: Option<String>,
 }
 
 impl Intent {
     pub(super) fn encode(&self) -> Result<Vec<u8>, ZoneError> {
-        to_json(&intent_path(&self.zone), self)
+        to_json(&intent_path(&self.zone, self.id), self)
     }
 
     pub(super) fn decode(path: &str, json: &[u8]) -> Result<Self, ZoneError> {
@@ -193,16 +248,17 @@ impl FirstZone {
 
     /// With its master key made on the token under `id`, which the caller's intent names.
     pub(crate) async fn in_hsm(
-        hsm: &dyn Hsm,
+        member: &Member,
         key_label: &str,
         id: KeyId,
         recipients: &[Vec<u8>],
         now: OffsetDateTime,
     ) -> Result<Self, HsmError> {
         let label = master_key_label(key_label, super::DEFAULT_ZONE, 1);
-        let made = hsm.create_master_key(&label, id, recipients).await?;
+        let made = member.hsm.create_master_key(&label, id, recipients).await?;
+        let making = Making { member: &member.name, escrow: !recipients.is_empty(), others: vec![] };
         let mut record = ZoneRecord::new(super::DEFAULT_ZONE, Duration::ZERO);
-        record.versions.push(MasterVersion::in_hsm(1, id, now, label, made));
+        record.versions.push(MasterVersion::in_hsm(1, id, now, label, made, &making));
         Ok(Self { record, software_key: None })
     }
 

@@ -55,10 +55,12 @@ fn json_and_a_taken_port() {
 fn what_only_shows_at_the_start_names_its_place_too() {
     let place = Place::shamir();
     let file = place.path("sos.hcl").display().to_string();
-    let seal = "seal \"pkcs11\" { lib = \"/nonexistent.so\" token_label = \"a\" pin = \"1\" }";
-    place.configure(&format!("{}\n{seal}\n{seal}\n", place.plain_config("inmem")));
-    let said = place.refused();
-    assert!(said.contains(&file) && said.contains("only one seal"), "{said}");
+    for (second, wrong) in [("", "name of its own"), ("name = \"b\"", "same token")] {
+        let seal = |more: &str| format!("seal \"pkcs11\" {{ lib = \"/nonexistent.so\" token_label = \"a\" pin = \"1\" {more} }}");
+        place.configure(&format!("{}\n{}\n{}\n", place.plain_config("inmem"), seal(""), seal(second)));
+        let said = place.refused();
+        assert!(said.contains(&format!("{file}:6")) && said.contains(wrong), "{said}");
+    }
 
     place.configure(
         "storage \"inmem\" {}\nlistener \"tcp\" { address = \"127.0.0.1:0\" tls_cert_file = \"/nonexistent.pem\" tls_key_file = \"/nonexistent.key\" }\n",

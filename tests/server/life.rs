@@ -79,7 +79,10 @@ fn an_empty_store_beside_a_used_hsm_is_no_new_cluster() {
     std::fs::rename(place.path("store"), place.path("lost")).unwrap();
     let server = place.start();
     server.wait_reason("not-initialized");
-    let refused = server.put("sys/init", json!({"recovery_shares": 1, "recovery_threshold": 1}));
+    let init = || server.put("sys/init", json!({"recovery_shares": 1, "recovery_threshold": 1}));
+    // The HSM's worker may still be starting.
+    server.wait("the HSM to be asked", |_| init().status != 503);
+    let refused = init();
     assert_eq!(refused.status, 400, "{}", refused.text);
     assert!(refused.errors().contains("already holds"), "{}", refused.text);
     server.terminate();

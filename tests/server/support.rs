@@ -119,6 +119,29 @@ impl Place {
         Some(place)
     }
 
+    /// A sled store under SoftHSM, with Kryoptic configured as second HSM and not enrolled.
+    pub fn two_hsms() -> Option<Self> {
+        let module = std::env::var_os("SOS_TEST_KRYOPTIC").map(PathBuf::from);
+        let module =
+            module.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/target/debug/libsos_kryoptic.so"));
+        if !module.exists() {
+            left_out("Kryoptic is not built (softhsm/build-modules)");
+            return None;
+        }
+        let place = Self::hsm()?;
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/kryoptic/make-token");
+        let made = Command::new(script).arg(place.path("kryoptic")).arg(&module).arg("sos-test").output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let first = place.seal_stanza().replace("key_label", "name = \"softhsm\" priority = 1 key_label");
+        let second = format!(
+            "seal \"pkcs11\" {{ name = \"kryoptic\" priority = 2 lib = \"{}\" token_label = \"sos-test\" pin_file = \"{}\" key_label = \"test\" }}",
+            module.display(),
+            place.path("kryoptic/pin").display()
+        );
+        place.configure(&format!("{}\n{first}\n{second}\n", place.plain_config("sled")));
+        Some(place)
+    }
+
     /// Storage and one listener on a free port.
     pub fn plain_config(&self, storage: &str) -> String {
         format!("{}\nlistener \"tcp\" {{ address = \"127.0.0.1:0\" tls_disable = true }}\n", self.storage_stanza(storage))
@@ -151,6 +174,7 @@ impl Place {
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         if self.with_hsm {
             command.env("SOFTHSM2_CONF", self.path("hsm/softhsm2.conf"));
+            command.env("KRYOPTIC_CONF", self.path("kryoptic/token.conf"));
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("server").arg(format!("-config={}", self.path("sos.hcl").display())).stdin(Stdio::null());
@@ -332,8 +356,29 @@ impl Server<'_> {
     /// Initialises over HTTP with so many shares, waits until unsealed where an HSM unseals, and keeps the root token.
     #[track_caller]
     pub fn init(&mut self, shares: u32, threshold: u32) -> Made {
+        self.init_as(self.place.with_hsm, shares, threshold)
+    }
+
+    /// Initialises under plain shares a place whose configuration names no HSM yet, and unseals.
+    #[track_caller]
+    pub fn init_shamir(&mut self, shares: u32, threshold: u32) -> Made {
+        let made = self.init_as(false, shares, threshold);
+        self.unseal(&made.shares[..threshold as usize]);
+        made
+    }
+
+    /// Enters shares.
+    #[track_caller]
+    pub fn unseal(&self, shares: &[String]) {
+        for share in shares {
+            self.put("sys/unseal", json!({"key": share})).ok();
+        }
+        self.wait_unsealed();
+    }
+
+    #[track_caller]
+    fn init_as(&mut self, hsm: bool, shares: u32, threshold: u32) -> Made {
         self.wait_reason("not-initialized");
-        let hsm = self.place.with_hsm;
         let kind = if hsm { "recovery" } else { "secret" };
         let mut request = json!({});
         request[format!("{kind}_shares")] = shares.into();

@@ -17,6 +17,7 @@ pub mod policies;
 pub mod raw;
 pub mod remount;
 pub mod seal;
+pub mod seals;
 pub mod snapshot;
 pub mod status;
 pub mod tools;
@@ -73,6 +74,7 @@ static ROUTES: LazyLock<RouteTable<System>> = LazyLock::new(|| {
         raw::ROUTES,
         remount::ROUTES,
         seal::ROUTES,
+        seals::ROUTES,
         snapshot::ROUTES,
         status::ROUTES,
         tools::ROUTES,

@@ -158,7 +158,8 @@ impl From<SealError> for Failure {
             | SealError::AlreadyInitialized
             | SealError::Invalid(_)
             | SealError::InvalidKey
-            | SealError::HsmInUse { .. } => Failure::invalid(error.to_string()),
+            | SealError::HsmInUse { .. }
+            | SealError::TokenInUse { .. } => Failure::invalid(error.to_string()),
             SealError::Counts(text) => Failure::plain(Kind::Internal, text),
             SealError::HsmUnavailable { .. } => Failure::unavailable(error.to_string()),
             SealError::Hsm(error) => error.into(),

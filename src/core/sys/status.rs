@@ -1,5 +1,7 @@
 //! `sys/sos/status`: what `sos status` shows beyond Vault's `sys/seal-status`, and what `sys/metrics` counts.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -68,7 +70,7 @@ pub struct ServerStatus {
 /// One HSM.
 #[derive(Debug, Serialize)]
 pub struct HsmStatus {
-    /// The token's label where it is known, or a number.
+    /// The stanza's name where there are several; else the token's label where it is known, or a number.
     pub name: String,
     /// `ready`, `starting`, or why it cannot be used.
     pub state: &'static str,
@@ -221,7 +223,15 @@ pub const READY: &str = "ready";
 
 /// Every HSM that is configured.
 pub fn hsms(core: &Core) -> Vec<HsmStatus> {
-    core.services.hsm.iter().map(|hsm| of_hsm("1", &hsm.status())).collect()
+    let Some(hsm) = &core.services.hsm else { return Vec::new() };
+    let group = Arc::clone(hsm).into_group();
+    match group.members() {
+        [only] => vec![of_hsm("1", &only.hsm.status())],
+        several => several
+            .iter()
+            .map(|member| HsmStatus { name: member.name.clone(), ..of_hsm(&member.name, &member.hsm.status()) })
+            .collect(),
+    }
 }
 
 fn of_hsm(name: &str, status: &Status) -> HsmStatus {

@@ -40,6 +40,7 @@ mod schedule;
 mod sign;
 mod signing;
 mod store;
+pub mod survey;
 mod usage;
 
 #[cfg(test)]

@@ -213,7 +213,7 @@ impl Protection {
 
     /// The token's facts: `None` without an HSM, an error while the HSM cannot be used.
     pub fn facts(&self) -> Result<Option<Arc<TokenFacts>>, Failure> {
-        let Some(hsm) = &self.hsm else { return Ok(None) };
+        let Some(hsm) = self.hsm.as_ref().filter(|hsm| hsm.in_use()) else { return Ok(None) };
         match hsm.status() {
             Status::Ready(facts) => Ok(Some(facts)),
             Status::Starting => Err(Failure::unavailable("the HSM is not available: it is starting")),
@@ -234,7 +234,7 @@ impl Protection {
             )));
         }
         let named = asked.or(mount.required);
-        if self.hsm.is_none() {
+        if !self.hsm.as_ref().is_some_and(|hsm| hsm.in_use()) {
             return match named {
                 None | Some(Level::Software) => Ok(Level::Software),
                 Some(level) => Err(Failure::invalid(format!(

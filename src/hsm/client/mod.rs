@@ -19,8 +19,8 @@ use tokio::sync::{oneshot, watch};
 use self::link::{Link, Pending};
 use super::proto::{self, Bytes, Frame, Header, Inspection, Item, Key, Lane, Op, Reply, Wrapped};
 use super::{
-    AeadItem, DownReason, Hsm, HsmConfig, HsmError, KeyId, KeyKind, KeySource, NewKey, NewMasterKey, ObjectInfo, PinMemory,
-    SealedBlob, SignScheme, Status, WrappedKey,
+    AeadItem, DownReason, Group, Hsm, HsmConfig, HsmError, KeyId, KeyKind, KeySource, Mechanism, NewKey, NewMasterKey,
+    ObjectInfo, PinMemory, SealedBlob, SignScheme, Status, WrappedKey,
 };
 use crate::secret::SecretBytes;
 
@@ -245,6 +245,10 @@ impl Hsm for Client {
         self.shared.status.subscribe()
     }
 
+    fn into_group(self: Arc<Self>) -> Arc<Group> {
+        Group::of_one(self)
+    }
+
     async fn find(&self, label_prefix: &str) -> Result<Vec<ObjectInfo>, HsmError> {
         self.ask(Op::Find { label_prefix }, |reply| match reply {
             Reply::Objects(objects) => {
@@ -288,6 +292,26 @@ impl Hsm for Client {
 
     async fn import_master_key(&self, label: &str, id: KeyId, material: &SecretBytes) -> Result<[u8; 32], HsmError> {
         self.ask(Op::ImportMasterKey { label, id: id.into(), material: Bytes(material.expose()) }, check_value).await
+    }
+
+    async fn create_transport_key(&self, label: &str, id: KeyId) -> Result<Vec<u8>, HsmError> {
+        self.ask(Op::CreateTransportKey { label, id: id.into() }, |reply| match reply {
+            Reply::NewKey { public_key, .. } => public_key,
+            _ => None,
+        })
+        .await
+    }
+
+    async fn accept_master_key(
+        &self,
+        transport: KeyId,
+        label: &str,
+        id: KeyId,
+        mechanism: Mechanism,
+        blob: &[u8],
+    ) -> Result<[u8; 32], HsmError> {
+        let (transport, id) = (transport.into(), id.into());
+        self.ask(Op::AcceptMasterKey { transport, label, id, mechanism, blob: Bytes(blob) }, check_value).await
     }
 
     async fn master_key_check_value(&self, id: KeyId) -> Result<[u8; 32], HsmError> {

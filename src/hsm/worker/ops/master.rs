@@ -61,12 +61,35 @@ fn exportable(
         .and_then(|()| {
             let mut changes = place.attributes();
             changes.push(Attribute::flag(CKA_EXTRACTABLE, false));
-            Ok::<_, Trouble>(device.module.copy(session, passing, &changes)?)
+            match device.module.copy(session, passing, &changes) {
+                // Modules differ in what a copy may change.
+                Err(error) if COPY_REFUSED.contains(&error.rv) => rewrapped(device, session, passing, place),
+                copied => Ok::<_, Trouble>(copied?),
+            }
         });
     let destroyed = device.module.destroy(session, passing);
     let key = result?;
     destroyed?;
     Ok((key, exported))
+}
+
+/// What modules answer that do not let a copy be a non-extractable token object.
+const COPY_REFUSED: [CK_RV; 4] =
+    [CKR_ATTRIBUTE_READ_ONLY, CKR_TEMPLATE_INCONSISTENT, CKR_FUNCTION_NOT_SUPPORTED, CKR_ACTION_PROHIBITED];
+
+/// The same key as non-extractable token object, by wrapping and unwrapping it inside the HSM under a key that exists for
+/// this moment only.
+fn rewrapped(device: &Device, session: Session, passing: Object, place: Place<'_>) -> Result<Object, Trouble> {
+    let template = template::secret_of_len(CKK_AES, Place::Session, Usage::WRAPPER, false, 32);
+    let between = device.module.generate_key(session, CKM_AES_KEY_GEN, &template)?;
+    let mechanism = || Mechanism::Plain(CKM_AES_KEY_WRAP);
+    let template = template::secret(CKK_AES, place, Usage::WRAPPER, false);
+    let key = device
+        .module
+        .wrap(session, mechanism(), between, passing, KNOWN_KEY.len() + 8)
+        .and_then(|blob| device.module.unwrap(session, mechanism(), between, &blob, &template));
+    let _ = device.module.destroy(session, between);
+    Ok(key?)
 }
 
 /// Wraps a key to an RSA public key. SHA-1 because it is what every module can do; OAEP does not need collision

@@ -8,6 +8,7 @@ mod master;
 pub mod seal;
 mod sign;
 pub mod signature;
+mod transport;
 
 use std::io;
 
@@ -80,6 +81,10 @@ pub fn run(call: &Call<'_>, op: &Op<'_>) -> Result<Frame, Trouble> {
         Op::Unseal { key, mechanism, blob, aad } => seal::unseal(call, (*key).into(), *mechanism, blob.0, aad.0),
         Op::CreateMasterKey { label, id, recipients } => master::create(call, label, (*id).into(), recipients),
         Op::ImportMasterKey { label, id, material } => master::import(call, label, (*id).into(), material.0),
+        Op::CreateTransportKey { label, id } => transport::create(call, label, (*id).into()),
+        Op::AcceptMasterKey { transport, label, id, mechanism, blob } => {
+            transport::accept(call, (*transport).into(), label, (*id).into(), *mechanism, blob.0)
+        }
         Op::CheckValue { id } => master::check_value_of(call, (*id).into()),
         Op::GenerateWrapped { master, kind } => keys::generate_wrapped(call, (*master).into(), *kind),
         Op::GenerateOnToken { label, id, kind } => keys::generate_on_token(call, label, (*id).into(), *kind),

@@ -1,0 +1,576 @@
+//! The HSMs of a cluster as a list: enrolling one, removing one, giving one a new seal key.
+//!
+//! Each works while the server serves, and in this order: a durable intent names the CKA_IDs; the objects are made and tried;
+//! one transaction makes them count. Killed anywhere in between, [`Seal::settle`] destroys what no record refers to.
+//! No step takes a wrapped copy of the root key away before another one has been opened.
+
+use std::collections::HashSet;
+
+use super::escrow::{EscrowKeyPair, recover_master_key};
+use super::init::make_escrow;
+use super::record::{MemberRecord, SealIntent, SealRecord, TransportKey, Wrapper, member_path};
+use super::{ClusterFacts, Seal, SealError, SealType, combine_shares, root_key_binding};
+use crate::barrier::{BarrierError, Entry, Txn};
+use crate::hsm::{Group, HsmError, KeyId, Member, SealedBlob, Status};
+use crate::secret::{SecretBytes, SecretString};
+use crate::storage::{Expect, Version};
+use crate::zones::{Brought, EscrowCopy, Zones};
+
+/// Keys named in a refusal before the rest is only counted.
+const NAMED: usize = 20;
+
+/// What enrolling an HSM did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Added {
+    /// Whether the cluster was under plain shares before and is under an HSM seal now.
+    pub converted: bool,
+    /// Whether a seal key was made.
+    pub seal_key: bool,
+    /// Zone master keys that were put onto the HSM, as `zone/vN`.
+    pub master_keys: Vec<String>,
+    /// Those that have no copy for this HSM; they stay on the others alone.
+    pub missing: Vec<String>,
+}
+
+/// What removing an HSM did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// `hsm-only` keys that are lost with it, by name; only when forced.
+    pub lost: Vec<String>,
+    /// Whether objects on it wait to be destroyed until it is there again.
+    pub pending: bool,
+}
+
+/// The Shamir secret with the root key that it was proven by.
+pub(super) struct Proven {
+    secret: SecretBytes,
+    root: SecretBytes,
+}
+
+impl Seal {
+    /// Enrols a configured HSM: a seal key that wraps the root key, a transport key, and the zone master keys from escrow.
+    /// A cluster under plain shares becomes one under an HSM seal. For an HSM that is enrolled already, what it lacks is
+    /// put onto it. `own` are CKA_IDs of further objects of this cluster that may be on the token.
+    pub async fn add_hsm(
+        &self,
+        zones: &Zones,
+        name: &str,
+        shares: &[SecretString],
+        own: &HashSet<KeyId>,
+    ) -> Result<Added, SealError> {
+        let _working = self.working.lock().await;
+        let (record, version) = self.open_record()?;
+        let member = self.ready_member(name)?;
+        let proven = self.proven(&record, shares)?;
+        if record.hsm_blob(name).is_some() {
+            let added = self.complete(zones, member, record, version, proven.as_ref()).await?;
+            zones.spread().await?;
+            return Ok(added);
+        }
+        self.refuse_shared_token(member, &record)?;
+        let root = match (&proven, record.seal_type) {
+            (Some(proven), _) => proven.root.duplicate(),
+            (None, SealType::Pkcs11) if !zones.in_escrow()? => self.root_by_hsm(&record).await?,
+            (None, SealType::Pkcs11) => {
+                return Err(SealError::invalid(
+                    "the zone master keys reach a new HSM from escrow: give the escrow shares as 'keys'",
+                ));
+            }
+            (None, SealType::Shamir) => {
+                return Err(SealError::invalid("the root key is under the unseal keys: give them as 'keys'"));
+            }
+        };
+        self.settle_member(zones, name).await?;
+        self.refuse_foreign_objects(zones, member, own).await?;
+        let (seal_key, transport) = (KeyId::random(), KeyId::random());
+        self.begin("add", member, vec![seal_key, transport], true).await?;
+        let made = self.enrol(zones, member, seal_key, transport, (record, version), &root, proven.as_ref()).await;
+        let added = match made {
+            Ok(added) => added,
+            Err(error) => {
+                self.give_up(zones, name).await;
+                return Err(error);
+            }
+        };
+        tracing::warn!(hsm = name, ?added, "an HSM was enrolled");
+        self.ensure_transports().await;
+        zones.spread().await?;
+        Ok(added)
+    }
+
+    #[allow(clippy::too_many_arguments)] // all of what one enrolment has gathered; called once
+    async fn enrol(
+        &self,
+        zones: &Zones,
+        member: &Member,
+        seal_key: KeyId,
+        transport: KeyId,
+        (mut record, version): (SealRecord, Version),
+        root: &SecretBytes,
+        proven: Option<&Proven>,
+    ) -> Result<Added, SealError> {
+        let sealed = self.make_seal_key(member, seal_key, &record, root).await?;
+        let public_key = member.hsm.create_transport_key(&self.label(member, "seal/transport", 1), transport).await?;
+        let brought = self.bring(zones, member, &record, proven).await?;
+        let mut txn = Txn::new();
+        let converted = record.seal_type == SealType::Shamir;
+        if let (true, Some(proven)) = (converted, proven) {
+            record.seal_type = SealType::Pkcs11;
+            record.escrow = match self.settings.escrow {
+                true => Some(make_escrow(proven.secret.duplicate(), record.cluster_id.clone()).await?),
+                false => {
+                    tracing::warn!("escrow = false: zone master keys never leave the HSM and are lost with it");
+                    None
+                }
+            };
+            txn = txn.merge(ClusterFacts::of(&record).into_txn()?);
+        }
+        let at = record.hsm_wrappers().count();
+        let wrapper = Wrapper::Hsm { name: member.name.clone(), key_label: self.label_of(member).to_owned(), sealed };
+        record.wrappers.insert(at, wrapper);
+        let member_record =
+            MemberRecord { format: 1, name: member.name.clone(), transport: Some(TransportKey { id: transport, public_key }) };
+        txn = member_record.put(txn)?.delete(intent_path(&member.name));
+        self.barrier.commit_with(txn, record.write(Some(version))?).await?;
+        self.enroll(&record);
+        Ok(Added { converted, seal_key: true, master_keys: brought.imported, missing: brought.missing })
+    }
+
+    /// Puts onto an enrolled HSM what it lacks, after its token was lost and made anew, or when copies were missing.
+    pub(super) async fn complete(
+        &self,
+        zones: &Zones,
+        member: &Member,
+        mut record: SealRecord,
+        version: Version,
+        proven: Option<&Proven>,
+    ) -> Result<Added, SealError> {
+        let brought = self.bring(zones, member, &record, proven).await?;
+        let mut added = Added { master_keys: brought.imported, missing: brought.missing, ..Added::default() };
+        let Some(blob) = record.hsm_blob(&member.name).cloned() else { return Ok(added) };
+        let root = match proven {
+            Some(proven) => proven.root.duplicate(),
+            None => self.root_by_hsm(&record).await?,
+        };
+        let binding = root_key_binding(&record.cluster_id);
+        match member.hsm.unseal(&blob, &binding).await {
+            Ok(opened) if opened.same_as(root.expose()) => return Ok(added),
+            // The key is there, but the stored copy is another key's: an earlier run was interrupted.
+            Ok(_) | Err(HsmError::BadInput(_)) => {}
+            Err(HsmError::KeyMissing(_)) => {
+                member.hsm.create_seal_key(&self.label(member, "seal/root", 1), blob.key).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let renewed = member.hsm.seal(blob.key, &root, &binding).await?;
+        record.set_hsm_blob(&member.name, renewed);
+        self.barrier.raw().commit(record.write(Some(version))?).await.map_err(BarrierError::from)?;
+        added.seal_key = true;
+        Ok(added)
+    }
+
+    /// Takes an HSM out of the list. Refused while no other HSM opens the root key, and, unless `force`, while it alone
+    /// holds keys. `hsm_only` are the cluster's `hsm-only` keys: name and CKA_ID.
+    pub async fn remove_hsm(
+        &self,
+        zones: &Zones,
+        name: &str,
+        force: bool,
+        hsm_only: &[(String, KeyId)],
+    ) -> Result<Removed, SealError> {
+        let _working = self.working.lock().await;
+        let (mut record, version) = self.open_record()?;
+        let names = record.hsm_names();
+        let Some(blob) = record.hsm_blob(name).cloned() else {
+            return Err(SealError::Invalid(format!("no HSM {name:?} is enrolled; enrolled are: {}", names.join(", "))));
+        };
+        let others: Vec<String> = names.into_iter().filter(|other| other != name).collect();
+        if others.is_empty() {
+            return Err(SealError::Invalid(format!(
+                "{name:?} is the last HSM of this cluster: without it nothing would unseal the server or hold its master keys; add \
+                 another one before"
+            )));
+        }
+        // What cannot be settled on an HSM that is dead is taken over by the removal.
+        self.give_up(zones, name).await;
+        self.refuse_without_other_wrapper(&record, &others).await?;
+        zones.spread().await?;
+        let lost = self.held_by_none(name, &others, hsm_only).await?;
+        let stranded: Vec<String> =
+            zones.master_keys(&others)?.into_iter().filter(|(_, _, held)| !held).map(|(key, _, _)| key).collect();
+        let loses = !lost.is_empty() || !stranded.is_empty();
+        if loses && !force {
+            return Err(SealError::Invalid(refusal(name, &lost, &stranded)));
+        }
+        record.wrappers.retain(|wrapper| !matches!(wrapper, Wrapper::Hsm { name: of, .. } if of == name));
+        let mut keys = vec![blob.key];
+        keys.extend(MemberRecord::load(&self.barrier, name)?.and_then(|record| record.transport).map(|key| key.id));
+        let earlier = SealIntent::all(&self.barrier)?.into_iter().find(|(_, intent, _)| intent.member == name);
+        let unchanged = Entry::unchanged(earlier.as_ref().map(|(_, _, entry)| entry));
+        keys.extend(earlier.into_iter().flat_map(|(_, intent, _)| intent.keys));
+        let intent = SealIntent { format: 1, action: "remove".into(), member: name.to_owned(), keys, masters: true };
+        let txn = intent.put(Txn::new().check(intent.path(), unchanged))?.delete(member_path(name));
+        self.barrier.commit_with(txn, record.write(Some(version))?).await?;
+        self.enroll(&record);
+        tracing::warn!(hsm = name, ?lost, ?stranded, "an HSM was removed");
+        self.give_up(zones, name).await;
+        zones.forget_holder(name).await?;
+        Ok(Removed { lost, pending: self.has_intent(name)? })
+    }
+
+    /// Gives an enrolled HSM a new seal key under which the root key is wrapped anew; the old one is destroyed.
+    pub async fn rewrap_hsm(&self, zones: &Zones, name: &str) -> Result<(), SealError> {
+        let _working = self.working.lock().await;
+        let member = self.ready_member(name)?;
+        self.settle_member(zones, name).await?;
+        let (mut record, version) = self.open_record()?;
+        let Some(old) = record.hsm_blob(name).map(|blob| blob.key) else {
+            return Err(SealError::Invalid(format!("the HSM {name:?} is not enrolled: add it first")));
+        };
+        let root = self.root_by_hsm(&record).await?;
+        let new = KeyId::random();
+        self.begin("rewrap", member, vec![new, old], false).await?;
+        let made = async {
+            let sealed = self.make_seal_key(member, new, &record, &root).await?;
+            record.set_hsm_blob(name, sealed);
+            Ok::<_, SealError>(self.barrier.raw().commit(record.write(Some(version))?).await.map_err(BarrierError::from)?)
+        };
+        let made = made.await;
+        self.give_up(zones, name).await;
+        made?;
+        tracing::warn!(hsm = name, "an HSM has a new seal key");
+        Ok(())
+    }
+
+    /// Finishes what waited for an HSM; to be called from time to time while unsealed. Does nothing while other work on
+    /// the seal is under way.
+    pub async fn tick(&self, zones: &Zones) {
+        let Ok(_working) = self.working.try_lock() else { return };
+        if self.is_sealed() || self.hsm.is_none() {
+            return;
+        }
+        if let Err(error) = self.settle(zones).await {
+            tracing::warn!(%error, "half-done work on an HSM is not finished yet");
+        }
+        self.ensure_transports().await;
+    }
+
+    /// Destroys what interrupted work left on HSMs that are there; intents of absent ones stay.
+    pub(super) async fn settle(&self, zones: &Zones) -> Result<(), SealError> {
+        let Some(group) = &self.hsm else { return Ok(()) };
+        for (path, intent, entry) in SealIntent::all(&self.barrier)? {
+            match group.member(&intent.member) {
+                Some(member) if !member.is_ready() => continue,
+                Some(member) => self.destroy_unreferenced(zones, member, &intent).await?,
+                None => tracing::warn!(
+                    hsm = %intent.member, action = %intent.action, keys = ?intent.keys,
+                    "this HSM is not configured any more: objects of the cluster may be left on it"
+                ),
+            }
+            self.barrier.commit(Txn::new().check(&path, Entry::unchanged(Some(&entry))).delete(&path)).await?;
+            tracing::info!(hsm = %intent.member, action = %intent.action, "work on an HSM is settled");
+        }
+        Ok(())
+    }
+
+    async fn destroy_unreferenced(&self, zones: &Zones, member: &Member, intent: &SealIntent) -> Result<(), SealError> {
+        let (record, _) = self.open_record()?;
+        let mut referenced: HashSet<KeyId> = record.hsm_wrappers().map(|(_, blob)| blob.key).collect();
+        referenced.extend(MemberRecord::all(&self.barrier)?.into_iter().filter_map(|record| Some(record.transport?.id)));
+        for id in intent.keys.iter().filter(|id| !referenced.contains(id)) {
+            member.hsm.destroy(*id).await?;
+        }
+        if !intent.masters || record.hsm_blob(&member.name).is_some() {
+            return Ok(());
+        }
+        // Master keys leave a token only when another HSM is known to hold them.
+        for (key, id, held) in zones.master_keys(&record.hsm_names())? {
+            match held {
+                true => member.hsm.destroy(id).await?,
+                false => {
+                    tracing::warn!(hsm = %member.name, %key, "this master key is not on another HSM and stays on the removed one")
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the transport keys that enrolled HSMs lack; with one HSM there is nobody to send anything to.
+    async fn ensure_transports(&self) {
+        let Some(group) = &self.hsm else { return };
+        let ready: Vec<&Member> = group.ready().into_iter().filter(|member| !member.disabled).collect();
+        if group.enrolled().len() < 2 {
+            return;
+        }
+        for member in ready {
+            if let Err(error) = self.ensure_transport(member).await {
+                tracing::warn!(hsm = %member.name, %error, "the HSM has no transport key yet");
+            }
+        }
+    }
+
+    async fn ensure_transport(&self, member: &Member) -> Result<(), SealError> {
+        let known = MemberRecord::load(&self.barrier, &member.name)?;
+        if known.is_some_and(|known| known.transport.is_some()) || self.has_intent(&member.name)? {
+            return Ok(());
+        }
+        let id = KeyId::random();
+        self.begin("transport", member, vec![id], false).await?;
+        let public_key = member.hsm.create_transport_key(&self.label(member, "seal/transport", 1), id).await?;
+        let record = MemberRecord { format: 1, name: member.name.clone(), transport: Some(TransportKey { id, public_key }) };
+        self.barrier.commit(record.put(Txn::new())?.delete(intent_path(&member.name))).await?;
+        tracing::info!(hsm = %member.name, "the HSM has a transport key");
+        Ok(())
+    }
+
+    /// A transport key that is recorded and gone (the token was made anew) is forgotten, so that a new one is made.
+    async fn forget_lost_transport(&self, member: &Member) -> Result<(), SealError> {
+        let Some(mut record) = MemberRecord::load(&self.barrier, &member.name)? else { return Ok(()) };
+        let Some(transport) = &record.transport else { return Ok(()) };
+        let found = member.hsm.find(&format!("sos/{}/seal/transport/", self.label_of(member))).await?;
+        if found.iter().all(|object| object.id != Some(transport.id)) {
+            record.transport = None;
+            self.barrier.commit(record.put(Txn::new())?).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts the master keys onto an HSM, from transport copies and, with the secret, from escrow.
+    async fn bring(
+        &self,
+        zones: &Zones,
+        member: &Member,
+        record: &SealRecord,
+        proven: Option<&Proven>,
+    ) -> Result<Brought, SealError> {
+        self.forget_lost_transport(member).await?;
+        let open = match (proven, &record.escrow) {
+            (Some(proven), Some(pair)) => Some(opener(&proven.secret, &record.cluster_id, pair)),
+            _ => None,
+        };
+        Ok(zones.bring(member, open.as_deref()).await?)
+    }
+
+    /// A seal key on the HSM, and the root key wrapped by it and opened again.
+    async fn make_seal_key(
+        &self,
+        member: &Member,
+        id: KeyId,
+        record: &SealRecord,
+        root: &SecretBytes,
+    ) -> Result<SealedBlob, SealError> {
+        let binding = root_key_binding(&record.cluster_id);
+        let prefix = format!("sos/{}/seal/root/v", self.label_of(member));
+        let found = member.hsm.find(&prefix).await?;
+        let newest = found.iter().filter_map(|object| object.label.strip_prefix(&prefix)?.parse::<u32>().ok()).max();
+        let label = self.label(member, "seal/root", newest.unwrap_or(0) + 1);
+        member.hsm.create_seal_key(&label, id).await?;
+        let sealed = member.hsm.seal(id, root, &binding).await?;
+        match member.hsm.unseal(&sealed, &binding).await?.same_as(root.expose()) {
+            true => Ok(sealed),
+            false => Err(SealError::Internal(format!("the HSM {:?} does not give the root key back", member.name))),
+        }
+    }
+
+    /// The root key by an HSM, compared with the keyring.
+    pub(super) async fn root_by_hsm(&self, record: &SealRecord) -> Result<SecretBytes, SealError> {
+        let unavailable = |(reason, detail): (super::SealedReason, String)| {
+            tracing::warn!(reason = reason.word(), detail, "no HSM opens the root key");
+            SealError::HsmUnavailable { reason: reason.word() }
+        };
+        let root = self.unwrap_by_hsm(record).await.map_err(unavailable)?;
+        self.barrier.verify_root(&root)?;
+        Ok(root)
+    }
+
+    pub(super) fn proven(&self, record: &SealRecord, shares: &[SecretString]) -> Result<Option<Proven>, SealError> {
+        if shares.is_empty() {
+            return Ok(None);
+        }
+        if shares.len() < usize::from(record.threshold) {
+            let (given, needed) = (shares.len(), record.threshold);
+            return Err(SealError::Invalid(format!("{given} share(s) were given, and {needed} are needed")));
+        }
+        let secret = combine_shares(shares)?;
+        let root = self.prove_secret(record, &secret).map_err(|_wrong| {
+            SealError::invalid("the shares do not open this cluster's root key: wrong shares, or those of another cluster")
+        })?;
+        Ok(Some(Proven { secret, root }))
+    }
+
+    /// A configured member that can be used now.
+    fn ready_member(&self, name: &str) -> Result<&Member, SealError> {
+        let members = self.hsm.as_ref().map(|group| group.members()).unwrap_or_default();
+        let Some(member) = members.iter().find(|member| member.name == name) else {
+            let known: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
+            return Err(SealError::Invalid(format!(
+                "no seal \"pkcs11\" stanza is named {name:?} (there are: {}); write name = {name:?} into one and restart the server",
+                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+            )));
+        };
+        if member.disabled {
+            return Err(SealError::Invalid(format!("the seal stanza {name:?} says disabled = true: nothing new is put onto it")));
+        }
+        match member.hsm.status() {
+            Status::Ready(_) => Ok(member),
+            Status::Starting => Err(SealError::HsmUnavailable { reason: super::SealedReason::HsmStarting.word() }),
+            Status::Down { reason, .. } => Err(SealError::HsmUnavailable { reason: reason.word() }),
+        }
+    }
+
+    /// Two stanzas that lead to one token under one label would destroy each other's objects.
+    fn refuse_shared_token(&self, member: &Member, record: &SealRecord) -> Result<(), SealError> {
+        let serial = |member: &Member| match member.hsm.status() {
+            Status::Ready(facts) => Some((facts.serial.clone(), facts.label.clone())),
+            _ => None,
+        };
+        let Some(group) = &self.hsm else { return Ok(()) };
+        let own = serial(member);
+        let same = |other: &&Member| {
+            other.name != member.name
+                && record.hsm_blob(&other.name).is_some()
+                && serial(other) == own
+                && self.label_of(other) == self.label_of(member)
+        };
+        match group.members().iter().find(same) {
+            None => Ok(()),
+            Some(other) => Err(SealError::Invalid(format!(
+                "the stanzas {:?} and {:?} lead to the same token under the same key_label {:?}; name another token",
+                other.name,
+                member.name,
+                self.label_of(member)
+            ))),
+        }
+    }
+
+    /// Objects under the cluster's label that the store does not know make it another cluster's token, or this one's
+    /// after a restore.
+    async fn refuse_foreign_objects(&self, zones: &Zones, member: &Member, own: &HashSet<KeyId>) -> Result<(), SealError> {
+        let masters: HashSet<KeyId> = zones.master_keys(&[])?.into_iter().map(|(_, id, _)| id).collect();
+        let found = member.hsm.find(&format!("sos/{}/", self.label_of(member))).await?;
+        let known = |id: &Option<KeyId>| id.is_some_and(|id| masters.contains(&id) || own.contains(&id));
+        let foreign: Vec<_> = found.iter().filter(|object| !known(&object.id)).collect();
+        match foreign.first() {
+            None => Ok(()),
+            Some(first) => Err(SealError::TokenInUse {
+                member: member.name.clone(),
+                key_label: self.label_of(member).to_owned(),
+                count: foreign.len(),
+                first: first.label.clone(),
+            }),
+        }
+    }
+
+    async fn refuse_without_other_wrapper(&self, record: &SealRecord, others: &[String]) -> Result<(), SealError> {
+        let binding = root_key_binding(&record.cluster_id);
+        let mut failures = Vec::new();
+        for name in others {
+            let member = self.hsm.as_ref().and_then(|group| group.member(name)).filter(|member| !member.disabled);
+            let (Some(member), Some(blob)) = (member, record.hsm_blob(name)) else {
+                failures.push(format!("{name} is not configured"));
+                continue;
+            };
+            match member.hsm.unseal(blob, &binding).await {
+                Ok(root) if self.barrier.verify_root(&root).is_ok() => return Ok(()),
+                Ok(_) => failures.push(format!("{name} opens another key")),
+                Err(error) => failures.push(format!("{name}: {error}")),
+            }
+        }
+        Err(SealError::Invalid(format!("no other HSM opens the root key now, so this one stays: {}", failures.join("; "))))
+    }
+
+    /// The `hsm-only` keys that none of the others is seen to hold, as far as this HSM may hold them.
+    async fn held_by_none(&self, name: &str, others: &[String], keys: &[(String, KeyId)]) -> Result<Vec<String>, SealError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Some(group) = &self.hsm else { return Ok(Vec::new()) };
+        let mut elsewhere: HashSet<KeyId> = HashSet::new();
+        for member in others.iter().filter_map(|name| group.member(name)).filter(|member| member.is_ready()) {
+            elsewhere.extend(member.hsm.find("sos/").await?.into_iter().filter_map(|object| object.id));
+        }
+        let here: Option<HashSet<KeyId>> = match group.member(name).filter(|member| member.is_ready()) {
+            Some(member) => Some(member.hsm.find("sos/").await?.into_iter().filter_map(|object| object.id).collect()),
+            None => None,
+        };
+        let lost = |id: &KeyId| !elsewhere.contains(id) && here.as_ref().is_none_or(|here| here.contains(id));
+        Ok(keys.iter().filter(|(_, id)| lost(id)).map(|(key, _)| key.clone()).collect())
+    }
+
+    async fn begin(&self, action: &str, member: &Member, keys: Vec<KeyId>, masters: bool) -> Result<(), SealError> {
+        let intent = SealIntent { format: 1, action: action.into(), member: member.name.clone(), keys, masters };
+        let txn = intent.put(Txn::new().check(intent.path(), Expect::Absent))?;
+        self.barrier.commit(txn).await?;
+        Ok(())
+    }
+
+    /// Settles at once; what cannot be settled now is left to a later tick.
+    async fn give_up(&self, zones: &Zones, name: &str) {
+        if let Err(error) = self.settle(zones).await {
+            tracing::warn!(hsm = name, %error, "objects left on the HSM are removed later");
+        }
+        // A commit that was reported as failed may have been written.
+        if let Ok((record, _)) = self.open_record() {
+            self.enroll(&record);
+        }
+    }
+
+    /// Settles older work, which must be out of the way before new work on the same HSM begins.
+    async fn settle_member(&self, zones: &Zones, name: &str) -> Result<(), SealError> {
+        self.settle(zones).await?;
+        match self.has_intent(name)? {
+            true => Err(SealError::Invalid(format!("earlier work on {name:?} is not finished; bring that HSM back first"))),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn has_intent(&self, name: &str) -> Result<bool, SealError> {
+        Ok(self.barrier.get(&intent_path(name))?.is_some())
+    }
+
+    /// What names this cluster's objects on an HSM.
+    pub(super) fn label_of<'a>(&'a self, member: &'a Member) -> &'a str {
+        member.key_label.as_deref().unwrap_or(&self.settings.key_label)
+    }
+
+    fn label(&self, member: &Member, purpose: &str, version: u32) -> String {
+        format!("sos/{}/{purpose}/v{version}", self.label_of(member))
+    }
+
+    /// The group, for listings.
+    pub(super) fn group(&self) -> Option<&Group> {
+        self.hsm.as_deref()
+    }
+}
+
+type Opener<'a> = Box<dyn Fn(&EscrowCopy) -> Result<SecretBytes, String> + Send + Sync + 'a>;
+
+/// Opens escrow copies with the Shamir secret.
+fn opener<'a>(secret: &'a SecretBytes, cluster_id: &'a str, pair: &'a EscrowKeyPair) -> Opener<'a> {
+    Box::new(move |copy| {
+        recover_master_key(secret, cluster_id, pair, copy.mechanism, &copy.blob).map_err(|error| error.to_string())
+    })
+}
+
+fn intent_path(name: &str) -> String {
+    SealIntent { format: 1, action: String::new(), member: name.to_owned(), keys: vec![], masters: false }.path()
+}
+
+fn refusal(name: &str, lost: &[String], stranded: &[String]) -> String {
+    let list = |keys: &[String]| {
+        let named = keys.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        match keys.len().saturating_sub(NAMED) {
+            0 => named,
+            more => format!("{named} and {more} more"),
+        }
+    };
+    let mut text = format!("the HSM {name:?} alone holds keys that would be lost:");
+    if !lost.is_empty() {
+        text.push_str(&format!(" hsm-only keys {};", list(lost)));
+    }
+    if !stranded.is_empty() {
+        text.push_str(&format!(" zone master keys {};", list(stranded)));
+    }
+    text.push_str(" move what matters first, or remove it with force");
+    text
+}

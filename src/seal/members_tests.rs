@@ -1,0 +1,374 @@
+//! Several HSMs: enrolled, lost, removed, and killed in between.
+
+use std::collections::HashSet;
+
+use time::OffsetDateTime;
+
+use super::wire::*;
+use super::*;
+use crate::barrier::teststore::Store;
+use crate::hsm::KeyKind;
+use crate::hsm::fake::FakeHsm;
+use crate::zones::{WrappedMaterial, Zones};
+
+const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+struct World {
+    store: Arc<Store>,
+    a: Arc<FakeHsm>,
+    b: Arc<FakeHsm>,
+}
+
+/// A process.
+struct Run {
+    seal: Seal,
+    zones: Zones,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { store: Arc::default(), a: FakeHsm::new(), b: FakeHsm::new() }
+    }
+
+    fn member(name: &str, hsm: &Arc<FakeHsm>) -> Member {
+        Member { name: name.into(), key_label: Some("test".into()), disabled: false, hsm: hsm.clone() }
+    }
+
+    /// A fresh process with both stanzas, HSMs as they are.
+    fn start(&self) -> Run {
+        self.start_with(Some(Group::new(vec![Self::member("a", &self.a), Self::member("b", &self.b)])), true)
+    }
+
+    fn start_with(&self, group: Option<Arc<Group>>, escrow: bool) -> Run {
+        self.store.come_back();
+        let barrier = Arc::new(Barrier::new(self.store.clone()));
+        let hsm = group.map(|group| group as Arc<dyn Hsm>);
+        let zones = Zones::new(barrier.clone(), hsm.clone(), "test");
+        let settings = SealSettings { key_label: "test".into(), escrow, ..SealSettings::default() };
+        Run { seal: Seal::new(barrier, hsm, settings), zones }
+    }
+
+    /// With the HSM `a` alone enrolled: the process, and two of three shares.
+    async fn initialised(&self, escrow: bool) -> (Run, Vec<SecretString>) {
+        let run = self.start_with(Some(Group::new(vec![Self::member("a", &self.a), Self::member("b", &self.b)])), escrow);
+        let request = InitRequest { recovery_shares: 3, recovery_threshold: 2, ..InitRequest::default() };
+        let made = run.seal.init(request, NOW).await.unwrap();
+        run.zones.unsealed(&[], NOW).await.unwrap();
+        let shares = made.recovery_keys.iter().skip(1).cloned().map(SecretString::new).collect();
+        (run, shares)
+    }
+}
+
+impl Run {
+    async fn add(&self, name: &str, shares: &[SecretString]) -> Result<Added, SealError> {
+        self.seal.add_hsm(&self.zones, name, shares, &HashSet::new()).await
+    }
+
+    async fn unsealed(self) -> Self {
+        assert_eq!(self.seal.auto_unseal().await, AutoUnseal::Unsealed);
+        self.zones.unsealed(&[], NOW).await.unwrap();
+        self
+    }
+
+    async fn tick(&self) {
+        self.seal.tick(&self.zones).await;
+        self.zones.tick(NOW).await.unwrap();
+    }
+
+    async fn wrapped(&self) -> WrappedMaterial {
+        let master = self.zones.current("default").unwrap();
+        self.zones.wrap(&master, b"here", &SecretBytes::new(vec![7; 32])).await.unwrap()
+    }
+
+    /// Whether it opens in an HSM now: nothing is taken from the cache.
+    async fn opens(&self, material: &WrappedMaterial) -> bool {
+        self.zones.forget();
+        self.zones.unwrap("default", material, b"here").await.is_ok_and(|opened| opened.same_as(&[7; 32]))
+    }
+
+    fn pending(&self, name: &str) -> Vec<(String, &'static str)> {
+        let all = self.seal.list_hsms(&self.zones).unwrap().seals;
+        let seal = all.into_iter().find(|seal| seal.name == name).unwrap();
+        seal.pending.into_iter().map(|key| (key.key, key.way)).collect()
+    }
+
+    fn unfinished(&self, name: &str) -> String {
+        let all = self.seal.list_hsms(&self.zones).unwrap().seals;
+        all.into_iter().find(|seal| seal.name == name).unwrap().unfinished
+    }
+}
+
+fn text<T>(result: Result<T, SealError>) -> String {
+    result.err().map(|error| error.to_string()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn either_of_two_hsms_is_enough() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    let before = run.wrapped().await;
+    assert!(text(run.add("b", &[]).await).contains("escrow shares"));
+    let added = run.add("b", &shares).await.unwrap();
+    assert_eq!((added.converted, added.seal_key, added.master_keys), (false, true, vec!["default/v1".to_owned()]));
+    assert!(run.pending("a").is_empty() && run.pending("b").is_empty());
+
+    for (away, there) in [(&w.a, &w.b), (&w.b, &w.a)] {
+        away.go_down(DownReason::DeviceError);
+        assert!(run.opens(&before).await);
+        let key = run.zones.generate_wrapped(&run.zones.current("default").unwrap(), KeyKind::Aes256).await.unwrap();
+        assert!(key.wrapped.is_some());
+        run.seal.barrier().rotate(NOW).await.unwrap();
+        let other = w.start().unsealed().await;
+        assert!(other.opens(&before).await);
+        there.come_back();
+        away.come_back();
+    }
+}
+
+#[tokio::test]
+async fn a_new_cluster_is_made_on_the_first_hsm_and_waits_for_it() {
+    let w = World::new();
+    w.a.go_down(DownReason::TokenMissing);
+    let run = w.start();
+    let request = || InitRequest { recovery_shares: 1, recovery_threshold: 1, ..InitRequest::default() };
+    assert!(text(run.seal.init(request(), NOW).await).contains("hsm-token-missing"));
+    assert!(w.b.labels().is_empty());
+    w.a.come_back();
+    run.seal.init(request(), NOW).await.unwrap();
+    assert_eq!((w.a.labels().len(), w.b.labels().len()), (2, 0));
+}
+
+#[tokio::test]
+async fn what_an_absent_hsm_misses_is_pending_and_finished_when_it_is_back() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    run.add("b", &shares).await.unwrap();
+    w.b.go_down(DownReason::TokenMissing);
+    assert_eq!(run.zones.rotate("default", NOW).await.unwrap(), 2);
+    let material = run.wrapped().await;
+    run.tick().await;
+    assert_eq!(run.pending("b"), [("default/v2".to_owned(), "by-itself")]);
+    assert!(run.pending("a").is_empty());
+    w.b.come_back();
+    run.tick().await;
+    assert!(run.pending("b").is_empty());
+    w.a.go_down(DownReason::TokenMissing);
+    assert!(run.opens(&material).await);
+    // The second HSM makes keys for the first just as well.
+    run.zones.rotate("default", NOW).await.unwrap();
+    let material = run.wrapped().await;
+    run.tick().await;
+    assert_eq!(run.pending("a"), [("default/v3".to_owned(), "by-itself")]);
+    w.a.come_back();
+    run.tick().await;
+    w.b.go_down(DownReason::TokenMissing);
+    assert!(run.opens(&material).await);
+}
+
+#[tokio::test]
+async fn without_an_escrow_old_master_keys_cannot_follow_and_new_ones_do() {
+    let w = World::new();
+    let (run, _) = w.initialised(false).await;
+    let added = run.add("b", &[]).await.unwrap();
+    assert_eq!(added.missing, ["default/v1"]);
+    assert_eq!(run.pending("b"), [("default/v1".to_owned(), "never")]);
+    let refused = run.seal.remove_hsm(&run.zones, "a", false, &[]).await;
+    assert!(text(refused).contains("default/v1"));
+    run.zones.rotate("default", NOW).await.unwrap();
+    run.tick().await;
+    assert_eq!(run.pending("b"), [("default/v1".to_owned(), "never")]);
+    let material = run.wrapped().await;
+    w.a.go_down(DownReason::TokenMissing);
+    assert!(run.opens(&material).await);
+}
+
+#[tokio::test]
+async fn bad_shares_and_bad_names_change_nothing() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    let other = World::new();
+    let (_, foreign) = other.initialised(true).await;
+    assert!(text(run.add("b", &shares[..1]).await).contains("1 share(s) were given, and 2 are needed"));
+    assert!(text(run.add("b", &foreign).await).contains("another cluster"));
+    assert!(text(run.add("c", &shares).await).contains("no seal \"pkcs11\" stanza is named \"c\""));
+    w.b.go_down(DownReason::PinRefused);
+    assert!(text(run.add("b", &shares).await).contains("hsm-pin-refused"));
+    w.b.come_back();
+    assert!(w.b.labels().is_empty());
+    // A token that another cluster uses under the same label.
+    w.b.create_seal_key("sos/test/seal/root/v1", crate::hsm::KeyId::random()).await.unwrap();
+    assert!(matches!(run.add("b", &shares).await, Err(SealError::TokenInUse { count: 1, .. })));
+    assert_eq!(w.b.labels().len(), 1);
+    assert_eq!(run.unfinished("b"), "");
+}
+
+#[tokio::test]
+async fn two_stanzas_must_not_lead_to_one_token() {
+    let w = World::new();
+    let group = Group::new(vec![World::member("a", &w.a), World::member("b", &w.a)]);
+    let run = w.start_with(Some(group), true);
+    let request = InitRequest { recovery_shares: 1, recovery_threshold: 1, ..InitRequest::default() };
+    let made = run.seal.init(request, NOW).await.unwrap();
+    let refused = run.add("b", &[SecretString::new(made.recovery_keys[0].clone())]).await;
+    assert!(text(refused).contains("same token"));
+}
+
+#[tokio::test]
+async fn the_last_working_wrapper_stays() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    assert!(text(run.seal.remove_hsm(&run.zones, "a", true, &[]).await).contains("the last HSM"));
+    assert!(text(run.seal.remove_hsm(&run.zones, "x", true, &[]).await).contains("enrolled are: a"));
+    run.add("b", &shares).await.unwrap();
+    w.b.go_down(DownReason::DeviceError);
+    assert!(text(run.seal.remove_hsm(&run.zones, "a", true, &[]).await).contains("no other HSM opens the root key"));
+    w.b.come_back();
+    let material = run.wrapped().await;
+    // A key that only `a` holds.
+    let id = crate::hsm::KeyId::random();
+    w.a.generate_on_token("sos/test/transit/x/v1", id, KeyKind::Aes256).await.unwrap();
+    let keys = [("transit/x v1".to_owned(), id)];
+    assert!(text(run.seal.remove_hsm(&run.zones, "a", false, &keys).await).contains("transit/x v1"));
+    let removed = run.seal.remove_hsm(&run.zones, "a", true, &keys).await.unwrap();
+    assert_eq!((removed.lost, removed.pending), (vec!["transit/x v1".to_owned()], false));
+    assert_eq!(w.a.labels(), ["sos/test/transit/x/v1"], "an hsm-only key is not destroyed");
+    assert!(run.opens(&material).await);
+    w.a.go_down(DownReason::DeviceError);
+    let run = w.start().unsealed().await;
+    assert!(run.opens(&material).await);
+    // The key that it still holds is no obstacle to coming back.
+    w.a.come_back();
+    let own = HashSet::from([id]);
+    run.seal.add_hsm(&run.zones, "a", &shares, &own).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dead_hsm_is_removed_and_cleaned_when_it_shows_up_again() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    run.add("b", &shares).await.unwrap();
+    w.a.go_down(DownReason::DeviceError);
+    let removed = run.seal.remove_hsm(&run.zones, "a", false, &[]).await.unwrap();
+    assert!(removed.pending);
+    assert_eq!(run.unfinished("a"), "remove");
+    run.tick().await;
+    w.a.come_back();
+    run.tick().await;
+    assert_eq!(run.unfinished("a"), "");
+    assert!(w.a.labels().is_empty(), "{:?}", w.a.labels());
+}
+
+#[tokio::test]
+async fn plain_shares_become_the_escrow_of_an_hsm() {
+    let w = World::new();
+    let plain = w.start_with(None, true);
+    let request = InitRequest { secret_shares: 3, secret_threshold: 2, ..InitRequest::default() };
+    let made = plain.seal.init(request, NOW).await.unwrap();
+    let shares: Vec<_> = made.keys.iter().take(2).map(|key| SecretString::new(key.clone())).collect();
+    let unseal = async |run: &Run| {
+        for share in &shares {
+            run.seal.unseal(UnsealRequest { key: share.duplicate(), ..UnsealRequest::default() }).await.unwrap();
+        }
+        run.zones.unsealed(&[], NOW).await.unwrap();
+    };
+    let run = w.start();
+    unseal(&run).await;
+    assert!(!run.seal.group().unwrap().in_use(), "a stanza alone enrols nothing");
+    let material = run.wrapped().await;
+    assert!(text(run.add("b", &[]).await).contains("unseal keys"));
+    let added = run.add("b", &shares).await.unwrap();
+    assert!(added.converted);
+    assert_eq!(run.seal.status().unwrap().seal_type, "pkcs11");
+    assert_eq!(run.zones.current("default").unwrap().place, crate::zones::Place::Software);
+    run.tick().await;
+    let current = run.zones.current("default").unwrap();
+    assert_eq!((current.version, current.place), (2, crate::zones::Place::Hsm));
+    let moved = run.zones.rewrap_material(&current, &material).await.unwrap();
+    // From here on nobody is needed, and the shares still open everything.
+    let run = w.start().unsealed().await;
+    assert!(run.opens(&moved).await && run.opens(&material).await);
+    run.add("a", &shares).await.unwrap();
+    run.seal.remove_hsm(&run.zones, "b", false, &[]).await.unwrap();
+    assert!(run.opens(&moved).await);
+}
+
+#[tokio::test]
+async fn a_new_seal_key_replaces_the_old_one_and_survives_new_shares() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    run.add("b", &shares).await.unwrap();
+    let before = run.seal.list_hsms(&run.zones).unwrap().seals[0].seal_key.clone();
+    run.seal.rewrap_hsm(&run.zones, "a").await.unwrap();
+    assert_ne!(run.seal.list_hsms(&run.zones).unwrap().seals[0].seal_key, before);
+    let labels = w.a.labels();
+    assert!(labels.contains(&"sos/test/seal/root/v2".to_owned()) && !labels.contains(&"sos/test/seal/root/v1".to_owned()));
+    for away in [&w.b, &w.a] {
+        away.go_down(DownReason::DeviceError);
+        w.start().unsealed().await;
+        away.come_back();
+    }
+}
+
+/// Adding, removing and renewing, killed at every commit and at every call of the HSM, before and after its effect. The
+/// cluster always opens, and the same command then ends well.
+#[tokio::test]
+async fn work_on_the_list_can_be_killed_anywhere() {
+    for action in ["add", "rewrap", "remove"] {
+        for effect in [false, true] {
+            for (what, points) in [("commit", 6), ("b", 10)] {
+                for nth in 0..points {
+                    let place = format!("{action}, {what} {nth} effect {effect}");
+                    let w = World::new();
+                    let (run, _) = w.initialised(false).await;
+                    if action != "add" {
+                        run.add("b", &[]).await.unwrap();
+                    }
+                    let material = run.wrapped().await;
+                    let run = w.start().unsealed().await;
+                    match what {
+                        "commit" => w.store.die_at(nth, effect),
+                        _ => w.b.die_at(nth, effect),
+                    }
+                    let first = act(&run, action).await;
+                    w.b.come_back();
+                    let run = w.start().unsealed().await;
+                    assert!(run.opens(&material).await, "{place}");
+                    run.tick().await;
+                    assert_eq!(run.unfinished_or_none("b"), "", "{place}");
+                    let enrolled = run.seal.seal_record().unwrap().unwrap().hsm_names().contains(&"b".to_owned());
+                    if !enrolled {
+                        assert!(w.b.labels().is_empty(), "{place}: {:?}", w.b.labels());
+                    }
+                    let again = match (action, enrolled) {
+                        ("add", _) | ("rewrap", _) | ("remove", true) => act(&run, action).await,
+                        _ => Ok(()),
+                    };
+                    assert!(again.is_ok(), "{place}: first {first:?}, then {again:?}");
+                    if action == "rewrap" {
+                        let seals = w.b.labels().iter().filter(|label| label.contains("/seal/root/")).count();
+                        assert_eq!(seals, 1, "{place}: {:?}", w.b.labels());
+                    }
+                    if action == "add" {
+                        w.a.go_down(DownReason::DeviceError);
+                        w.start().unsealed().await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Run {
+    fn unfinished_or_none(&self, name: &str) -> String {
+        let all = self.seal.list_hsms(&self.zones).unwrap().seals;
+        all.into_iter().find(|seal| seal.name == name).map(|seal| seal.unfinished).unwrap_or_default()
+    }
+}
+
+async fn act(run: &Run, action: &str) -> Result<(), SealError> {
+    match action {
+        "add" => run.add("b", &[]).await.map(|_| ()),
+        "rewrap" => run.seal.rewrap_hsm(&run.zones, "b").await,
+        _ => run.seal.remove_hsm(&run.zones, "b", true, &[]).await.map(|_| ()),
+    }
+}

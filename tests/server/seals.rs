@@ -1,0 +1,160 @@
+//! Two HSMs of two vendors in parallel: SoftHSM and Kryoptic.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::{Place, Server};
+
+/// Keys of the levels `hsm` and `software` with a ciphertext each: path and body of the decryption.
+#[track_caller]
+pub fn ciphertexts(server: &Server<'_>, tag: &str) -> Vec<(String, Value)> {
+    if server.get("sys/mounts/transit").status != 200 {
+        server.put("sys/mounts/transit", json!({"type": "transit"})).ok();
+    }
+    let kinds = [("hsm", "aes256-gcm96"), ("software", "aes256-gcm96"), ("software", "rsa-2048")];
+    let one = |(level, kind): (&str, &str)| {
+        let name = format!("{tag}-{level}-{kind}");
+        server.put(&format!("transit/keys/{name}"), json!({"protection_level": level, "type": kind})).ok();
+        let sealed = server.put(&format!("transit/encrypt/{name}"), json!({"plaintext": "YQ=="})).ok();
+        (format!("transit/decrypt/{name}"), json!({"ciphertext": sealed["data"]["ciphertext"]}))
+    };
+    kinds.into_iter().map(one).collect()
+}
+
+#[track_caller]
+pub fn all_open(server: &Server<'_>, ciphertexts: &[(String, Value)]) {
+    for (path, body) in ciphertexts {
+        assert_eq!(server.put(path, body.clone()).ok()["data"]["plaintext"], "YQ==", "{path}");
+    }
+}
+
+fn seal(server: &Server<'_>, name: &str) -> Value {
+    server.get(&format!("sys/sos/seals/{name}")).ok()["data"].clone()
+}
+
+#[track_caller]
+fn wait_state(server: &Server<'_>, name: &str, state: &str) {
+    server.wait(&format!("{name} {state}"), |_| seal(server, name)["state"] == state);
+}
+
+#[track_caller]
+fn wait_nothing_pending(server: &Server<'_>, name: &str) {
+    server.wait("nothing pending", |_| seal(server, name)["pending"] == json!([]));
+}
+
+#[test]
+fn a_second_hsm_of_another_vendor_serves_when_the_first_is_gone() {
+    let Some(place) = Place::two_hsms() else { return };
+    let mut server = place.start();
+    let made = server.init(3, 2);
+    let old = ciphertexts(&server, "old");
+    wait_state(&server, "kryoptic", "ready");
+    assert_eq!(seal(&server, "kryoptic")["enrolled"], false);
+
+    // Shares that are too few, wrong or absent.
+    assert_eq!(server.put("sys/sos/seals/kryoptic", json!({})).status, 400);
+    assert_eq!(server.put("sys/sos/seals/kryoptic", json!({"keys": [made.shares[0]]})).status, 400);
+    let wrong = server.put("sys/sos/seals/kryoptic", json!({"keys": [made.shares[0], made.root]}));
+    assert_eq!(wrong.status, 400, "{}", wrong.text);
+    let (code, out, errors) = server.operator(&["seal", "add", "kryoptic", "-"], &made.shares[1..].join("\n"));
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(out.contains("default/v1"), "{out}");
+    let (code, out, errors) = server.operator(&["seal", "list"], "");
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(out.contains("softhsm   yes") && out.contains("kryoptic  yes"), "{out}");
+    let refused = server.call("DELETE", "sys/sos/seals/nobody", None);
+    assert_eq!(refused.status, 400, "{}", refused.text);
+
+    // Without the first HSM everything goes on, and what it misses is shown.
+    fs::rename(place.path("hsm/tokens"), place.path("hsm/away")).unwrap();
+    fs::create_dir(place.path("hsm/tokens")).unwrap();
+    server.terminate();
+    let mut server = place.start();
+    server.token = Some(made.root.clone());
+    server.wait_unsealed();
+    all_open(&server, &old);
+    let refused = server.call("DELETE", "sys/sos/seals/kryoptic?force=true", None);
+    assert!(refused.errors().contains("no other HSM opens the root key"), "{}", refused.text);
+    server.put("sys/rotate", json!({})).ok();
+    server.put("transit/keys/old-hsm-aes256-gcm96/rotate", json!({})).ok();
+    server.put("sys/sos/zones/default/rotate", json!({})).ok();
+    let new = ciphertexts(&server, "new");
+    all_open(&server, &new);
+    assert_eq!(seal(&server, "softhsm")["state"], "hsm-token-missing");
+    assert_eq!(seal(&server, "softhsm")["pending"], json!([{"key": "default/v2", "way": "by-itself"}]));
+
+    // It comes back and gets what it missed; now the other one may go.
+    fs::remove_dir(place.path("hsm/tokens")).unwrap();
+    fs::rename(place.path("hsm/away"), place.path("hsm/tokens")).unwrap();
+    wait_state(&server, "softhsm", "ready");
+    wait_nothing_pending(&server, "softhsm");
+    fs::rename(place.path("kryoptic/token.sql"), place.path("kryoptic/away.sql")).unwrap();
+    server.terminate();
+    let mut server = place.start();
+    server.token = Some(made.root.clone());
+    server.wait_unsealed();
+    all_open(&server, &old);
+    all_open(&server, &new);
+    let removed = server.call("DELETE", "sys/sos/seals/kryoptic", None).ok();
+    assert_eq!(removed["data"]["pending"], true, "{removed}");
+    server.terminate();
+}
+
+#[test]
+fn from_shares_to_an_hsm_and_on_to_one_of_another_vendor() {
+    let Some(place) = Place::two_hsms() else { return };
+    let both = fs::read_to_string(place.path("sos.hcl")).unwrap();
+    place.configure(&place.plain_config("sled"));
+    let mut server = place.start();
+    let made = server.init_shamir(3, 2);
+    server.mount_kv("kv");
+    server.put("kv/data/a", json!({"data": {"x": "1"}})).ok();
+    let old: Vec<_> = {
+        server.put("sys/mounts/transit", json!({"type": "transit"})).ok();
+        server.put("transit/keys/plain", json!({})).ok();
+        let sealed = server.put("transit/encrypt/plain", json!({"plaintext": "YQ=="})).ok();
+        vec![("transit/decrypt/plain".to_owned(), json!({"ciphertext": sealed["data"]["ciphertext"]}))]
+    };
+    server.terminate();
+
+    place.configure(&both);
+    let mut server = place.start();
+    server.token = Some(made.root.clone());
+    server.unseal(&made.shares[..2]);
+    wait_state(&server, "softhsm", "ready");
+    let (code, out, errors) = server.operator(&["seal", "add", "softhsm", "-"], &made.shares[..2].join("\n"));
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(out.contains("under an HSM seal now"), "{out}");
+    assert_eq!(server.status()["type"], "pkcs11");
+    server.wait("master key in the HSM", |_| {
+        let zone = server.get("sys/sos/zones/default").ok();
+        zone["data"]["versions"]["2"]["place"] == "hsm" && zone["data"]["rewrap"]["finished"] == true
+    });
+    all_open(&server, &old);
+    let held = ciphertexts(&server, "held");
+    server.terminate();
+
+    let mut server = place.start();
+    server.token = Some(made.root.clone());
+    server.wait_unsealed();
+    wait_state(&server, "kryoptic", "ready");
+    server.put("sys/sos/seals/kryoptic", json!({"keys": made.shares[1..]})).ok();
+    server.put("transit/keys/stays", json!({"protection_level": "hsm-only"})).ok();
+    let refused = server.call("DELETE", "sys/sos/seals/softhsm", None);
+    assert!(refused.errors().contains("transit/stays v1"), "{}", refused.text);
+    server.call("DELETE", "transit/keys/stays", None);
+    let (code, _, errors) = server.operator(&["seal", "rewrap"], "");
+    assert_eq!(code, Some(0), "{errors}");
+    let (code, _, errors) = server.operator(&["seal", "remove", "-force", "softhsm"], "");
+    assert_eq!(code, Some(0), "{errors}");
+    server.terminate();
+
+    fs::remove_dir_all(place.path("hsm/tokens")).unwrap();
+    let mut server = place.start();
+    server.token = Some(made.root);
+    server.wait_unsealed();
+    all_open(&server, &old);
+    all_open(&server, &held);
+    assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "1");
+}
