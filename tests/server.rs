@@ -10,6 +10,8 @@ mod support;
 
 #[path = "server/backup.rs"]
 mod backup;
+#[path = "server/bad_days.rs"]
+mod bad_days;
 #[path = "server/config.rs"]
 mod config;
 #[path = "server/crash.rs"]

@@ -17,6 +17,7 @@ mod init;
 mod output;
 mod progress;
 mod recover_hsm;
+mod recovery;
 mod rekey;
 mod rotate;
 mod seal;
@@ -57,6 +58,9 @@ enum Command {
     /// The HSMs that wrap the root key: list, add, remove, rewrap
     #[command(subcommand)]
     Seal(seal::SealCommand),
+    /// Rehearse the loss of HSM and machine
+    #[command(subcommand)]
+    Recovery(recovery::RecoveryCommand),
     /// Take, check and restore backups
     #[command(subcommand)]
     Backup(backup::BackupCommand),
@@ -159,6 +163,7 @@ fn dispatch(command: Command, program: &OsString, terminal: &mut Terminal<'_>) -
         Command::Operator(Operator::Rotate(args)) => rotate::run(&args, terminal),
         Command::Operator(Operator::RecoverHsm(args)) => recover_hsm::run(&args, terminal),
         Command::Seal(command) => seal::run(&command, terminal),
+        Command::Recovery(command) => recovery::run(&command, terminal),
         Command::Backup(command) => backup::run(&command, terminal),
         Command::Hsm(HsmCommand::Doctor(args)) => hsm::doctor(args, terminal),
         Command::Hsm(HsmCommand::Bench(args)) => hsm::bench(args, terminal),

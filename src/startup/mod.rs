@@ -3,6 +3,7 @@
 mod backups;
 mod dev;
 mod dev_tls;
+pub mod drill;
 pub mod hsm;
 pub mod listen;
 pub mod logging;
