@@ -73,7 +73,22 @@ async fn kryoptic_holds_every_kind_that_it_claims() {
     }
     seal_round_trip(&hsm, Mechanism::AesGcm).await;
     let master = KeyId::random();
-    hsm.create_master_key("sos/test/zone/default/v1", master, &[]).await.unwrap();
+    hsm.create_master_key("sos/test/zone/default/v0", KeyId::random(), &[]).await.unwrap();
+    // With an escrow recipient the key is made extractable first and has to end as one that is not.
+    let escrow = openssl::rsa::Rsa::generate(2048).unwrap();
+    let made = hsm.create_master_key("sos/test/zone/default/v1", master, &[escrow.public_key_to_der().unwrap()]).await.unwrap();
+    assert_eq!(hsm.master_key_check_value(master).await.unwrap(), made.check_value);
+    let mut material = vec![0; 256];
+    let len = escrow.private_decrypt(&made.exported[0].1, &mut material, openssl::rsa::Padding::PKCS1_OAEP).unwrap();
+    assert_eq!(len, 32);
+    let listed = Command::new("pkcs11-tool")
+        .env("KRYOPTIC_CONF", token.folder.path().join("token.conf"))
+        .args(["--module", token.module.to_str().unwrap(), "--login", "--list-objects", "--type", "secrkey", "--pin"])
+        .arg(fs::read_to_string(token.folder.path().join("pin")).unwrap().trim())
+        .output()
+        .unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.contains("zone/default/v1") && !listed.replace("never extractable", "").contains("extractable"), "{listed}");
     for support in facts.support.iter().filter(|support| support.wrapped) {
         let key = hsm.generate_wrapped(master, support.kind).await.unwrap().wrapped.unwrap();
         match support.kind {
