@@ -4,7 +4,7 @@
 //! Dependencies point one way: `cli -> startup -> http -> core -> auth, engines, audit -> barrier -> storage`
 //! and `seal -> hsm`; `wire` and `secret` are leaves.
 
-// The two exceptions (raw PKCS#11 calls and memory locking) carry a reasoned `allow` of their own.
+// The two exceptions (raw PKCS#11 calls, and locked and overwritten memory) carry a reasoned `allow` of their own.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

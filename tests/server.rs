@@ -12,6 +12,8 @@ mod support;
 mod backup;
 #[path = "server/bad_days.rs"]
 mod bad_days;
+#[path = "server/canary.rs"]
+mod canary;
 #[path = "server/config.rs"]
 mod config;
 #[path = "server/crash.rs"]
@@ -28,6 +30,8 @@ mod http;
 mod life;
 #[path = "server/listeners.rs"]
 mod listeners;
+#[path = "server/memory.rs"]
+mod memory;
 #[path = "server/overload.rs"]
 mod overload;
 #[path = "server/seals.rs"]

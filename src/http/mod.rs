@@ -9,6 +9,7 @@ use std::{
     io,
     panic::AssertUnwindSafe,
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -16,8 +17,9 @@ use std::{
 
 use actix_web::{
     HttpRequest, HttpResponse,
+    dev::{Payload, ServiceRequest, fn_service},
     http::{
-        Method, StatusCode,
+        Method, StatusCode, Uri,
         header::{self, HeaderName, HeaderValue},
     },
     web,
@@ -64,28 +66,46 @@ pub struct Front {
 
 /// Registers the one handler that takes every path and verb.
 pub fn configure(app: &mut web::ServiceConfig, front: Front) {
-    app.app_data(web::Data::new(front)).default_service(web::to(answer));
+    let front = Rc::new(front);
+    app.default_service(fn_service(move |request: ServiceRequest| {
+        let front = Rc::clone(&front);
+        async move {
+            let (http, payload) = request.into_parts();
+            let response = answer(&http, payload, &front).await;
+            let mut request = ServiceRequest::from_request(http);
+            forget(&mut request);
+            Ok(request.into_response(response))
+        }
+    }));
 }
 
-async fn answer(http: HttpRequest, payload: web::Payload, front: web::Data<Front>) -> HttpResponse {
-    let cors = match cors::check(&http, front.core.cors.settings().as_deref()) {
+/// Lets go of what a request says. actix keeps answered requests for later ones as they are, and with path and headers
+/// the whole buffer that they were read into: the token and, of short requests, the body.
+fn forget(request: &mut ServiceRequest) {
+    request.headers_mut().clear();
+    request.head_mut().uri = Uri::default();
+    request.match_info_mut().get_mut().update(&Uri::default());
+}
+
+async fn answer(http: &HttpRequest, payload: Payload, front: &Front) -> HttpResponse {
+    let cors = match cors::check(http, front.core.cors.settings().as_deref()) {
         Verdict::Pass(headers) => headers,
-        Verdict::Answer(answer) => return write(&front, answer, false),
+        Verdict::Answer(answer) => return write(front, answer, false),
     };
-    let mut answer = match (decode::without_empty_segments(&http), front.limits.admit()) {
+    let mut answer = match (decode::without_empty_segments(http), front.limits.admit()) {
         (Some(place), _) => redirect(place),
         (None, Err(failure)) => refused(&failure),
         // A body that trickles in holds its connection no longer than a request may take.
         (None, Ok(mut admitted)) => {
-            match within(front.max_duration, decode_request(&http, payload, &front, &mut admitted)).await {
-                Some(Ok(request)) => carry_out(&front, request).await,
+            match within(front.max_duration, decode_request(http, payload, front, &mut admitted)).await {
+                Some(Ok(request)) => carry_out(front, request).await,
                 Some(Err(failure)) => refused(&failure),
                 None => refused(&took_too_long(front.max_duration)),
             }
         }
     };
     answer.headers.extend(cors);
-    write(&front, answer, *http.method() == Method::HEAD)
+    write(front, answer, *http.method() == Method::HEAD)
 }
 
 /// Hands a request to the pipeline. When the client goes away or its time is over the work is still finished, so
@@ -139,7 +159,7 @@ impl Drop for Finish {
 
 async fn decode_request(
     http: &HttpRequest,
-    payload: web::Payload,
+    payload: Payload,
     front: &Front,
     admitted: &mut Admitted<'_>,
 ) -> Result<crate::core::request::Request, Failure> {
@@ -159,7 +179,7 @@ async fn decode_request(
 
 /// A body that is read while it arrives, whatever its length. It is taken to its end also when nobody wants the rest, so
 /// that the client comes to read its answer.
-fn upload(mut payload: web::Payload) -> Upload {
+fn upload(mut payload: Payload) -> Upload {
     let (pieces, upload) = Upload::new();
     actix_web::rt::spawn(async move {
         let mut wanted = true;
@@ -178,7 +198,7 @@ fn upload(mut payload: web::Payload) -> Upload {
 /// The whole body, or 413 as soon as it is known to be too large, or 503 when too much is being received already.
 async fn collect(
     http: &HttpRequest,
-    mut payload: web::Payload,
+    mut payload: Payload,
     limit: u64,
     admitted: &mut Admitted<'_>,
 ) -> Result<Bytes, Failure> {

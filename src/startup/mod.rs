@@ -7,6 +7,7 @@ pub mod drill;
 pub mod hsm;
 pub mod listen;
 pub mod logging;
+pub mod memory;
 mod notify;
 pub mod process;
 mod sanitized;
@@ -106,7 +107,7 @@ pub fn run(args: ServerArgs) -> Result<(), StartError> {
     process::forbid_core_dumps();
     process::raise_file_limit();
     if !config.disable_mlock
-        && let Err(error) = process::lock_memory()
+        && let Err(error) = memory::lock_memory()
     {
         tracing::warn!(%error, "memory is not locked and may be swapped out; raise ulimit -l, or set disable_mlock = true on a machine without swap");
     }

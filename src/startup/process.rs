@@ -1,4 +1,4 @@
-//! The process itself: no core dumps, memory kept out of swap, the pid file.
+//! The process itself: no core dumps, the pid file.
 
 use std::{fs, io, path::PathBuf};
 
@@ -30,18 +30,6 @@ pub fn raise_file_limit() {
     {
         tracing::debug!(%error, "the limit of open files stays as it is");
     }
-}
-
-/// Keeps all memory out of swap, or says what to do when that is not allowed.
-#[allow(unsafe_code)] // mlockall has no memory-safety precondition; the libc binding is unsafe as all of FFI
-pub fn lock_memory() -> io::Result<()> {
-    let limit = getrlimit(Resource::Memlock);
-    if limit.current.is_some_and(|bytes| bytes < 1 << 30) && !rustix::process::geteuid().is_root() {
-        return Err(io::Error::other("the limit of locked memory (ulimit -l) is below 1 GiB"));
-    }
-    // SAFETY: takes flags only and touches no memory of ours.
-    let done = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The pid file, removed when the server ends.

@@ -1,0 +1,104 @@
+//! Memory that has held secrets: kept out of swap, and overwritten when it is given back.
+//!
+//! What Rust code allocates is overwritten by the program's allocator (`main.rs`). libcrypto allocates by itself and
+//! frees some copies of private keys as they are (its readers and writers of DER do); it lets a program put functions of
+//! its own in place of `malloc` and `free`, and [`overwrite_what_libcrypto_frees`] does.
+
+// mlockall and functions that C calls cannot be written without it.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::{c_char, c_int, c_void},
+    io, ptr,
+};
+
+use rustix::process::{Resource, getrlimit};
+
+/// Keeps all memory out of swap, or says what to do when that is not allowed.
+pub fn lock_memory() -> io::Result<()> {
+    let limit = getrlimit(Resource::Memlock);
+    if limit.current.is_some_and(|bytes| bytes < 1 << 30) && !rustix::process::geteuid().is_root() {
+        return Err(io::Error::other("the limit of locked memory (ulimit -l) is below 1 GiB"));
+    }
+    // SAFETY: takes flags only and touches no memory of ours.
+    let done = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+type Allocate = unsafe extern "C" fn(usize, *const c_char, c_int) -> *mut c_void;
+type Resize = unsafe extern "C" fn(*mut c_void, usize, *const c_char, c_int) -> *mut c_void;
+type Release = unsafe extern "C" fn(*mut c_void, *const c_char, c_int);
+
+unsafe extern "C" {
+    /// libcrypto(3), `OPENSSL_malloc(3)`: answers 0 once anything was allocated.
+    fn CRYPTO_set_mem_functions(allocate: Allocate, resize: Resize, release: Release) -> c_int;
+}
+
+/// Makes libcrypto overwrite all memory that it frees, in this process: also where a PKCS#11 module uses the same
+/// library. To be called before anything uses libcrypto; answers whether it was early enough.
+pub fn overwrite_what_libcrypto_frees() -> bool {
+    // SAFETY: the functions below keep the contracts of malloc, realloc and free, of which libcrypto's are copies.
+    unsafe { CRYPTO_set_mem_functions(allocate, resize, release) == 1 }
+}
+
+/// malloc; libcrypto never asks for nothing.
+unsafe extern "C" fn allocate(len: usize, _: *const c_char, _: c_int) -> *mut c_void {
+    // SAFETY: malloc takes every length.
+    unsafe { libc::malloc(len) }
+}
+
+/// realloc that leaves nothing behind where it moves.
+unsafe extern "C" fn resize(old: *mut c_void, len: usize, file: *const c_char, line: c_int) -> *mut c_void {
+    // SAFETY: `old` is null or came from `allocate` or `resize` and was not freed; the new block does not overlap it,
+    // and both have at least the copied length.
+    unsafe {
+        if old.is_null() {
+            return libc::malloc(len);
+        }
+        let new = libc::malloc(len);
+        if !new.is_null() {
+            ptr::copy_nonoverlapping(old.cast::<u8>(), new.cast::<u8>(), len.min(libc::malloc_usable_size(old)));
+            release(old, file, line);
+        }
+        new
+    }
+}
+
+/// free of overwritten memory.
+unsafe extern "C" fn release(block: *mut c_void, _: *const c_char, _: c_int) {
+    if block.is_null() {
+        return;
+    }
+    // SAFETY: `block` came from `allocate` or `resize` and was not freed; all its usable bytes are ours.
+    unsafe {
+        libc::explicit_bzero(block, libc::malloc_usable_size(block));
+        libc::free(block);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_keep_their_contents_when_they_grow_and_shrink() {
+        // SAFETY: blocks are used within their lengths and freed once.
+        unsafe {
+            let mut block = allocate(10, ptr::null(), 0).cast::<u8>();
+            for at in 0..10_u8 {
+                block.add(usize::from(at)).write(at);
+            }
+            for len in [100_000, 40, 4] {
+                block = resize(block.cast(), len, ptr::null(), 0).cast();
+                for at in 0..4_u8 {
+                    assert_eq!(block.add(usize::from(at)).read(), at);
+                }
+            }
+            release(block.cast(), ptr::null(), 0);
+            release(ptr::null_mut(), ptr::null(), 0);
+            let fresh = resize(ptr::null_mut(), 16, ptr::null(), 0);
+            assert!(!fresh.is_null());
+            release(fresh, ptr::null(), 0);
+        }
+    }
+}
