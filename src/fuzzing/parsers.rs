@@ -211,7 +211,9 @@ pub fn tokens(data: &[u8]) {
                 for path in ["sys/wrapping/unwrap", "sys/wrapping/rewrap", "sys/wrapping/lookup", "auth/token/lookup"] {
                     let body = format!(r#"{{"token":{}}}"#, quoted(&text));
                     let answer = server.try_out(Operation::Update, path, body.as_bytes());
-                    assert!(answer.status >= 400, "{path} takes {text:?}");
+                    // Without a token in the body this one looks up the caller.
+                    let caller = path == "auth/token/lookup" && text.is_empty();
+                    assert!(caller || answer.status >= 400, "{path} takes {text:?}");
                 }
             }
             4 => {

@@ -96,13 +96,11 @@ async fn answer(http: &HttpRequest, payload: Payload, front: &Front) -> HttpResp
         (Some(place), _) => redirect(place),
         (None, Err(failure)) => refused(&failure),
         // A body that trickles in holds its connection no longer than a request may take.
-        (None, Ok(mut admitted)) => {
-            match within(front.max_duration, decode_request(http, payload, front, &mut admitted)).await {
-                Some(Ok(request)) => carry_out(front, request).await,
-                Some(Err(failure)) => refused(&failure),
-                None => refused(&took_too_long(front.max_duration)),
-            }
-        }
+        (None, Ok(mut admitted)) => match within(front.max_duration, decode_request(http, payload, front, &mut admitted)).await {
+            Some(Ok(request)) => carry_out(front, request).await,
+            Some(Err(failure)) => refused(&failure),
+            None => refused(&took_too_long(front.max_duration)),
+        },
     };
     answer.headers.extend(cors);
     write(front, answer, *http.method() == Method::HEAD)
@@ -196,12 +194,7 @@ fn upload(mut payload: Payload) -> Upload {
 }
 
 /// The whole body, or 413 as soon as it is known to be too large, or 503 when too much is being received already.
-async fn collect(
-    http: &HttpRequest,
-    mut payload: Payload,
-    limit: u64,
-    admitted: &mut Admitted<'_>,
-) -> Result<Bytes, Failure> {
+async fn collect(http: &HttpRequest, mut payload: Payload, limit: u64, admitted: &mut Admitted<'_>) -> Result<Bytes, Failure> {
     let too_large = || Failure::plain(Kind::TooLarge, format!("request body too large: the limit is {limit} bytes"));
     let declared = http.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limit) {

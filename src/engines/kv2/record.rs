@@ -139,7 +139,11 @@ impl KeyRecord {
 
     /// Reads a stored record.
     pub fn decode(path: &str, record: &[u8]) -> Result<Self, Failure> {
-        decode(path, record)
+        let record: Self = decode(path, record)?;
+        if record.oldest > record.current || record.current == u64::MAX {
+            return Err(corrupt(path, format!("its versions end at {} and begin at {}", record.current, record.oldest)));
+        }
+        Ok(record)
     }
 
     /// The stored form.

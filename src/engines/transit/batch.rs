@@ -244,7 +244,8 @@ impl Tally {
         match override_code.filter(|_| self.good) {
             None => Reply::raw_data(data).with_status(code),
             Some(asked) => match u16::try_from(asked) {
-                Ok(asked) if (100..=599).contains(&asked) => Reply::raw_data(data).with_status(asked),
+                // A status below 200 is not the end of an answer, so no client would read on.
+                Ok(asked) if (200..=599).contains(&asked) => Reply::raw_data(data).with_status(asked),
                 _ => Reply::raw_data(data).with_status(code).with_warning(format!(
                     "invalid HTTP response code override from partial_failure_response_code, reverting to {code}"
                 )),
