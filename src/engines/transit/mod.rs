@@ -103,6 +103,7 @@ impl Routed for Transit {
     }
 
     async fn tick(&self) -> Result<(), Failure> {
+        self.store.forget_older(store::MAX_AGE);
         self.find_doomed()?;
         self.destroy_doomed().await;
         self.rotate_due().await

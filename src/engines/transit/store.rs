@@ -37,8 +37,8 @@ use crate::{
 const KEYS: usize = 50_000;
 /// Opened versions held in memory per mount.
 const LOADED: usize = 10_000;
-/// How long an opened version stays in memory before it is opened again.
-const MAX_AGE: Duration = Duration::from_secs(15 * 60);
+/// How long an opened version stays in memory, used or not.
+pub const MAX_AGE: Duration = Duration::from_secs(15 * 60);
 /// How often a change is tried again when others change the same key.
 const TRIES: usize = 16;
 
@@ -309,6 +309,17 @@ impl Store {
     /// Notes the count of a version that was made just now with its first block.
     pub fn start_usage(&self, uid: KeyUid, version: u32) {
         self.usages.lock().insert((uid, version), Arc::new(Usage::new(uid, version)));
+    }
+
+    /// Forgets the versions that were opened `age` ago or earlier; requests under way finish with theirs.
+    pub fn forget_older(&self, age: Duration) {
+        self.loaded.retain(|_, loaded| loaded.opened.elapsed() < age);
+    }
+
+    /// How many opened versions are in memory.
+    #[cfg(test)]
+    pub fn opened(&self) -> usize {
+        self.loaded.len()
     }
 
     /// Forgets everything opened of a key that is gone.

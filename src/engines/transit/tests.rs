@@ -357,6 +357,19 @@ async fn keys_rotate_by_age() {
 }
 
 #[tokio::test]
+async fn opened_versions_do_not_stay_in_memory() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({})).await;
+    let text = bench.encrypt("k", "x").await;
+    let store = &bench.transit.store;
+    Engine::tick(bench.transit.as_ref()).await.unwrap();
+    assert_eq!(store.opened(), 1, "a fresh one stays");
+    store.forget_older(Duration::ZERO);
+    assert_eq!(store.opened(), 0);
+    assert_eq!(bench.decrypt("k", &text).await.unwrap(), "x");
+}
+
+#[tokio::test]
 async fn a_key_made_again_is_another_key() {
     let bench = Bench::new().await;
     bench.post("keys/k", json!({})).await;
