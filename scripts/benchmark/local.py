@@ -54,7 +54,8 @@ class Lab:
         self.running = []
         atexit.register(self.close)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: sys.exit(130))
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                signal.signal(number, lambda *_: sys.exit(130))
 
     def close(self):
         """Ends every process, then removes the folder; a second signal does not interrupt it."""

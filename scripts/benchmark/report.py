@@ -61,7 +61,8 @@ def line(name, each):
     return [
         name, "%.0f" % of(ours, "rps"), "%.0f" % of(floor, "rps") if floor else "", "%.2f%s" % (share, verdict) if share else "",
         "%.2f" % of(ours, "p50"), "%.2f" % of(ours, "p99"), "%.2f" % of(floor, "p99") if floor else "",
-        "%.1f" % of(ours, "cpu"), "%.1f" % of(floor, "cpu") if floor else "", peer]
+        "%.1f" % of(ours, "cpu"), "%.1f" % of(floor, "cpu") if floor else "",
+        "%.2f" % (of(floor, "cpu") / of(ours, "cpu")) if floor else "", peer]
 
 
 def shown(name, each):
@@ -72,7 +73,7 @@ def shown(name, each):
             yield "%s %8.0f/s, ratio %.2f" % (side, of(each[side], "rps"), ratio(each["ours"], each[side]))
 
 
-HEAD = ["row", "requests/s", "floor/s", "ratio", "p50 ms", "p99 ms", "floor p99", "CPU µs/request", "floor CPU µs", "vs peer"]
+HEAD = ["row", "requests/s", "floor/s", "ratio", "p50 ms", "p99 ms", "floor p99", "CPU µs/request", "floor CPU µs", "CPU ratio", "vs peer"]
 
 
 def table(head, rows):
