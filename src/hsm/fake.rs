@@ -67,6 +67,11 @@ impl FakeHsm {
         self.status.send_replace(Status::Down { reason, detail: "told to".into() });
     }
 
+    /// Puts it where an HSM is whose worker process has just been started.
+    pub fn begin_starting(&self) {
+        self.status.send_replace(Status::Starting);
+    }
+
     /// Brings it back, also after [`FakeHsm::die_at`].
     pub fn come_back(&self) {
         self.dead_from.store(usize::MAX, Ordering::SeqCst);

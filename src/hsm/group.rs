@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
@@ -22,6 +23,9 @@ use crate::secret::SecretBytes;
 
 /// The name of an HSM whose stanza gives none.
 pub const DEFAULT_NAME: &str = "pkcs11";
+
+/// How long work that needs an HSM waits for one that is just starting.
+const START_PATIENCE: Duration = Duration::from_secs(10);
 
 /// For how many keys it is remembered which member has them.
 const REMEMBERED: usize = 4096;
@@ -42,6 +46,16 @@ impl Member {
     /// Whether it can be used now.
     pub fn is_ready(&self) -> bool {
         matches!(self.hsm.status(), Status::Ready(_))
+    }
+
+    /// Its state once it has started: a server that answers a moment before its HSM does is not an error to report.
+    pub async fn started(&self) -> Status {
+        let mut changes = self.hsm.subscribe();
+        let settled = changes.wait_for(|status| !matches!(status, Status::Starting));
+        match tokio::time::timeout(START_PATIENCE, settled).await {
+            Ok(Ok(status)) => status.clone(),
+            Ok(Err(_)) | Err(_) => self.hsm.status(),
+        }
     }
 }
 

@@ -103,9 +103,9 @@ impl Seal {
     }
 
     async fn init_with_hsm(&self, draft: Draft) -> Result<(), SealError> {
-        self.first_hsm()?;
+        self.first_hsm().await?;
         self.finish_interrupted_init().await?;
-        let member = self.first_hsm()?;
+        let member = self.first_hsm().await?;
         self.refuse_used_hsm(member).await?;
         let (seal_key, master_key) = (KeyId::random(), KeyId::random());
         let key_label = self.label_of(member).to_owned();
@@ -167,11 +167,11 @@ impl Seal {
     }
 
     /// A new cluster is made on the first HSM of the list, not on the one that happens to be up first.
-    fn first_hsm(&self) -> Result<&Member, SealError> {
+    async fn first_hsm(&self) -> Result<&Member, SealError> {
         let members = self.group().map(|group| group.members()).unwrap_or_default();
         let unavailable = |reason: SealedReason| SealError::HsmUnavailable { reason: reason.word() };
         let first = members.iter().find(|member| !member.disabled).ok_or(unavailable(SealedReason::HsmNotConfigured))?;
-        match first.hsm.status() {
+        match first.started().await {
             Status::Ready(_) => Ok(first),
             Status::Starting => Err(unavailable(SealedReason::HsmStarting)),
             Status::Down { reason, .. } => Err(unavailable(SealedReason::Hsm(reason))),

@@ -60,7 +60,7 @@ impl Seal {
     ) -> Result<Added, SealError> {
         let _working = self.working.lock().await;
         let (record, version) = self.open_record()?;
-        let member = self.ready_member(name)?;
+        let member = self.ready_member(name).await?;
         let proven = self.proven(&record, shares)?;
         if record.hsm_blob(name).is_some() {
             let added = self.complete(zones, member, record, version, proven.as_ref()).await?;
@@ -221,7 +221,7 @@ impl Seal {
     /// Gives an enrolled HSM a new seal key under which the root key is wrapped anew; the old one is destroyed.
     pub async fn rewrap_hsm(&self, zones: &Zones, name: &str) -> Result<(), SealError> {
         let _working = self.working.lock().await;
-        let member = self.ready_member(name)?;
+        let member = self.ready_member(name).await?;
         self.settle_member(zones, name).await?;
         let (mut record, version) = self.open_record()?;
         let Some(old) = record.hsm_blob(name).map(|blob| blob.key) else {
@@ -398,8 +398,8 @@ impl Seal {
         Ok(Some(Proven { secret, root }))
     }
 
-    /// A configured member that can be used now.
-    fn ready_member(&self, name: &str) -> Result<&Member, SealError> {
+    /// A configured member that can be used now; one that is starting is waited for.
+    async fn ready_member(&self, name: &str) -> Result<&Member, SealError> {
         let members = self.hsm.as_ref().map(|group| group.members()).unwrap_or_default();
         let Some(member) = members.iter().find(|member| member.name == name) else {
             let known: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
@@ -411,7 +411,7 @@ impl Seal {
         if member.disabled {
             return Err(SealError::Invalid(format!("the seal stanza {name:?} says disabled = true: nothing new is put onto it")));
         }
-        match member.hsm.status() {
+        match member.started().await {
             Status::Ready(_) => Ok(member),
             Status::Starting => Err(SealError::HsmUnavailable { reason: super::SealedReason::HsmStarting.word() }),
             Status::Down { reason, .. } => Err(SealError::HsmUnavailable { reason: reason.word() }),

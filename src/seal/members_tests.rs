@@ -139,6 +139,20 @@ async fn a_new_cluster_is_made_on_the_first_hsm_and_waits_for_it() {
 }
 
 #[tokio::test]
+async fn init_waits_for_an_hsm_that_is_starting() {
+    let w = World::new();
+    w.a.begin_starting();
+    let run = w.start();
+    let request = InitRequest { recovery_shares: 1, recovery_threshold: 1, ..InitRequest::default() };
+    let soon = async {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        w.a.come_back();
+    };
+    let (made, ()) = tokio::join!(run.seal.init(request, NOW), soon);
+    made.unwrap();
+}
+
+#[tokio::test]
 async fn what_an_absent_hsm_misses_is_pending_and_finished_when_it_is_back() {
     let w = World::new();
     let (run, shares) = w.initialised(true).await;
