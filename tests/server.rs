@@ -12,6 +12,8 @@ mod support;
 mod backup;
 #[path = "server/bad_days.rs"]
 mod bad_days;
+#[path = "server/byok.rs"]
+mod byok;
 #[path = "server/canary.rs"]
 mod canary;
 #[path = "server/config.rs"]
@@ -26,6 +28,8 @@ mod faults;
 mod hsm;
 #[path = "server/http.rs"]
 mod http;
+#[path = "server/levels.rs"]
+mod levels;
 #[path = "server/life.rs"]
 mod life;
 #[path = "server/listeners.rs"]

@@ -1,16 +1,11 @@
 //! Key material and request data are gone from memory once they are deleted: of the server and of its HSM worker.
 
-use aes_kw::{KeyInit, KwpAes256};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use openssl::{
-    encrypt::Encrypter,
-    hash::MessageDigest,
-    pkey::{Id, PKey, Private},
-    rsa::Padding,
-};
+use openssl::pkey::{Id, PKey, Private};
 use serde_json::{Value, json};
 use sos::secret::random_array;
 
+use crate::byok;
 use crate::canary::{Canaries, Trace};
 use crate::support::{Place, Server, left_out};
 
@@ -151,26 +146,16 @@ fn restore_keys(server: &Server<'_>, canaries: &mut Canaries, names: &[(String, 
 
 /// Imports keys that were made here.
 fn import_keys(server: &Server<'_>, canaries: &mut Canaries) {
-    let wrapping = text(&server.get("transit/wrapping_key").ok(), "public_key");
-    let wrapping = PKey::public_key_from_pem(wrapping.as_bytes()).unwrap();
+    let wrapping = byok::wrapping_key(server, "transit");
     let rsa = PKey::from_rsa(openssl::rsa::Rsa::generate(2048).unwrap()).unwrap();
     plant_private(canaries, "imported rsa-2048", &rsa);
     let aes: [u8; 32] = random_array();
     canaries.bytes("imported aes256-gcm96", &aes);
     for (kind, material) in [("aes256-gcm96", aes.to_vec()), ("rsa-2048", rsa.private_key_to_pkcs8().unwrap())] {
-        let ephemeral: [u8; 32] = random_array();
+        let (blob, ephemeral) = byok::wrap(&wrapping, &material);
         canaries.bytes(&format!("ephemeral key of the imported {kind}"), &ephemeral);
-        let mut oaep = Encrypter::new(&wrapping).unwrap();
-        oaep.set_rsa_padding(Padding::PKCS1_OAEP).unwrap();
-        oaep.set_rsa_oaep_md(MessageDigest::sha256()).unwrap();
-        oaep.set_rsa_mgf1_md(MessageDigest::sha256()).unwrap();
-        let mut blob = vec![0; 512];
-        oaep.encrypt(&ephemeral, &mut blob).unwrap();
-        let mut wrapped = vec![0; material.len().next_multiple_of(8) + 8];
-        let kwp = KwpAes256::new_from_slice(&ephemeral).unwrap();
-        blob.extend_from_slice(kwp.wrap_key(&material, &mut wrapped).unwrap());
         let name = format!("imported-{kind}");
-        let body = json!({"type": kind, "ciphertext": BASE64_STANDARD.encode(blob), "protection_level": "software"});
+        let body = json!({"type": kind, "ciphertext": blob, "protection_level": "software"});
         server.put(&format!("transit/keys/{name}/import"), body).ok();
         use_key(server, canaries, &name, kind);
         delete_key(server, &name);

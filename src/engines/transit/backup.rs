@@ -81,6 +81,7 @@ fn noted(engine: &Transit, name: &str, key: Option<Arc<Key>>) -> Result<Decision
     if record.soft_deleted {
         return Err(stop(SOFT_DELETED));
     }
+    Transit::check_leaves(&record)?;
     if !record.exportable {
         return Err(stop("exporting is disallowed on the policy"));
     }

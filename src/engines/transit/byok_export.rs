@@ -53,6 +53,7 @@ pub async fn export(engine: &Transit, _: &Call<'_>, params: WrappedExportParams)
         return Err(stop(format!("for destination key: {SOFT_DELETED}")));
     }
     let source = engine.store.key(&params.source)?.ok_or_else(|| stop("no such source key for export"))?;
+    Transit::check_leaves(&source.record)?;
     if !source.record.exportable {
         return Err(Failure::invalid("key is not exportable"));
     }

@@ -164,6 +164,9 @@ pub async fn export(engine: &Transit, _: &Call<'_>, params: ExportParams) -> Res
     let format = Format::parse(&params.format)?;
     let Some(key) = engine.store.key(&params.name)? else { return Err(Failure::not_found()) };
     let record = &key.record;
+    if what.is_private() {
+        Transit::check_leaves(record)?;
+    }
     if what.is_private() && !record.exportable {
         return Err(Failure::invalid("private key material is not exportable"));
     }

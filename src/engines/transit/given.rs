@@ -57,13 +57,19 @@ impl KeyRecord {
 impl Transit {
     /// The level of a key from outside.
     pub fn level_of_given(&self, asked: Option<Level>, record: &KeyRecord) -> Result<Level, Failure> {
-        let level = self.store.protection.choose(asked, &self.mount, Self::demands(record))?;
-        if level == Level::HsmOnly {
-            return Err(Failure::invalid(
+        let outside = || {
+            Failure::invalid(
                 "a key from outside cannot have protection_level \"hsm-only\": its material has been outside the HSM",
-            ));
+            )
+        };
+        // Said before what else would keep a key from this level, which could be changed in vain.
+        if asked == Some(Level::HsmOnly) {
+            return Err(outside());
         }
-        Ok(level)
+        match self.store.protection.choose(asked, &self.mount, Self::demands(record))? {
+            Level::HsmOnly => Err(outside()),
+            level => Ok(level),
+        }
     }
 
     /// Adds a version to a key; versions must come in ascending order.
@@ -104,6 +110,18 @@ impl Transit {
         };
         let stored = vault.store(id, given.created, key, material, given.convergent_version).await?;
         Ok((stored, level))
+    }
+
+    /// Refuses to give out what never leaves its HSM, before it is asked what the key allows: `exportable` cannot be had
+    /// for such a key.
+    pub fn check_leaves(record: &KeyRecord) -> Result<(), Failure> {
+        let stays = record.level == Level::HsmOnly || record.versions.iter().any(|line| line.level == Level::HsmOnly);
+        if stays {
+            return Err(Failure::invalid(
+                "the key has protection_level \"hsm-only\": it never leaves its HSM, so it cannot be exported or backed up",
+            ));
+        }
+        Ok(())
     }
 
     /// All material of a version, whatever its level: for exports and backups alone.

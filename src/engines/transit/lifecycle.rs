@@ -332,7 +332,12 @@ impl Transit {
         self.check_level_change(record, to)?;
         let vault = self.vault();
         for line in &mut record.versions {
-            if line.level == to || line.public_only {
+            if line.level == to {
+                continue;
+            }
+            if line.public_only {
+                // No secret to move; its level says what a private half would get.
+                line.level = to;
                 continue;
             }
             let id = VersionId { uid: record.uid, version: line.version };
