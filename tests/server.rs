@@ -38,6 +38,8 @@ mod listeners;
 mod memory;
 #[path = "server/overload.rs"]
 mod overload;
+#[path = "server/seal_crashes.rs"]
+mod seal_crashes;
 #[path = "server/seals.rs"]
 mod seals;
 #[path = "server/secrecy.rs"]

@@ -19,6 +19,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::BackupError;
+use crate::crashpoint::reach;
 use crate::storage::{Folder, sync_folder};
 
 const NEW: &str = "restore.new";
@@ -93,7 +94,19 @@ pub(super) fn drop_new(folder: &Path) {
 
 /// Puts the new store, which is complete and closed, into the place of the old one. The caller holds the folder's lock.
 pub(super) fn exchange(folder: &Path) -> Result<PathBuf, BackupError> {
-    exchange_by_steps(folder, &mut |_| Ok(()))
+    let mut step = |step: &str| {
+        reach(match step {
+            "begin" => "restore-begin",
+            "plan" => "restore-plan",
+            "folder" => "restore-planned",
+            "sync" => "restore-moved",
+            "clean" => "restore-synced",
+            "end" => "restore-cleaned",
+            _ => "restore-moving",
+        });
+        Ok(())
+    };
+    exchange_by_steps(folder, &mut step)
         .map_err(BackupError::io(format!("putting the restored store into {}", folder.display())))?;
     Ok(folder.join(OLD))
 }

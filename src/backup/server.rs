@@ -15,6 +15,7 @@ use super::{
     stream::UploadReader,
 };
 use crate::{
+    crashpoint::reach,
     seal::Seal as ClusterSeal,
     storage::{self, Folder, InMem, Kind, Storage, StorageConfig},
 };
@@ -225,6 +226,7 @@ impl Backups {
             move || build(&exchange, archive, &target, force, now, &mut admit, &handle)
         };
         let (contents, new) = blocking(build).await?;
+        reach("restore-built");
         let folder = exchange.config().path.clone();
         let admitted = async {
             self.check_authentic(seal, &target, &contents)?;
@@ -252,6 +254,7 @@ impl Backups {
         let done = seal.while_closed(swap).await;
         drop(frozen);
         done?;
+        reach("restore-exchanged");
         tracing::warn!(created = %contents.header.created, sequence = contents.header.sequence, records = contents.summary.records,
             "the store was replaced by a backup");
         Ok(contents.header)

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::{Active, Core, SWEEP, failure::Failure};
 use crate::{
     backup::{BackupError, BackupKey, RESTORED_PATH, Restored},
+    crashpoint::reach,
     storage::{Expect, Txn, Version},
 };
 
@@ -25,6 +26,7 @@ pub(super) async fn admit(core: &Core) -> Result<Option<(Restored, Version)>, Fa
         restored.seal.check(&key)?;
         let term = core.barrier.rotate(core.clock.now()).await?;
         tracing::info!(term, "the restored store has a new encryption key");
+        reach("restored-rotated");
     }
     Ok(Some((restored, version)))
 }
@@ -35,6 +37,7 @@ pub(super) async fn burn(active: &Active, found: Option<&(Restored, Version)>) -
         for mounted in active.router.all() {
             mounted.engine.restored().await?;
         }
+        reach("restored-burnt");
     }
     Ok(())
 }
@@ -44,6 +47,7 @@ pub(super) async fn settle(core: &Core, active: &Arc<Active>, found: Option<(Res
     let Some((mut restored, version)) = found else { return Ok(()) };
     if !restored.settled {
         while active.tokens.sweep(SWEEP).await? == SWEEP {}
+        reach("restored-swept");
         restored.settled = true;
         let json = serde_json::to_vec(&restored).map_err(Failure::internal)?;
         let txn = Txn::new().check(RESTORED_PATH, Expect::Version(version)).put(RESTORED_PATH, json);

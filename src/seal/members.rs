@@ -11,6 +11,7 @@ use super::init::make_escrow;
 use super::record::{MemberRecord, SealIntent, SealRecord, TransportKey, Wrapper, member_path};
 use super::{ClusterFacts, Seal, SealError, SealType, combine_shares, root_key_binding};
 use crate::barrier::{BarrierError, Entry, Txn};
+use crate::crashpoint::reach;
 use crate::hsm::{Group, HsmError, KeyId, Member, SealedBlob, Status};
 use crate::secret::{SecretBytes, SecretString};
 use crate::storage::{Expect, Version};
@@ -84,6 +85,7 @@ impl Seal {
         self.refuse_foreign_objects(zones, member, own).await?;
         let (seal_key, transport) = (KeyId::random(), KeyId::random());
         self.begin("add", member, vec![seal_key, transport], true).await?;
+        reach("seal-add-intent");
         let made = self.enrol(zones, member, seal_key, transport, (record, version), &root, proven.as_ref()).await;
         let added = match made {
             Ok(added) => added,
@@ -110,8 +112,11 @@ impl Seal {
         proven: Option<&Proven>,
     ) -> Result<Added, SealError> {
         let sealed = self.make_seal_key(member, seal_key, &record, root).await?;
+        reach("seal-add-key");
         let public_key = member.hsm.create_transport_key(&self.label(member, "seal/transport", 1), transport).await?;
+        reach("seal-add-transport");
         let brought = self.bring(zones, member, &record, proven).await?;
+        reach("seal-add-masters");
         let mut txn = Txn::new();
         let converted = record.seal_type == SealType::Shamir;
         if let (true, Some(proven)) = (converted, proven) {
@@ -132,6 +137,7 @@ impl Seal {
             MemberRecord { format: 1, name: member.name.clone(), transport: Some(TransportKey { id: transport, public_key }) };
         txn = member_record.put(txn)?.delete(intent_path(&member.name));
         self.barrier.commit_with(txn, record.write(Some(version))?).await?;
+        reach("seal-add-committed");
         self.enroll(&record);
         Ok(Added { converted, seal_key: true, master_keys: brought.imported, missing: brought.missing })
     }
@@ -211,6 +217,7 @@ impl Seal {
         let intent = SealIntent { format: 1, action: "remove".into(), member: name.to_owned(), keys, masters: true };
         let txn = intent.put(Txn::new().check(intent.path(), unchanged))?.delete(member_path(name));
         self.barrier.commit_with(txn, record.write(Some(version))?).await?;
+        reach("seal-remove-committed");
         self.enroll(&record);
         tracing::warn!(hsm = name, ?lost, ?stranded, "an HSM was removed");
         self.give_up(zones, name).await;
@@ -230,10 +237,14 @@ impl Seal {
         let root = self.root_by_hsm(&record).await?;
         let new = KeyId::random();
         self.begin("rewrap", member, vec![new, old], false).await?;
+        reach("seal-rewrap-intent");
         let made = async {
             let sealed = self.make_seal_key(member, new, &record, &root).await?;
+            reach("seal-rewrap-key");
             record.set_hsm_blob(name, sealed);
-            Ok::<_, SealError>(self.barrier.raw().commit(record.write(Some(version))?).await.map_err(BarrierError::from)?)
+            self.barrier.raw().commit(record.write(Some(version))?).await.map_err(BarrierError::from)?;
+            reach("seal-rewrap-committed");
+            Ok::<_, SealError>(())
         };
         let made = made.await;
         self.give_up(zones, name).await;
@@ -267,6 +278,7 @@ impl Seal {
                     "this HSM is not configured any more: objects of the cluster may be left on it"
                 ),
             }
+            reach("seal-settle-destroyed");
             self.barrier.commit(Txn::new().check(&path, Entry::unchanged(Some(&entry))).delete(&path)).await?;
             tracing::info!(hsm = %intent.member, action = %intent.action, "work on an HSM is settled");
         }
@@ -317,6 +329,7 @@ impl Seal {
         let id = KeyId::random();
         self.begin("transport", member, vec![id], false).await?;
         let public_key = member.hsm.create_transport_key(&self.label(member, "seal/transport", 1), id).await?;
+        reach("seal-transport-key");
         let record = MemberRecord { format: 1, name: member.name.clone(), transport: Some(TransportKey { id, public_key }) };
         self.barrier.commit(record.put(Txn::new())?.delete(intent_path(&member.name))).await?;
         tracing::info!(hsm = %member.name, "the HSM has a transport key");

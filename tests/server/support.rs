@@ -40,6 +40,12 @@ fn softhsm() -> Option<PathBuf> {
     None
 }
 
+/// The Kryoptic module: `SOS_TEST_KRYOPTIC` or where softhsm/build-modules puts it.
+fn kryoptic() -> PathBuf {
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/target/debug/libsos_kryoptic.so");
+    std::env::var_os("SOS_TEST_KRYOPTIC").map_or_else(built, PathBuf::from)
+}
+
 impl Place {
     /// A sled store under plain Shamir shares.
     pub fn shamir() -> Self {
@@ -121,9 +127,7 @@ impl Place {
 
     /// A sled store under SoftHSM, with Kryoptic configured as second HSM and not enrolled.
     pub fn two_hsms() -> Option<Self> {
-        let module = std::env::var_os("SOS_TEST_KRYOPTIC").map(PathBuf::from);
-        let module =
-            module.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/target/debug/libsos_kryoptic.so"));
+        let module = kryoptic();
         if !module.exists() {
             left_out("Kryoptic is not built (softhsm/build-modules)");
             return None;
@@ -184,6 +188,37 @@ impl Place {
     /// Starts a server and waits until it listens; it may be sealed.
     pub fn start(&self) -> Server<'_> {
         self.start_as(self.command())
+    }
+
+    /// Starts a server that kills itself when it passes a named point (src/crashpoint.rs).
+    pub fn start_to_crash_at(&self, point: &str) -> Server<'_> {
+        let mut command = self.command();
+        command.env("SOS_CRASH_AT", point);
+        self.start_as(command)
+    }
+
+    /// The labels of all objects on the token of [`Place::hsm`], sorted.
+    pub fn objects(&self) -> Vec<String> {
+        self.objects_by(&self.path("module.so"), &self.path("hsm/pin"))
+    }
+
+    /// The labels of all objects on Kryoptic's token of [`Place::two_hsms`], sorted.
+    pub fn objects_on_kryoptic(&self) -> Vec<String> {
+        self.objects_by(&kryoptic(), &self.path("kryoptic/pin"))
+    }
+
+    fn objects_by(&self, module: &Path, pin: &Path) -> Vec<String> {
+        let pin = fs::read_to_string(pin).unwrap();
+        let mut command = Command::new("pkcs11-tool");
+        command.arg("--module").arg(module).args(["--token-label", "sos-test", "--login", "--pin", pin.trim(), "-O"]);
+        command.env("SOFTHSM2_CONF", self.path("hsm/softhsm2.conf")).env("KRYOPTIC_CONF", self.path("kryoptic/token.conf"));
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let shown = String::from_utf8_lossy(&done.stdout).into_owned();
+        let label = |line: &str| Some(line.trim().strip_prefix("label:")?.trim().to_owned());
+        let mut labels: Vec<String> = shown.lines().filter_map(label).collect();
+        labels.sort();
+        labels
     }
 
     /// Starts a server that may have so many descriptors.
@@ -442,6 +477,21 @@ impl Server<'_> {
             assert!(began.elapsed() < PATIENCE, "does not end on SIGTERM:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Waits until the server has killed itself.
+    #[track_caller]
+    pub fn wait_crashed(mut self) {
+        let began = Instant::now();
+        while self.alive() {
+            assert!(began.elapsed() < PATIENCE, "the point was not passed:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Sends a request that the server may not live to answer.
+    pub fn send(&self, method: &str, path: &str, body: &Value) {
+        let _ = request(self.url(), method, &format!("/v1/{path}"), self.token.as_deref(), Some(&body.to_string()));
     }
 
     /// Whether the process still runs.
