@@ -25,6 +25,7 @@ impl Config {
         self.audit_paths.extend(later.audit_paths);
         self.storage = later.storage.or(self.storage);
         self.backup = later.backup.or(self.backup);
+        self.failed_auth_limit = later.failed_auth_limit.or(self.failed_auth_limit);
         self.api_addr = later.api_addr.or(self.api_addr);
         self.cluster_addr = later.cluster_addr.or(self.cluster_addr);
         self.cluster_name = later.cluster_name.or(self.cluster_name);

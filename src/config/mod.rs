@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::hcl::{self, Position};
 
+mod auth_limit;
 mod backup;
 mod listener;
 mod merge;
@@ -22,6 +23,7 @@ mod tests;
 mod top;
 mod values;
 
+pub use auth_limit::FailedAuthLimit;
 pub use backup::Backup;
 pub use listener::{Listener, TcpListener, Tls, TlsVersion, UnixListener};
 pub use seal::{OaepHash, PinError, Pkcs11Seal, SealMechanism};
@@ -79,6 +81,8 @@ pub struct Config {
     pub audit_paths: Vec<String>,
     /// Protection level of new Transit keys; what the HSM's self-test allows when absent.
     pub default_protection: Option<Protection>,
+    /// How many failed authentications an address has; the server's defaults when absent.
+    pub failed_auth_limit: Option<FailedAuthLimit>,
     /// The Vault version that clients are told.
     pub vault_version: String,
 }

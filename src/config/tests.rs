@@ -34,6 +34,23 @@ fn tcp(config: &Config, index: usize) -> &TcpListener {
 }
 
 #[test]
+fn the_limit_of_failed_authentications_is_read_and_checked() {
+    assert_eq!(read(&with("")).0.failed_auth_limit, None);
+    let limit = |text: &str| read(&with(text)).0.failed_auth_limit.unwrap();
+    let some = |burst, per_second| FailedAuthLimit::Some { burst, per_second };
+    assert_eq!(limit("failed_auth_limit { burst = 7 per_second = 3 }"), some(Some(7), Some(3)));
+    assert_eq!(limit("failed_auth_limit { per_second = 3 }"), some(None, Some(3)));
+    assert_eq!(limit("failed_auth_limit { disabled = true }"), FailedAuthLimit::None);
+    for wrong in ["burst = 0", "per_second = -1", "burst = 1000001"] {
+        let text = refused(&with(&format!("failed_auth_limit {{ {wrong} }}")));
+        assert!(text.contains("must be from 1 to 1000000") && text.contains("disabled = true"), "{text}");
+    }
+    let text = refused(&with("failed_auth_limit {}\nfailed_auth_limit {}"));
+    assert!(text.contains("only one failed_auth_limit"), "{text}");
+    assert!(read(&with("failed_auth_limit { bursts = 1 }")).1[0].message.contains("bursts"));
+}
+
+#[test]
 fn a_whole_file_loads_without_warnings() {
     let (config, warnings) = read(
         r#"

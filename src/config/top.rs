@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{Config, LogFormat, LogLevel, Protection, Warning, Zone, backup, listener, seal, storage, values};
+use super::{Config, LogFormat, LogLevel, Protection, Warning, Zone, auth_limit, backup, listener, seal, storage, values};
 use crate::hcl::{Error, Reader};
 
-const USED: [&str; 24] = [
+const USED: [&str; 25] = [
+    "failed_auth_limit",
     "backup",
     "listener",
     "storage",
@@ -122,6 +123,7 @@ pub(super) fn read(top: Reader<'_>, overrides: &seal::Overrides<'_>, warnings: &
             Protection::parse,
             "\"hsm\", \"hsm-only\", \"software\"",
         )?,
+        failed_auth_limit: auth_limit::read(top, warnings)?,
         vault_version: values::one_of(top, "vault_version", version, "the form \"1.14.0\"")?.unwrap_or_default(),
     })
 }

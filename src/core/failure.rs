@@ -3,7 +3,7 @@
 //! Vault prints errors in two ways, and clients compare texts: an error *answer* of an endpoint is the plain text,
 //! an error that *stops* the request is `1 error occurred:\n\t* text\n\n`.
 
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, time::Duration};
 
 use crate::{
     backup::BackupError,
@@ -60,12 +60,13 @@ pub struct Failure {
     layout: Layout,
     text: String,
     warnings: Vec<String>,
+    retry_after: Option<Duration>,
     cause: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl Failure {
     fn new(kind: Kind, layout: Layout, text: impl Into<String>) -> Self {
-        Self { kind, layout, text: text.into(), warnings: Vec::new(), cause: None }
+        Self { kind, layout, text: text.into(), warnings: Vec::new(), retry_after: None, cause: None }
     }
 
     /// A 400 with the plain text: the endpoint's own answer to a wrong request.
@@ -140,6 +141,18 @@ impl Failure {
     pub fn with_warning(mut self, warning: impl Into<String>) -> Self {
         self.warnings.push(warning.into());
         self
+    }
+
+    /// Adds after how long the client may try again, in whole seconds.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// After how long the client may try again: the header `Retry-After`.
+    pub fn wait(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// The kind.

@@ -1,5 +1,6 @@
 //! What every request passes: the pipeline, the router and mount table, tokens, policies, leases, wrapping, `sys`.
 
+pub mod auth_failures;
 pub mod clock;
 pub mod cors;
 #[cfg(test)]
@@ -7,6 +8,8 @@ mod coverage_tests;
 pub mod engine;
 pub mod envelope;
 pub mod failure;
+#[cfg(test)]
+mod flood_tests;
 pub mod help;
 pub mod mount_table;
 pub mod mounts;
@@ -38,6 +41,7 @@ use crate::{
     seal::{Host, Seal},
     secret::SecretString,
 };
+use auth_failures::{AuthFailureLimit, AuthFailures};
 use clock::Clock;
 use cors::Cors;
 use failure::Failure;
@@ -65,6 +69,8 @@ pub struct Settings {
     pub raw_storage_endpoint: bool,
     /// Zones of the configuration with their rotation periods.
     pub zones: Vec<(String, time::Duration)>,
+    /// How many failed authentications an address has; `None` for any number.
+    pub auth_failure_limit: Option<AuthFailureLimit>,
     /// The configuration as `sys/config/state/sanitized` shows it.
     pub sanitized: serde_json::Value,
 }
@@ -80,6 +86,7 @@ impl Default for Settings {
             audit_paths: Vec::new(),
             raw_storage_endpoint: false,
             zones: Vec::new(),
+            auth_failure_limit: Some(AuthFailureLimit::default()),
             sanitized: serde_json::Value::Null,
         }
     }
@@ -99,6 +106,8 @@ pub struct Core {
     active: ArcSwapOption<Active>,
     /// Audit devices.
     pub audit: Broker,
+    /// Failed authentications by address.
+    pub auth_failures: AuthFailures,
     /// Who may send cross-origin requests.
     pub cors: Cors,
     /// The time.
@@ -140,6 +149,7 @@ impl Core {
             seal: Arc::clone(&seal),
             active: ArcSwapOption::empty(),
             audit: Broker::new(clock.clone(), settings.audit_paths.clone()),
+            auth_failures: AuthFailures::new(settings.auth_failure_limit),
             cors: Cors::default(),
             clock,
             settings,

@@ -9,15 +9,16 @@ use serde_json::{Map, Value};
 
 use super::{
     Active, Core,
+    auth_failures::Shed,
     engine::{Call, Caller},
     envelope::{self, Answer},
     failure::{Failure, Kind},
-    mounts::Mounted,
+    mounts::{Mounted, Table},
     policy::{AccessRequest, RequestParameters, acl::UnreadableParameters},
     reply::{Body, Reply},
     request::{Operation, Request},
     route::{Access, Match},
-    wrapping,
+    tokens, wrapping,
 };
 use crate::{
     audit::{Exchange, Outcome},
@@ -39,7 +40,9 @@ impl Core {
         if let Some(cause) = failure.cause() {
             tracing::error!(request_id = %request.id, path = ?request.path, error = %failure, cause = %chain(cause), "request failed");
         }
-        Answer::json(crate::http::errors::status(failure.kind()), envelope::errors(failure))
+        let mut answer = Answer::json(crate::http::errors::status(failure.kind()), envelope::errors(failure));
+        answer.headers.extend(failure.wait().map(|wait| ("Retry-After".to_owned(), wait.as_secs().to_string())));
+        answer
     }
 
     /// Endpoints that answer also while sealed, without token and envelope (`sys/health`, `sys/unseal` …).
@@ -133,9 +136,12 @@ impl Core {
         let decided = self.admit(&active, request, &body, &target, &mut operation).await;
         let (caller, wrap_ttl) = match decided {
             Ok(admitted) => admitted,
-            Err((caller, failure)) => {
-                let exchange = Exchange { request, operation, caller: caller.as_ref(), mount, remote: request.remote };
-                audit.request(exchange, Some(&failure)).await?;
+            Err(refusal) => {
+                let Refusal { caller, failure, recorded } = refusal;
+                if recorded {
+                    let exchange = Exchange { request, operation, caller: caller.as_ref(), mount, remote: request.remote };
+                    audit.request(exchange, Some(&failure)).await?;
+                }
                 return Err(failure);
             }
         };
@@ -143,6 +149,13 @@ impl Core {
         let exchange = Exchange { request, operation, caller: Some(&caller), mount, remote: request.remote };
         audit.request(exchange, None).await?;
         let mut result = self.run(request, &body, &target, &caller, operation).await;
+        if target.is_login(operation)
+            && let Err(failure) = &result
+            && matches!(failure.kind(), Kind::Denied | Kind::Invalid)
+        {
+            // Whether there was a try left was asked before; several at once may overdraw by as many.
+            drop(self.auth_failures.count(request.remote, self.clock.now()));
+        }
         if let (Ok(reply), Some(ttl)) = (&mut result, wrap_ttl) {
             result = self.wrap(&active, request, &target, std::mem::take(reply), ttl).await;
         }
@@ -165,20 +178,27 @@ impl Core {
         body: &RawObject<'_>,
         target: &Target<'_>,
         operation: &mut Operation,
-    ) -> Result<(Caller, Option<Duration>), (Option<Caller>, Failure)> {
+    ) -> Result<(Caller, Option<Duration>), Refusal> {
         if matches!(request.path.as_str(), "sys/wrapping/lookup" | "sys/wrapping/unwrap" | "sys/wrapping/rewrap") {
-            wrapping::validate(&active.tokens, request, body).map_err(|failure| (None, failure))?;
+            wrapping::validate(&active.tokens, request, body).map_err(|failure| self.unknown(request, failure))?;
         }
         if target.access() == Some(Access::Anyone) {
+            if target.is_login(*operation) {
+                self.may_try(request)?;
+            }
             return Ok((Caller::anyone(request.remote), request.wrap_ttl));
         }
         let Some(token) = &request.token else {
-            return Err((None, Failure::bad_token()));
+            return Err(self.unknown(request, Failure::bad_token()));
         };
-        let token = active.tokens.authenticate(token, request.remote).await.map_err(|failure| (None, failure))?;
-        let acl = active.acl_of(&token).map_err(|failure| (None, failure))?;
+        if !tokens::is_unguessable(token) {
+            self.may_try(request)?;
+        }
+        let found = active.tokens.authenticate(token, request.remote).await;
+        let token = found.map_err(|failure| self.unknown(request, failure))?;
+        let acl = active.acl_of(&token).map_err(|failure| Refusal { caller: None, failure, recorded: true })?;
         let caller = Caller { token: Some(Arc::clone(&token)), acl: Some(Arc::clone(&acl)), remote: request.remote };
-        let refuse = |failure: Failure| (Some(caller.clone()), failure);
+        let refuse = |failure: Failure| Refusal { caller: Some(caller.clone()), failure, recorded: true };
         if token.num_uses != 0 {
             active.tokens.count_use(&token).await.map_err(refuse)?;
         }
@@ -197,6 +217,23 @@ impl Core {
             return Err(refuse(Failure::denied()));
         }
         Ok((caller, request.wrap_ttl))
+    }
+
+    /// A caller who did not show who they are. One too many from the same address is told so instead.
+    fn unknown(&self, request: &Request, failure: Failure) -> Refusal {
+        // What fails inside says nothing of the caller.
+        if !matches!(failure.kind(), Kind::Denied | Kind::Invalid) {
+            return Refusal { caller: None, failure, recorded: true };
+        }
+        match self.auth_failures.count(request.remote, self.clock.now()) {
+            Ok(()) => Refusal { caller: None, failure, recorded: true },
+            Err(shed) => shed.into(),
+        }
+    }
+
+    /// What can be guessed is not even looked at while its address has no try left.
+    fn may_try(&self, request: &Request) -> Result<(), Shed> {
+        self.auth_failures.may_try(request.remote, self.clock.now())
     }
 
     async fn exists(
@@ -302,6 +339,21 @@ fn chain(error: &(dyn std::error::Error + Send + Sync)) -> String {
     text
 }
 
+/// A request that is not let in.
+struct Refusal {
+    /// As far as it is known.
+    caller: Option<Caller>,
+    failure: Failure,
+    /// Whether audit devices learn of it; of a flood only now and then.
+    recorded: bool,
+}
+
+impl From<Shed> for Refusal {
+    fn from(shed: Shed) -> Self {
+        Self { caller: None, failure: shed.failure(), recorded: shed.recorded }
+    }
+}
+
 /// Where a request's path leads.
 struct Target<'p> {
     mounted: Option<Arc<Mounted>>,
@@ -321,6 +373,12 @@ impl<'p> Target<'p> {
 
     fn access(&self) -> Option<Access> {
         Some(self.mounted.as_ref()?.engine.access(self.found.as_ref()?.route))
+    }
+
+    /// Whether it is an auth method that is to tell whether a caller is who they say.
+    fn is_login(&self, operation: Operation) -> bool {
+        let auth = self.mounted.as_ref().is_some_and(|mounted| mounted.entry.table == Table::Auth);
+        auth && operation.is_write() && self.access() == Some(Access::Anyone)
     }
 
     fn kind(&self) -> String {

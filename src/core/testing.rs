@@ -16,12 +16,17 @@ use crate::{
 
 /// An initialised and unsealed core over an in-memory store.
 pub async fn unsealed_core() -> Arc<Core> {
+    unsealed_core_with(Clock::system(), Settings::default()).await
+}
+
+/// The same with a clock and settings; audit files may lie in the temporary folder.
+pub async fn unsealed_core_with(clock: Clock, settings: Settings) -> Arc<Core> {
     let barrier = Arc::new(Barrier::new(Arc::new(InMem::open().unwrap())));
     let services = services(&barrier);
     let seal = Arc::new(Seal::new(barrier, None, SealSettings::default()));
     let audit_paths = vec![std::env::temp_dir().display().to_string()];
-    let settings = Settings { audit_paths, ..Settings::default() };
-    let core = Core::new(seal, Clock::system(), settings, services);
+    let settings = Settings { audit_paths, ..settings };
+    let core = Core::new(seal, clock, settings, services);
     let request = InitRequest { secret_shares: 1, secret_threshold: 1, ..InitRequest::default() };
     let made = core.seal.init(request, core.clock.now()).await.unwrap();
     if core.seal.is_sealed() {

@@ -25,7 +25,7 @@ use crate::{
     barrier::{Barrier, BarrierError},
     cli::ServerArgs,
     config::{self, Config, ConfigError, LogLevel},
-    core::{Core, Settings, clock::Clock, failure::Failure},
+    core::{Core, Settings, auth_failures::AuthFailureLimit, clock::Clock, failure::Failure},
     crashpoint::reach,
     engines::Services,
     hsm::Hsm,
@@ -326,7 +326,19 @@ fn settings(config: &Config) -> Settings {
         audit_paths: config.audit_paths.clone(),
         raw_storage_endpoint: config.raw_storage_endpoint,
         zones: config.zones.iter().map(|zone| (zone.name.clone(), period(zone))).collect(),
+        auth_failure_limit: auth_failure_limit(config.failed_auth_limit),
         sanitized: sanitized::sanitized(config),
+    }
+}
+
+fn auth_failure_limit(configured: Option<config::FailedAuthLimit>) -> Option<AuthFailureLimit> {
+    let usual = AuthFailureLimit::default();
+    match configured {
+        None => Some(usual),
+        Some(config::FailedAuthLimit::None) => None,
+        Some(config::FailedAuthLimit::Some { burst, per_second }) => {
+            Some(AuthFailureLimit { burst: burst.unwrap_or(usual.burst), per_second: per_second.unwrap_or(usual.per_second) })
+        }
     }
 }
 

@@ -252,7 +252,48 @@ fn a_flood_without_a_token_is_refused_and_others_are_served() {
         server.resident()
     ));
     assert!(beside > 0.0);
-    assert_eq!(request(&url, "GET", "/v1/kv/data/a", None, None).unwrap().status, 403);
+    // After the address's burst most of them were shed, and a good token from there was not.
+    assert_eq!(request(&url, "GET", "/v1/kv/data/a", None, None).unwrap().status, 429);
+}
+
+/// The status and `Retry-After` of one request on a connection from this address.
+fn ask_from(address: [u8; 4], server: &Server<'_>, token: &str) -> (u16, Option<u64>) {
+    use rustix::net::{AddressFamily, SocketAddrV4, SocketType, bind, connect, socket};
+    let to: SocketAddrV4 = server.url().trim_start_matches("http://").parse().unwrap();
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddrV4::new(address.into(), 0)).unwrap();
+    connect(&socket, &to).unwrap();
+    let mut stream = TcpStream::from(socket);
+    let head =
+        format!("GET /v1/auth/token/lookup-self HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Vault-Token: {token}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let wait = answer.to_ascii_lowercase().lines().find_map(|line| line.strip_prefix("retry-after: ")?.trim().parse().ok());
+    (answer.split(' ').nth(1).unwrap().parse().unwrap(), wait)
+}
+
+#[test]
+fn failed_authentications_are_bounded_by_address() {
+    let place = Place::shamir();
+    place.configure(&format!("{}\nfailed_auth_limit {{ burst = 20 per_second = 1 }}", place.plain_config("sled")));
+    let server = ready(&place);
+    let good = server.token.clone().unwrap();
+    let unknown = "hvs.000000000000000000000000";
+    let (bad, other) = ([127, 0, 0, 1], [127, 0, 0, 2]);
+    let answers: Vec<_> = (0..40).map(|_| ask_from(bad, &server, unknown)).collect();
+    assert!(answers[..20].iter().all(|answer| *answer == (403, None)), "{answers:?}");
+    assert!(answers[20..].contains(&(429, Some(1))), "{answers:?}");
+    assert!(answers[20..].iter().all(|(status, wait)| (*status == 429) == wait.is_some()), "{answers:?}");
+    assert_eq!(ask_from(bad, &server, &good).0, 200);
+    assert_eq!(ask_from(other, &server, &good).0, 200);
+    assert_eq!(ask_from(other, &server, unknown).0, 403);
+    assert!(server.log().contains("too many failed authentications from one address"), "{}", server.log());
+    let metrics = server.get("sys/metrics").ok();
+    let counters = metrics["Counters"].as_array().unwrap();
+    let count = |name: &str| counters.iter().find(|counter| counter["Name"] == name).unwrap()["Count"].as_f64().unwrap();
+    assert_eq!(count("sos.auth.failures.total"), 41.0);
+    assert!(count("sos.auth.shed.total") > 0.0);
 }
 
 /// Whatever the server carried out is answered, and whatever was answered is there.

@@ -91,6 +91,9 @@ async fn collect(core: &Core, now: OffsetDateTime) -> Result<Vec<Metric>, Failur
     for hsm in hsms(core) {
         add("sos.hsm.ready", "Whether the HSM can be used", gauge, Some(("hsm", hsm.name)), truth(hsm.state == READY));
     }
+    let (failed, shed) = core.auth_failures.totals();
+    add("sos.auth.failures.total", "Failed authentications since the start", counter, None, float(failed));
+    add("sos.auth.shed.total", "Requests answered 429 because their address had too many", counter, None, float(shed));
     let status = status(core, now).await?;
     if let Some(store) = &status.store {
         add("sos.store.sequence", "The last commit of the store", counter, None, float(store.sequence));
@@ -230,7 +233,7 @@ mod tests {
         let json = serde_json::to_value(Json::of(&metrics, "c", core.clock.now())).unwrap();
         assert_eq!(json["Gauges"][0]["Name"], "vault.core.unsealed");
         assert_eq!(json["Gauges"][0]["Labels"]["cluster"], "c");
-        assert_eq!(json["Counters"][0]["Name"], "sos.store.sequence");
+        assert_eq!(json["Counters"][0]["Name"], "sos.auth.failures.total");
         core.seal.seal().await.unwrap();
         let sealed = prometheus(&collect(&core, core.clock.now()).await.unwrap(), "c");
         assert!(sealed.contains("vault_core_unsealed{cluster=\"c\"} 0\n"), "{sealed}");

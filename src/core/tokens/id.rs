@@ -16,6 +16,12 @@ pub fn is_batch(token: &str) -> bool {
     token.starts_with(BATCH_PREFIX)
 }
 
+/// Whether the token can only be one that a server made, with 128 random bits or more: chosen ones hold no dot.
+pub fn is_unguessable(token: &SecretString) -> bool {
+    let token = token.expose();
+    token.len() >= LENGTH && token.contains('.')
+}
+
 /// A fresh service token: 24 characters of 62, 142 bits.
 pub(super) fn service_token() -> SecretString {
     SecretString::new(format!("{SERVICE_PREFIX}{}", random_base62()))

@@ -29,7 +29,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use id::is_batch;
+pub use id::{is_batch, is_unguessable};
 pub use store::{Renewed, TokenStore};
 
 use crate::secret::SecretString;
