@@ -14,5 +14,7 @@ mod faults;
 
 #[path = "hsm/seal.rs"]
 mod seal;
+#[path = "hsm/transit.rs"]
+mod transit;
 #[path = "hsm/vendors.rs"]
 mod vendors;

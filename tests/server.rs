@@ -36,6 +36,8 @@ mod life;
 mod listeners;
 #[path = "server/memory.rs"]
 mod memory;
+#[path = "server/moving.rs"]
+mod moving;
 #[path = "server/overload.rs"]
 mod overload;
 #[path = "server/seal_crashes.rs"]

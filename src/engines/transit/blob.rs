@@ -521,6 +521,7 @@ mod tests {
                 level: Level::Software,
                 revision: 0,
                 public_key,
+                moved_into_hsm: None,
                 public_only: false,
                 certificate_chain: vec![],
             };

@@ -3,6 +3,7 @@
 use super::{
     Transit,
     alg::KeyType,
+    lifecycle::nanos,
     protect::{Level, Material, VersionId},
     record::{FORMAT, KeyRecord, KeyUid, StoredKey, VersionLine, encode, material_path},
     store::Key,
@@ -80,6 +81,7 @@ impl Transit {
             created: given.created,
             level,
             revision: 0,
+            moved_into_hsm: self.moved(level, given),
             public_key: given.public_key.clone(),
             public_only: record.kind.is_asymmetric() && given.material.key.is_empty(),
             certificate_chain: given.certificate_chain.clone(),
@@ -87,6 +89,11 @@ impl Transit {
         let path = material_path(record.uid, version);
         let txn = txn.check(path.clone(), Expect::Absent).put_secret(path, encode(&stored)?);
         Usage::first_block(txn, record.uid, version)
+    }
+
+    /// When the material of a version from outside came into the HSM, if it did.
+    pub fn moved(&self, level: Level, given: &Given) -> Option<i64> {
+        (level == Level::Hsm && !given.material.key.is_empty()).then(|| nanos(self.clock.now()))
     }
 
     /// The record of a version, and its level.

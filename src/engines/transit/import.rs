@@ -406,7 +406,8 @@ impl Transit {
         let (changed, level) = self.store_given(record, line.version, &given).await?;
         let path = material_path(record.uid, line.version);
         if let Some(place) = record.versions.iter_mut().find(|place| place.version == line.version) {
-            *place = VersionLine { public_only: false, revision: line.revision + 1, level, ..line };
+            let moved_into_hsm = self.moved(level, &given);
+            *place = VersionLine { public_only: false, revision: line.revision + 1, level, moved_into_hsm, ..line };
         }
         Ok(Txn::new().check(path.clone(), Entry::unchanged(Some(&entry))).put_secret(path, encode(&changed)?))
     }

@@ -345,6 +345,9 @@ struct KeyData<'a> {
     /// Levels of versions that differ from the key's own.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     protection_levels: BTreeMap<u32, Level>,
+    /// Versions in the HSM whose material was outside before, and since when they are in it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    moved_into_hsm: BTreeMap<u32, String>,
     derived: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     kdf: Option<&'static str>,
@@ -471,6 +474,7 @@ fn shown(engine: &Transit, key: &Arc<Key>, derived: BTreeMap<u32, String>) -> Re
     let record = &key.record;
     let mixed = record.versions.iter().any(|line| line.level != record.level);
     let levels = record.versions.iter().filter(|_| mixed).map(|line| (line.version, line.level));
+    let moved = record.versions.iter().filter_map(|line| Some((line.version, rfc3339(line.moved_into_hsm?))));
     let kdf = record.kdf.map(|kdf| kdf.name());
     Reply::data(&KeyData {
         name: &key.name,
@@ -478,6 +482,7 @@ fn shown(engine: &Transit, key: &Arc<Key>, derived: BTreeMap<u32, String>) -> Re
         protection_level: record.level,
         zone: &engine.mount.zone,
         protection_levels: levels.collect(),
+        moved_into_hsm: moved.collect(),
         derived: record.derived(),
         kdf,
         kdf_mode: kdf.filter(|name| *name == "hmac-sha256-counter"),

@@ -204,6 +204,7 @@ impl Transit {
             created: made.record.created,
             level: made.level,
             revision: 0,
+            moved_into_hsm: None,
             public_key: made.public_key,
             public_only: false,
             certificate_chain: Vec::new(),
@@ -330,7 +331,7 @@ impl Transit {
     /// Adds to `txn` the rewriting of every version of `record` at another level.
     pub async fn change_level(&self, record: &mut KeyRecord, to: Level, mut txn: Txn) -> Result<Txn, Failure> {
         self.check_level_change(record, to)?;
-        let vault = self.vault();
+        let (vault, now) = (self.vault(), nanos(self.clock.now()));
         for line in &mut record.versions {
             if line.level == to {
                 continue;
@@ -355,6 +356,7 @@ impl Transit {
             txn = txn.check(path.clone(), Entry::unchanged(Some(&entry))).put_secret(path, encode(&changed)?);
             line.level = to;
             line.revision += 1;
+            line.moved_into_hsm = (to == Level::Hsm).then_some(now);
         }
         record.level = to;
         Ok(txn)

@@ -75,6 +75,9 @@ pub struct VersionLine {
     /// Counts rewrites of the material at another level, so that caches see them.
     #[serde(default)]
     pub revision: u32,
+    /// When material that had been outside was put into the HSM, Unix nanoseconds; absent for what was made there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_into_hsm: Option<i64>,
     /// The public half of an asymmetric key: PEM, or base64 for Ed25519.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,

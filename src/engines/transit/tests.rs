@@ -217,6 +217,7 @@ async fn put_key(
         created: 0,
         level: protect::Level::Software,
         revision: 0,
+        moved_into_hsm: None,
         public_key: None,
         public_only: false,
         certificate_chain: vec![],

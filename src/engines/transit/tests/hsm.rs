@@ -168,8 +168,25 @@ async fn a_crash_while_an_object_is_made_leaves_no_orphan_and_no_gap() {
 #[tokio::test]
 async fn material_follows_the_zones_master_key() {
     for hsm in [None, Some(FakeHsm::new())] {
-        let mut bench = Bench::with(hsm, &[]).await;
+        let mut bench = Bench::with(hsm.clone(), &[]).await;
         let mut texts = Vec::new();
+        let only = if hsm.is_some() { "hsm-only" } else { "software" };
+        let mut signatures = Vec::new();
+        for (name, body) in [
+            ("rsa", json!({ "type": "rsa-2048" })),
+            ("ec", json!({ "type": "ecdsa-p256" })),
+            ("raised", json!({ "type": "ecdsa-p256", "protection_level": "software" })),
+            ("only", json!({ "type": "rsa-2048", "protection_level": only })),
+        ] {
+            bench.post(&format!("keys/{name}"), body).await;
+            let signed = bench.post(&format!("sign/{name}"), json!({ "input": "YQ==" })).await;
+            signatures.push((name, signed["signature"].clone()));
+        }
+        if hsm.is_some() {
+            let raised = bench.post("keys/raised/config", json!({ "protection_level": "hsm" })).await;
+            assert!(raised["moved_into_hsm"]["1"].is_string(), "{raised}");
+        }
+        bench.post("keys/rsa/rotate", json!({})).await;
         for (name, body) in
             [("a", json!({})), ("b", json!({ "protection_level": "software" })), ("c", json!({ "derived": true }))]
         {
@@ -181,7 +198,7 @@ async fn material_follows_the_zones_master_key() {
         zones.rotate("default", bench.clock.now()).await.unwrap();
         let progress = zones.rewrap("default", bench.services.transit.as_ref()).await.unwrap();
         assert!(progress.finished);
-        assert_eq!((progress.seen, progress.rewrapped), (3, 3));
+        assert_eq!((progress.seen, progress.rewrapped), (8, 8));
         let current = zones.current("default").unwrap().id;
         for (path, entry) in bench.transit.store.view.scan("material/", None, usize::MAX).unwrap() {
             let record: record::VersionRecord = record::decode(&entry.value).unwrap();
@@ -196,6 +213,11 @@ async fn material_follows_the_zones_master_key() {
         for (name, text) in texts {
             let body = json!({ "ciphertext": text, "context": "YQ==" });
             assert_eq!(bench.post(&format!("decrypt/{name}"), body).await["plaintext"], "YQ==");
+        }
+        for (name, signature) in signatures {
+            let body = json!({ "input": "YQ==", "signature": signature });
+            assert_eq!(bench.post(&format!("verify/{name}"), body).await["valid"], true, "{name}");
+            assert!(bench.post(&format!("sign/{name}"), json!({ "input": "YQ==" })).await["signature"].is_string(), "{name}");
         }
     }
 }
