@@ -77,7 +77,7 @@ def slow_hsm(lab, latency_ms, pools, seconds):
             file.write("0")
         # One session of the configured number is the keeper's.
         sos = Sos(lab, "slow-%d" % pool, module=module, sessions=pool + 1,
-                  env={"SOS_PROXY_MODULE": softhsm(), "SOS_PROXY_FAULTS": faults})
+                  env={"SOS_PROXY_MODULE": softhsm(), "SOS_PROXY_FAULTS": faults, "SOS_PROXY_MANUFACTURER": "Network HSM"})
         sos.plain.call("POST", "/v1/sys/mounts/bench-transit", {"type": "transit"})
         sos.plain.call("POST", "/v1/bench-transit/keys/aes", {"type": "aes256-gcm96", "protection_level": "hsm"})
         row = workloads.Row("slow", "POST", "/v1/bench-transit/encrypt/aes", {"plaintext": workloads.DEK})

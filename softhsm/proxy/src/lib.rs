@@ -9,7 +9,8 @@
 //! - `close_sessions_once`: before the next of these calls all sessions are closed under the caller, which also logs out;
 //! - `removed`: whatever needs the token answers CKR_DEVICE_REMOVED while the file exists.
 //!
-//! Every C_Login is noted as a line in `logins`.
+//! Every C_Login is noted as a line in `logins`. With `SOS_PROXY_MANUFACTURER` the module says that it is of that maker: what
+//! is known about the real one (that one session is fastest, for example) does not hold for a slow device behind a network.
 
 #![allow(non_snake_case)] // the entries carry the standard's names
 
@@ -65,6 +66,7 @@ fn load() -> Option<Lists> {
     std::mem::forget(library);
     let ours = CK_FUNCTION_LIST {
         C_GetFunctionList: Some(C_GetFunctionList),
+        C_GetInfo: Some(get_info),
         C_GetTokenInfo: Some(token_info),
         C_OpenSession: Some(open_session),
         C_CloseSession: Some(close_session),
@@ -131,6 +133,23 @@ fn disturb() -> Option<CK_RV> {
         Some(every) if every > 0 && call.is_multiple_of(every) => Some(CKR_DEVICE_ERROR),
         _ => None,
     }
+}
+
+unsafe extern "C" fn get_info(info: CK_INFO_PTR) -> CK_RV {
+    let rv = real!(C_GetInfo, info);
+    if rv == CKR_OK
+        && let Ok(maker) = std::env::var("SOS_PROXY_MANUFACTURER")
+    {
+        // SAFETY: the real module has just filled it.
+        let info = unsafe { &mut *info };
+        // Both texts are padded with blanks (PKCS #11, section 3.1).
+        info.libraryDescription = [b' '; 32];
+        info.manufacturerID = [b' '; 32];
+        for (place, byte) in info.manufacturerID.iter_mut().zip(maker.bytes()) {
+            *place = byte;
+        }
+    }
+    rv
 }
 
 unsafe extern "C" fn token_info(slot: CK_SLOT_ID, info: CK_TOKEN_INFO_PTR) -> CK_RV {

@@ -1,6 +1,9 @@
 //! `sign/:name` and `verify/:name`.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
@@ -15,7 +18,7 @@ use super::{
     ops::{ItemError, Opened},
     protect::Level,
     rsa_in_hsm::AT_ONCE,
-    signing::Options,
+    signing::{Options, Signed},
     store::Key,
 };
 use crate::{
@@ -208,11 +211,8 @@ pub async fn sign(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
         context: Some(Cow::Borrowed(&params.context)),
         ..TextItem::default()
     }];
-    // Here one signature after the other; in the HSM as many at once as its sessions can use.
-    let at_once = if Transit::level_in_use(&key) == Level::Software { 1 } else { AT_ONCE };
-    let items = batch.as_deref().unwrap_or(&single).iter();
-    let pending: Vec<_> = items.map(|item| sign_item(engine, &key, params.key_version, item, &options)).collect();
-    let mut results: Vec<_> = stream::iter(pending).buffered(at_once).try_collect().await?;
+    let items = batch.as_deref().unwrap_or(&single);
+    let mut results = sign_all(engine, &key, params.key_version, items, &options).await?;
     let mut reply = match &batch {
         None => {
             let missing = || Failure::internal("nothing was signed");
@@ -240,19 +240,60 @@ pub async fn sign(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
     Ok(reply)
 }
 
+/// Signs in this process one after the other; in the HSM as many at once as its sessions can use.
+async fn sign_all(
+    engine: &Transit,
+    key: &Key,
+    version: i64,
+    items: &[TextItem<'_>],
+    options: &Options,
+) -> Result<Vec<Result<Signed, ItemError>>, Failure> {
+    if Transit::level_in_use(key) != Level::Software {
+        let sign = async |item| sign_item(engine, key, version, item, &mut Opened::default(), options).await;
+        let pending: Vec<_> = items.iter().map(sign).collect();
+        return stream::iter(pending).buffered(AT_ONCE).try_collect().await;
+    }
+    let (mut opened, mut turn) = (Opened::default(), Turn::begin());
+    let mut results = Vec::with_capacity(items.len());
+    for item in items {
+        turn.give_way().await;
+        results.push(sign_item(engine, key, version, item, &mut opened, options).await?);
+    }
+    Ok(results)
+}
+
 async fn sign_item(
     engine: &Transit,
     key: &Key,
     version: i64,
     item: &TextItem<'_>,
+    opened: &mut Opened,
     options: &Options,
-) -> Result<Result<super::signing::Signed, ItemError>, Failure> {
-    // Others get their turn between two signatures.
-    tokio::task::yield_now().await;
+) -> Result<Result<Signed, ItemError>, Failure> {
     let decoded = input_of(item, "missing input").and_then(|input| Ok((input, context_of(item)?)));
     match decoded {
-        Ok((input, context)) => engine.sign_one(key, &mut Opened::default(), version, &input, &context, options).await,
+        Ok((input, context)) => engine.sign_one(key, opened, version, &input, &context, options).await,
         Err(error) => Ok(Err(error)),
+    }
+}
+
+/// How long a batch keeps a thread before others get their turn.
+const TURN: Duration = Duration::from_micros(200);
+
+/// The turn of a batch whose items differ too much in cost to be counted.
+struct Turn(Instant);
+
+impl Turn {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Lets others go on once this one has had its time.
+    async fn give_way(&mut self) {
+        if self.0.elapsed() >= TURN {
+            tokio::task::yield_now().await;
+            self.0 = Instant::now();
+        }
     }
 }
 
@@ -319,9 +360,10 @@ async fn verify_signatures(
         return Err(Failure::invalid(format!("key type {} does not support verification", key.record.kind.name())));
     }
     check_none(&options)?;
-    let mut opened = Opened::default();
+    let (mut opened, mut turn) = (Opened::default(), Turn::begin());
     let mut results = Vec::with_capacity(items.len());
     for item in items {
+        turn.give_way().await;
         let decoded = input_of(item, "missing input").and_then(|input| Ok((input, context_of(item)?)));
         let result = match (decoded, item.signature.as_deref()) {
             (Err(error), _) => Err(error),
@@ -331,7 +373,6 @@ async fn verify_signatures(
             }
         };
         results.push(result);
-        tokio::task::yield_now().await;
     }
     if !batch {
         let missing = || Failure::internal("nothing was verified");
