@@ -94,6 +94,7 @@ fn back_and_forth(kind: Kind) {
             archive: files::open(&path).unwrap(),
             target: &Target::Empty,
             force: false,
+            skip_versions: None,
             now,
             begin: &mut |_| Ok(()),
             progress: &mut |_| {},

@@ -11,6 +11,7 @@
 mod archive;
 mod exchange;
 pub mod files;
+mod given;
 mod header;
 mod key;
 mod place;
@@ -21,11 +22,12 @@ mod stream;
 
 pub use archive::{Contents, Reader, Seal, Summary, Writer};
 pub use exchange::Exchange;
+pub use given::Given;
 pub use header::{Header, HsmNeed, Needs, ZoneNeed};
 pub use key::{BackupKey, KEY_PATH};
 pub use place::{Settled, settle_folder};
-pub use restore::{Origin, RESTORED_PATH, Restored, Target, Wait};
-pub use server::{Backups, Made, Schedule, State};
+pub use restore::{Fork, Origin, RESTORED_PATH, Restored, Target, Wait};
+pub use server::{Asked, Backups, Made, Schedule, State};
 pub use source::Source;
 pub use stream::{Download, DownloadWriter, Upload, UploadReader};
 

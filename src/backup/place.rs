@@ -71,6 +71,11 @@ fn settle_locked(folder: &Path) -> io::Result<Settled> {
     }
 }
 
+/// Where the new store is built.
+pub(super) fn new_folder(folder: &Path) -> PathBuf {
+    folder.join(NEW)
+}
+
 /// An empty folder for the new store, inside the store's own (which may be all that the process may write to).
 pub(super) fn make_new(folder: &Path) -> Result<PathBuf, BackupError> {
     let new = folder.join(NEW);

@@ -1,11 +1,14 @@
 //! A store from a backup: what is checked before anything is touched, and how the new store is filled.
 
-use std::{cell::Cell, path::Path};
+use std::{
+    cell::Cell,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{BackupError, Contents, Header, Reader, Seal, place};
+use super::{BackupError, Contents, Header, Reader, Seal, given, place};
 use crate::{
     seal::{SEAL_PATH, SealRecord},
     storage::{self, CommitFuture, Folder, Kind, Record, Storage, StorageConfig, StorageError, Txn, Version},
@@ -18,6 +21,10 @@ pub const RESTORED_PATH: &str = "core/restored";
 /// Versions left out behind the newest one known. What ran after the backup may have given versions that nobody here
 /// has seen; this many commits take longer than any of it can have run.
 const GAP: Version = 1 << 40;
+
+/// Version numbers of secrets and Transit keys that are left out where nobody can tell which ones were given after the
+/// backup.
+pub(super) const SKIPPED: u64 = 1000;
 
 /// What a restored store remembers of its origin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,11 +41,18 @@ pub struct Restored {
     pub replaced: Option<Version>,
     /// What the backup is authentic by; checked at the first unseal.
     pub seal: Seal,
-    /// Whether the first unseal has made good what a restored store owes (`settle.rs`).
+    /// Whether the first unseal has made good what a restored store owes (`core/restored.rs`).
     pub settled: bool,
+    /// Version numbers that every secret and Transit key leaves out.
+    #[serde(default)]
+    pub skip_versions: u64,
 }
 
 impl Restored {
+    fn fork(&self) -> Fork {
+        Fork { left: self.sequence, joined: self.sequence.max(self.replaced.unwrap_or(0)).saturating_add(GAP) }
+    }
+
     /// The record, where the store was restored.
     pub fn load(storage: &dyn Storage) -> Result<Option<(Self, Version)>, StorageError> {
         let Some(record) = storage.get(RESTORED_PATH)? else { return Ok(None) };
@@ -49,6 +63,15 @@ impl Restored {
             other => Err(corrupt(format!("its format {other} is unknown"))),
         }
     }
+}
+
+/// A restored store: its commits up to `left` are its cluster's, those from `joined` on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fork {
+    /// The last commit of the backup.
+    pub left: Version,
+    /// Its own first commit comes behind this one.
+    pub joined: Version,
 }
 
 /// What a restore would replace.
@@ -64,6 +87,8 @@ pub enum Target {
         name: String,
         /// Its last commit.
         sequence: Version,
+        /// Where it goes back to a backup itself: where it left the line of its cluster.
+        fork: Option<Fork>,
     },
     /// A store that cannot be read, and why.
     Unreadable(String),
@@ -74,7 +99,10 @@ impl Target {
     pub fn of(storage: &dyn Storage, sequence: Version) -> Result<Self, StorageError> {
         let Some(record) = storage.get(SEAL_PATH)? else { return Ok(Self::Empty) };
         match serde_json::from_slice::<SealRecord>(&record.value) {
-            Ok(seal) => Ok(Self::Cluster { id: seal.cluster_id, name: seal.cluster_name, sequence }),
+            Ok(seal) => {
+                let fork = Restored::load(storage)?.map(|(restored, _)| restored.fork());
+                Ok(Self::Cluster { id: seal.cluster_id, name: seal.cluster_name, sequence, fork })
+            }
             Err(error) => Ok(Self::Unreadable(format!("its record {SEAL_PATH:?} cannot be read: {error}"))),
         }
     }
@@ -128,6 +156,22 @@ impl Target {
         }
     }
 
+    /// Whether this store went on from the backup's moment, so that it knows what was given since. One that was restored
+    /// from an older backup knows nothing of what its cluster did elsewhere.
+    fn goes_on_from(&self, header: &Header) -> bool {
+        match self {
+            Self::Cluster { id, sequence, fork, .. } if *id == header.cluster_id => {
+                let off_its_line = fork.is_some_and(|fork| header.sequence > fork.left && header.sequence <= fork.joined);
+                *sequence >= header.sequence && !off_its_line
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn is_of(&self, header: &Header) -> bool {
+        self.sequence_of(&header.cluster_id).is_some()
+    }
+
     fn sequence_of(&self, cluster: &str) -> Option<Version> {
         match self {
             Self::Cluster { id, sequence, .. } if id == cluster => Some(*sequence),
@@ -141,11 +185,11 @@ impl Target {
 pub struct Wait<'a>(pub &'a tokio::runtime::Handle);
 
 impl Wait<'_> {
-    fn commit(self, commit: CommitFuture) -> Result<Version, StorageError> {
+    pub(super) fn commit(self, commit: CommitFuture) -> Result<Version, StorageError> {
         self.0.block_on(commit)
     }
 
-    fn snapshot(self, storage: &dyn Storage) -> Result<storage::Snapshot, StorageError> {
+    pub(super) fn snapshot(self, storage: &dyn Storage) -> Result<storage::Snapshot, StorageError> {
         self.0.block_on(storage.snapshot())
     }
 }
@@ -158,6 +202,8 @@ pub struct Origin<'a, R: std::io::Read> {
     pub target: &'a Target,
     /// Whether it goes over another cluster or a newer store.
     pub force: bool,
+    /// Version numbers that every secret and Transit key leaves out; `None` for what fits the target.
+    pub skip_versions: Option<u64>,
     /// The time.
     pub now: OffsetDateTime,
     /// Told the head once, before anything is written; may refuse.
@@ -169,7 +215,7 @@ pub struct Origin<'a, R: std::io::Read> {
 impl<R: std::io::Read> Origin<'_, R> {
     /// Fills an empty store. Not to be used when it fails: only at the end is it known that the archive is whole.
     pub fn fill(self, store: &dyn Storage, wait: Wait<'_>) -> Result<Contents, BackupError> {
-        let Self { archive, target, force, now, begin, progress } = self;
+        let Self { archive, target, force, skip_versions, now, begin, progress } = self;
         let mut under_way: Option<CommitFuture> = None;
         let above = Cell::new(0);
         let mut count = 0;
@@ -202,6 +248,7 @@ impl<R: std::io::Read> Origin<'_, R> {
             replaced: target.sequence_of(&contents.header.cluster_id),
             seal: contents.seal.clone(),
             settled: false,
+            skip_versions: skip_versions.unwrap_or(if target.goes_on_from(&contents.header) { 0 } else { SKIPPED }),
         };
         let json = serde_json::to_vec(&restored).map_err(|error| BackupError::Damaged(error.to_string()))?;
         wait.commit(store.commit(Txn::new().put(RESTORED_PATH, json).above(above.get())))?;
@@ -217,19 +264,30 @@ impl<R: std::io::Read> Origin<'_, R> {
     ) -> Result<(Contents, Option<std::path::PathBuf>), BackupError> {
         let folder = config.path.as_deref().ok_or_else(|| BackupError::Refused("the configured store has no folder".into()))?;
         let replaces = place::holds_store(folder);
-        let _lock = Folder::open(folder)?;
+        let target = self.target;
+        let lock = Folder::open(folder)?;
         let contents = self.beside(config, folder, wait)?;
+        if target.is_of(&contents.header) {
+            // Opening the old store takes the lock.
+            drop(lock);
+            let carried = storage::open(config).map_err(BackupError::from);
+            let carried = carried.and_then(|old| carry_beside(&*old, config, folder, wait));
+            let carried = carried.and_then(|()| Ok(storage::wait_until_closed(config)?));
+            if let Err(error) = carried {
+                place::drop_new(folder);
+                return Err(error);
+            }
+        } else {
+            drop(lock);
+        }
+        let _lock = Folder::open(folder)?;
         let old = place::exchange(folder)?;
         Ok((contents, replaces.then_some(old)))
     }
 
     /// Builds the new store beside the one in `folder`; on failure nothing of it is left.
     pub(super) fn beside(self, config: &StorageConfig, folder: &Path, wait: Wait<'_>) -> Result<Contents, BackupError> {
-        let new = place::make_new(folder)?;
-        let mut beside = config.clone();
-        beside.path = Some(new);
-        // The reserve belongs to the folder, and is there already.
-        beside.options.reserve_bytes = 0;
+        let beside = beside(config, place::make_new(folder)?);
         let filled = storage::open(&beside).map_err(BackupError::from).and_then(|store| self.fill(&*store, wait));
         let filled = filled.and_then(|contents| {
             storage::wait_until_closed(&beside)?;
@@ -240,6 +298,24 @@ impl<R: std::io::Read> Origin<'_, R> {
         }
         filled
     }
+}
+
+/// The new store beside the one in `config`'s folder.
+fn beside(config: &StorageConfig, new: PathBuf) -> StorageConfig {
+    let mut beside = config.clone();
+    beside.path = Some(new);
+    // The reserve belongs to the folder, and is there already.
+    beside.options.reserve_bytes = 0;
+    beside
+}
+
+/// Carries over to the new store beside `old`, which is complete and closed, what `old` knows of versions that were given.
+pub(super) fn carry_beside(old: &dyn Storage, config: &StorageConfig, folder: &Path, wait: Wait<'_>) -> Result<(), BackupError> {
+    let beside = beside(config, place::new_folder(folder));
+    let new = storage::open(&beside)?;
+    given::carry(old, &*new, wait)?;
+    drop(new);
+    Ok(storage::wait_until_closed(&beside)?)
 }
 
 fn puts(records: Vec<(String, Record)>) -> Txn {

@@ -11,8 +11,8 @@ use time::OffsetDateTime;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    BackupError, BackupKey, Contents, Download, Exchange, Header, Origin, Restored, Source, Target, Wait, files, place,
-    stream::UploadReader,
+    BackupError, BackupKey, Contents, Download, Exchange, Header, Origin, Restored, Source, Target, Wait, files, given, place,
+    restore::carry_beside, stream::UploadReader,
 };
 use crate::{
     crashpoint::reach,
@@ -31,6 +31,15 @@ pub struct Schedule {
     pub keep: usize,
     /// Age of the last good one from which on health warns.
     pub warn_after: Duration,
+}
+
+/// What whoever restores asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked {
+    /// Whether the backup goes over another cluster or a newer store.
+    pub force: bool,
+    /// See [`Origin::skip_versions`].
+    pub skip_versions: Option<u64>,
 }
 
 /// A backup in the folder.
@@ -210,7 +219,7 @@ impl Backups {
         &self,
         seal: &ClusterSeal,
         archive: UploadReader,
-        force: bool,
+        Asked { force, skip_versions }: Asked,
         now: OffsetDateTime,
         mut admit: impl FnMut(&Header) -> Result<(), BackupError> + Send + 'static,
         closed: impl FnOnce(),
@@ -223,7 +232,8 @@ impl Backups {
         let handle = tokio::runtime::Handle::current();
         let build = {
             let (exchange, target) = (Arc::clone(&exchange), target.clone());
-            move || build(&exchange, archive, &target, force, now, &mut admit, &handle)
+            let asked = Asked { force, skip_versions };
+            move || build(&exchange, archive, &target, asked, now, &mut admit, &handle)
         };
         let (contents, new) = blocking(build).await?;
         reach("restore-built");
@@ -234,6 +244,10 @@ impl Backups {
             let frozen = exchange.freeze();
             let sequence = exchange.snapshot().await?.version();
             Target::of(&*exchange, sequence)?.admit(&contents.header, force)?;
+            let (old, new) = (Arc::clone(&exchange), new.clone());
+            if target.is_of(&contents.header) {
+                blocking(move || carry(&old, new.as_deref(), &tokio::runtime::Handle::current())).await?;
+            }
             Ok::<_, BackupError>(frozen)
         };
         let frozen = match admitted.await {
@@ -282,12 +296,12 @@ fn build(
     exchange: &Exchange,
     archive: UploadReader,
     target: &Target,
-    force: bool,
+    Asked { force, skip_versions }: Asked,
     now: OffsetDateTime,
     admit: &mut dyn FnMut(&Header) -> Result<(), BackupError>,
     handle: &tokio::runtime::Handle,
 ) -> Result<(Contents, Option<Arc<dyn Storage>>), BackupError> {
-    let origin = Origin { archive, target, force, now, begin: admit, progress: &mut |_| {} };
+    let origin = Origin { archive, target, force, skip_versions, now, begin: admit, progress: &mut |_| {} };
     let config = exchange.config();
     match (config.kind, &config.path) {
         (Kind::Sled | Kind::Redb, Some(folder)) => Ok((origin.beside(config, folder, Wait(handle))?, None)),
@@ -296,6 +310,16 @@ fn build(
             let contents = origin.fill(&store, Wait(handle))?;
             Ok((contents, Some(Arc::new(store))))
         }
+    }
+}
+
+/// Carries over to the new store what the old one, which takes no writes any more, knows of versions that were given.
+fn carry(old: &Exchange, new: Option<&dyn Storage>, handle: &tokio::runtime::Handle) -> Result<(), BackupError> {
+    let config = old.config();
+    match (new, &config.path) {
+        (Some(new), _) => given::carry(old, new, Wait(handle)),
+        (None, Some(folder)) => carry_beside(old, config, folder, Wait(handle)),
+        (None, None) => Ok(()),
     }
 }
 

@@ -182,8 +182,15 @@ impl Bench {
         target: &Target,
         force: bool,
     ) -> Result<(Contents, Option<std::path::PathBuf>), BackupError> {
-        let origin =
-            Origin { archive, target, force, now: OffsetDateTime::UNIX_EPOCH, begin: &mut |_| Ok(()), progress: &mut |_| {} };
+        let origin = Origin {
+            archive,
+            target,
+            force,
+            skip_versions: None,
+            now: OffsetDateTime::UNIX_EPOCH,
+            begin: &mut |_| Ok(()),
+            progress: &mut |_| {},
+        };
         origin.into_folder(&self.config(), Wait(self.runtime.handle()))
     }
 
@@ -223,7 +230,7 @@ fn into_an_empty_folder_and_over_a_store(kind: Kind) {
     let first = bench.put(&*store, "new", "x");
     assert!(first > 5000 + (1 << 40), "{first}");
     drop(store);
-    let here = Target::Cluster { id: "c".into(), name: "n".into(), sequence: first };
+    let here = Target::Cluster { id: "c".into(), name: "n".into(), sequence: first, fork: None };
     let (_, old) = bench.restore(&bytes, &here, true).unwrap();
     assert!(old.unwrap().exists());
     let store = bench.open();
@@ -271,7 +278,7 @@ fn another_cluster_a_newer_store_and_an_unreadable_one_need_force() {
     let bench = Bench::new(Kind::Redb);
     bench.old_store();
     let bytes = bench.archive(10);
-    let cluster = |id: &str, sequence| Target::Cluster { id: id.into(), name: "here".into(), sequence };
+    let cluster = |id: &str, sequence| Target::Cluster { id: id.into(), name: "here".into(), sequence, fork: None };
     for (target, text) in [
         (cluster("other", 1), "of another cluster"),
         (cluster("c", 13), "3 commit(s) made since would be lost"),
@@ -313,6 +320,7 @@ fn a_full_disk_leaves_the_old_store() {
             archive: bytes.as_slice(),
             target: &Target::Empty,
             force: false,
+            skip_versions: None,
             now: OffsetDateTime::UNIX_EPOCH,
             begin: &mut |_| Ok(()),
             progress: &mut |_| {},
@@ -354,6 +362,7 @@ fn writes_go_on_and_a_backup_shows_one_commit(kind: Kind) {
                 archive: bytes.as_slice(),
                 target: &Target::Empty,
                 force: false,
+                skip_versions: None,
                 now: OffsetDateTime::UNIX_EPOCH,
                 begin: &mut |_| Ok(()),
                 progress: &mut |_| {},

@@ -67,6 +67,10 @@ pub(super) struct RestoreArgs {
     /// Restore also over a newer store, another cluster, or where keys are missing
     #[arg(long)]
     force: bool,
+    /// Version numbers that every secret and Transit key leaves out; without it none where the replaced store tells which
+    /// ones were given, and 1000 elsewhere
+    #[arg(long, value_name = "N")]
+    skip_versions: Option<u64>,
     /// The backup
     file: PathBuf,
 }
@@ -230,8 +234,9 @@ fn restore_online(args: &RestoreArgs, terminal: &mut Terminal<'_>) -> Result<u8,
     let size = file.metadata().map(|meta| meta.len()).ok();
     let progress = Progress::bytes("sending", size);
     let path = if args.force { "sys/storage/raft/snapshot-force" } else { "sys/storage/raft/snapshot" };
+    let query = args.skip_versions.map(|count| format!("?skip_versions={count}")).unwrap_or_default();
     let mut body = Counted { input: file, count: 0, progress: &progress };
-    client.upload(path, &mut body).map_err(|error| Failure::request("restoring the backup", error))?;
+    client.upload(&format!("{path}{query}"), &mut body).map_err(|error| Failure::request("restoring the backup", error))?;
     progress.finish();
     terminal.print("Restored. The server unseals itself with its HSM, or waits for shares: see `sos status`.")?;
     Ok(0)
@@ -255,6 +260,7 @@ fn restore_offline(args: &RestoreArgs, terminal: &mut Terminal<'_>) -> Result<u8
         archive: Counted { input: archive, count: 0, progress: &progress },
         target: &target,
         force: args.force,
+        skip_versions: args.skip_versions,
         now: OffsetDateTime::now_utc(),
         begin: &mut |header| match missing_seal(&config, header) {
             Some(why) if !args.force => Err(BackupError::Refused(why)),

@@ -166,6 +166,7 @@ fn copy_of(backup: &Path, folder: &Path, runtime: &tokio::runtime::Handle) -> Re
         archive,
         target: &Target::Empty,
         force: false,
+        skip_versions: Some(0),
         now: OffsetDateTime::now_utc(),
         begin: &mut |_| Ok(()),
         progress: &mut |_| {},

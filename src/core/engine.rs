@@ -14,7 +14,10 @@ use super::{
     route::{Access, Match, RouteInfo, Routed, Verb},
     tokens::{TokenEntry, ttl::TtlTerms},
 };
-use crate::wire::{field::Input, json::RawObject};
+use crate::{
+    backup::Given,
+    wire::{field::Input, json::RawObject},
+};
 
 /// Who calls.
 #[derive(Clone)]
@@ -117,7 +120,7 @@ pub trait Engine: Send + Sync + 'static {
     async fn tick(&self) -> Result<(), Failure>;
 
     /// See [`Routed::restored`].
-    async fn restored(&self) -> Result<(), Failure>;
+    async fn restored(&self, given: &Given<'_>) -> Result<(), Failure>;
 
     /// See [`Routed::worn`].
     async fn worn(&self) -> Result<Vec<String>, Failure>;
@@ -170,8 +173,8 @@ impl<E: Routed> Engine for E {
         Routed::tick(self).await
     }
 
-    async fn restored(&self) -> Result<(), Failure> {
-        Routed::restored(self).await
+    async fn restored(&self, given: &Given<'_>) -> Result<(), Failure> {
+        Routed::restored(self, given).await
     }
 
     async fn worn(&self) -> Result<Vec<String>, Failure> {

@@ -187,7 +187,7 @@ impl Core {
         active.mounts.load(self, &active, &cubbyhole).await?;
         self.audit.load(view("core/")?)?;
         self.cors.load(view("core/")?)?;
-        restored::burn(&active, restored.as_ref()).await?;
+        restored::burn(self, &active, restored.as_ref()).await?;
         for mounted in active.router.all() {
             if let Err(failure) = mounted.engine.start().await {
                 tracing::error!(mount = %mounted.entry.full_path(), error = ?failure, "the engine did not start; its requests may fail");

@@ -3,6 +3,8 @@
 //! - The backup must be authentic: the code in it is checked as soon as there is a key to check it by.
 //! - What ran after the backup may have encrypted under the keyring's active term and under Transit key versions, and of
 //!   that no record is left: the keyring gets a new term, and every count of encryptions a block more.
+//! - Version numbers that were given after the backup are not given again: the mounts take up what was carried over from
+//!   the replaced store (`backup/given.rs`), or leave numbers out.
 //! - Tokens and leases that expired meanwhile are expired; they are swept before anything is answered.
 //!
 //! All of it is done before the first request is answered, and done again when a crash came in between.
@@ -11,7 +13,7 @@ use std::sync::Arc;
 
 use super::{Active, Core, SWEEP, failure::Failure};
 use crate::{
-    backup::{BackupError, BackupKey, RESTORED_PATH, Restored},
+    backup::{BackupError, BackupKey, Given, RESTORED_PATH, Restored},
     crashpoint::reach,
     storage::{Expect, Txn, Version},
 };
@@ -32,10 +34,13 @@ pub(super) async fn admit(core: &Core) -> Result<Option<(Restored, Version)>, Fa
 }
 
 /// With all mounts loaded and none started yet: what ran after the backup has used up more than the records tell.
-pub(super) async fn burn(active: &Active, found: Option<&(Restored, Version)>) -> Result<(), Failure> {
-    if found.is_some_and(|(restored, _)| !restored.settled) {
+pub(super) async fn burn(core: &Core, active: &Active, found: Option<&(Restored, Version)>) -> Result<(), Failure> {
+    if let Some((restored, _)) = found
+        && !restored.settled
+    {
+        let storage = core.barrier.raw();
         for mounted in active.router.all() {
-            mounted.engine.restored().await?;
+            mounted.engine.restored(&Given::of(storage.as_ref(), &mounted.entry.uuid, restored)).await?;
         }
         reach("restored-burnt");
     }
@@ -48,6 +53,7 @@ pub(super) async fn settle(core: &Core, active: &Arc<Active>, found: Option<(Res
     if !restored.settled {
         while active.tokens.sweep(SWEEP).await? == SWEEP {}
         reach("restored-swept");
+        Given::forget_all(core.barrier.raw().as_ref()).await?;
         restored.settled = true;
         let json = serde_json::to_vec(&restored).map_err(Failure::internal)?;
         let txn = Txn::new().check(RESTORED_PATH, Expect::Version(version)).put(RESTORED_PATH, json);

@@ -17,7 +17,7 @@ use super::{
     request::Operation,
     tokens::{TokenEntry, ttl::TtlTerms},
 };
-use crate::wire::field::Field;
+use crate::{backup::Given, wire::field::Field};
 
 /// A boxed future of an engine.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -197,8 +197,9 @@ pub trait Routed: Send + Sync + Sized + 'static {
     }
 
     /// Called once, before [`Routed::start`], on a store that was restored from a backup: what ran after the backup may have
-    /// used up more than the records tell.
-    async fn restored(&self) -> Result<(), Failure> {
+    /// used up more than the records tell, and given version numbers that are not to be given again. Done again when a crash
+    /// came in between.
+    async fn restored(&self, _given: &Given<'_>) -> Result<(), Failure> {
         Ok(())
     }
 

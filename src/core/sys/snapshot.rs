@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::System;
 use crate::{
-    backup::{BackupError, Header, Source},
+    backup::{Asked, BackupError, Header, Source},
     core::{
         Core,
         engine::Call,
@@ -24,6 +24,8 @@ use crate::{
 
 const SNAPSHOT: &str = "sys/storage/raft/snapshot";
 const FORCE: &str = "sys/storage/raft/snapshot-force";
+/// More numbers than anybody leaves out, and few enough that clients with 32-bit integers go on working.
+const MOST_SKIPPED: u64 = 1_000_000_000;
 
 /// Endpoints of this file.
 pub const ROUTES: &[Route<System>] = &[
@@ -89,6 +91,7 @@ async fn put_back(system: &System, call: &Call<'_>, force: bool) -> Result<Reply
     let core = system.core()?;
     let archive = call.request.upload.as_ref().and_then(|upload| upload.take());
     let archive = archive.ok_or_else(|| Failure::invalid("the body must be a backup"))?;
+    let asked = Asked { force, skip_versions: skip_versions(call)? };
     let handle = tokio::runtime::Handle::current();
     let admit = {
         let core = Arc::clone(&core);
@@ -101,10 +104,21 @@ async fn put_back(system: &System, call: &Call<'_>, force: bool) -> Result<Reply
             None => Ok(()),
         }
     };
-    core.backups.restore(&core.seal, archive, force, call.now, admit, || core.services.transit.forget()).await?;
+    core.backups.restore(&core.seal, archive, asked, call.now, admit, || core.services.transit.forget()).await?;
     // With its HSM the server opens the new store at once; otherwise it waits for shares, as after a start.
     core.seal.auto_unseal().await;
     Ok(Reply::empty())
+}
+
+/// The query's `skip_versions`: how many version numbers every secret and Transit key leaves out.
+fn skip_versions(call: &Call<'_>) -> Result<Option<u64>, Failure> {
+    let given = call.request.query.iter().find(|(name, _)| name == "skip_versions");
+    let parsed = given.map(|(_, text)| text.parse::<u64>().ok().filter(|count| *count <= MOST_SKIPPED));
+    match parsed {
+        Some(None) => Err(Failure::invalid(format!("skip_versions must be a number from 0 to {MOST_SKIPPED}"))),
+        Some(count) => Ok(count),
+        None => Ok(None),
+    }
 }
 
 /// What a backup needs and is not here.

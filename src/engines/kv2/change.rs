@@ -6,7 +6,7 @@ use super::{
     keys::Keys,
     metadata::MetadataChange,
     patch,
-    record::{self, KeyRecord, MountRecord, Nanos, VersionEntry, encode_version, key_path, version_path},
+    record::{self, KeyRecord, MountRecord, Nanos, VersionEntry, encode_version, given_path, key_path, version_path},
     show,
 };
 use crate::{
@@ -75,6 +75,8 @@ pub struct State<'a> {
     record: Option<KeyRecord>,
     written: BTreeMap<u64, SecretBytes>,
     dropped: BTreeSet<u64>,
+    /// A number given before a restore has been passed.
+    passed_given: bool,
     changed: bool,
 }
 
@@ -84,7 +86,8 @@ impl<'a> State<'a> {
         let stored = keys.entry(key)?;
         let read = Entry::unchanged(stored.as_ref().map(|(entry, _)| entry));
         let record = stored.map(|(_, record)| record);
-        Ok(Self { keys, key, read, record, written: BTreeMap::new(), dropped: BTreeSet::new(), changed: false })
+        let (written, dropped) = (BTreeMap::new(), BTreeSet::new());
+        Ok(Self { keys, key, read, record, written, dropped, passed_given: false, changed: false })
     }
 
     /// The transaction that stores what was changed, if anything was.
@@ -94,8 +97,17 @@ impl<'a> State<'a> {
         }
         let path = key_path(self.key);
         let mut txn = Txn::new().check(&path, self.read);
+        let latest = self.record.as_ref().map(|record| record.current);
         for number in self.dropped {
-            txn = txn.delete(version_path(self.key, number));
+            let path = version_path(self.key, number);
+            // The record's name stays where it is the only one that tells how far the numbers went (`backup/given.rs`).
+            txn = match latest == Some(number) {
+                true => txn.put(path, Vec::new()),
+                false => txn.delete(path),
+            };
+        }
+        if self.passed_given {
+            txn = txn.delete(given_path(self.key));
         }
         for (number, data) in self.written {
             txn = txn.put_secret(version_path(self.key, number), data);
@@ -138,9 +150,11 @@ impl<'a> State<'a> {
     }
 
     fn add_version(&mut self, json: &[u8], config: &MountRecord, now: Nanos) -> Result<Reply, Failure> {
+        let given = self.keys.given(self.key)?;
         let record = self.record.get_or_insert_default();
         let deletion = config.deletion(record, now);
-        let trimmed = record.add_version(now, deletion, config.max_versions);
+        let trimmed = record.add_version_above(given, now, deletion, config.max_versions);
+        self.passed_given |= given > 0;
         let number = record.current;
         self.written.insert(number, SecretBytes::new(encode_version(now, json)));
         self.dropped.remove(&number);

@@ -9,7 +9,7 @@
 
 use std::{
     collections::{HashMap, VecDeque, hash_map},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use parking_lot::Mutex;
@@ -17,7 +17,9 @@ use tokio::sync::oneshot;
 
 use super::{
     change::{Change, State},
-    record::{self, CONFIG_PATH, KeyRecord, MountRecord, Nanos, VersionEntry, key_path, nanos, version_path},
+    record::{
+        self, CONFIG_PATH, GIVEN_FOLDER, KeyRecord, MountRecord, Nanos, VersionEntry, given_path, key_path, nanos, version_path,
+    },
 };
 use crate::{
     barrier::{BarrierError, Entry, View},
@@ -51,6 +53,8 @@ pub struct Keys {
     pub view: View,
     /// The time.
     pub clock: Clock,
+    /// Whether any number given before a restore is noted; looked up once.
+    any_given: OnceLock<bool>,
     /// A key is here while a task works on it.
     waiting: Mutex<HashMap<String, VecDeque<Waiting>>>,
 }
@@ -78,7 +82,7 @@ impl Found {
 impl Keys {
     /// The keys below a view.
     pub fn new(view: View, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { view, clock, waiting: Mutex::default() })
+        Arc::new(Self { view, clock, any_given: OnceLock::new(), waiting: Mutex::default() })
     }
 
     /// The current time as it is stored.
@@ -97,6 +101,24 @@ impl Keys {
         let Some(entry) = self.view.get(&path)? else { return Ok(None) };
         let key = KeyRecord::decode(&path, entry.value.expose())?;
         Ok(Some((entry, key)))
+    }
+
+    /// The highest number that was given to a key before a restore; 0 where nothing is noted.
+    pub fn given(&self, key: &str) -> Result<u64, Failure> {
+        let any = match self.any_given.get() {
+            Some(any) => *any,
+            None => {
+                let any = !self.view.list(GIVEN_FOLDER, None, 1)?.is_empty();
+                *self.any_given.get_or_init(|| any)
+            }
+        };
+        if !any {
+            return Ok(0);
+        }
+        let path = given_path(key);
+        let Some(entry) = self.view.get(&path)? else { return Ok(0) };
+        let number = <[u8; 8]>::try_from(entry.value.expose());
+        number.map(u64::from_be_bytes).map_err(|_length| record::corrupt(&path, "it is no number".into()))
     }
 
     /// The mount's settings.

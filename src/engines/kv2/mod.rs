@@ -13,6 +13,7 @@ mod metadata;
 mod params;
 mod patch;
 pub(crate) mod record;
+mod restored;
 mod show;
 mod upgrade;
 mod versions;
@@ -32,6 +33,7 @@ use self::{
 };
 use super::MountContext;
 use crate::{
+    backup::Given,
     core::{
         engine::Call,
         failure::Failure,
@@ -165,6 +167,10 @@ impl Routed for Kv2 {
             }
         };
         Ok(Reply::empty().with_status(404).with_warning(warning))
+    }
+
+    async fn restored(&self, given: &Given<'_>) -> Result<(), Failure> {
+        restored::take_up(&self.keys.view, given).await
     }
 
     async fn start(&self) -> Result<(), Failure> {

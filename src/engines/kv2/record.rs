@@ -3,6 +3,7 @@
 //! ```text
 //! m/<key>         format byte 1, then a KeyRecord in postcard
 //! v/<key>/<n>     format byte 1, created time (8 bytes, big-endian nanoseconds), then the data as JSON
+//! given/<key>     8 bytes: the highest number given before a restore
 //! config          format byte 1, then a MountRecord in postcard
 //! versioned       empty; see `kv::VERSIONED_MARKER`
 //! ```
@@ -25,6 +26,15 @@ const DEFAULT_MAX_VERSIONS: u32 = 10;
 
 /// The mount's configuration.
 pub const CONFIG_PATH: &str = "config";
+
+/// Below this lie the highest numbers that were given before a restore, as 8 bytes (big-endian), each until its key's next
+/// version.
+pub const GIVEN_FOLDER: &str = "given/";
+
+/// Where the highest number that was given to a key before a restore lies.
+pub fn given_path(key: &str) -> String {
+    format!("{GIVEN_FOLDER}{key}")
+}
 
 /// Below this lie the key records.
 pub const KEYS_FOLDER: &str = "m/";
@@ -119,22 +129,28 @@ impl KeyRecord {
 
     /// Adds the next version and drops those that are now too many; answers their numbers.
     pub fn add_version(&mut self, created: Nanos, deletion: Option<Nanos>, mount_max: u32) -> Vec<u64> {
-        self.current += 1;
+        self.add_version_above(0, created, deletion, mount_max)
+    }
+
+    /// The same with a number above `given`.
+    pub fn add_version_above(&mut self, given: u64, created: Nanos, deletion: Option<Nanos>, mount_max: u32) -> Vec<u64> {
+        self.current = self.current.max(given) + 1;
         self.versions.push(VersionEntry { number: self.current, created, deletion, destroyed: false });
         self.updated = created;
         if self.created == 0 {
             self.created = created;
         }
         let max = match self.max_versions.max(mount_max) {
-            0 => u64::from(DEFAULT_MAX_VERSIONS),
-            max => u64::from(max),
+            0 => DEFAULT_MAX_VERSIONS,
+            max => max,
         };
-        if self.current - self.oldest < max {
+        // Counted and not reckoned from the numbers: after a restore some may be left out.
+        let Some(excess) = self.versions.len().checked_sub(usize::try_from(max).unwrap_or(usize::MAX)) else {
             return Vec::new();
-        }
-        self.oldest = self.current - max + 1;
-        let kept = self.versions.partition_point(|version| version.number < self.oldest);
-        self.versions.drain(..kept).map(|version| version.number).collect()
+        };
+        let dropped = self.versions.drain(..excess).map(|version| version.number).collect();
+        self.oldest = self.versions.first().map_or(self.current, |version| version.number);
+        dropped
     }
 
     /// Reads a stored record.
@@ -241,6 +257,17 @@ mod tests {
         assert_eq!(key.add_version(12, None, 0), [2, 3, 4, 5, 6, 7, 8]);
         assert!(key.add_version(13, None, 100).is_empty());
         assert_eq!((key.oldest, key.current, key.versions.len()), (9, 13, 5));
+    }
+
+    #[test]
+    fn numbers_that_are_left_out_push_no_version_out() {
+        let mut key = KeyRecord { max_versions: 3, ..KeyRecord::default() };
+        assert!(key.add_version(1, None, 0).is_empty());
+        assert!(key.add_version_above(100, 2, None, 0).is_empty());
+        assert!(key.add_version_above(100, 3, None, 0).is_empty());
+        assert_eq!((key.oldest, key.current), (1, 102));
+        assert_eq!(key.add_version_above(7, 4, None, 0), [1]);
+        assert_eq!((key.oldest, key.current, key.versions.len()), (101, 103, 3));
     }
 
     #[test]

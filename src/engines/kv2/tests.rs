@@ -88,6 +88,10 @@ async fn trimmed_destroyed_and_removed_versions_leave_no_record() {
     assert_eq!(records(), 3);
     bench.write("destroy/a", r#"{"versions": "3, 4"}"#).await.unwrap();
     assert_eq!(records(), 1);
+    // The latest leaves its name, without data, so that a restore sees how far the numbers went.
+    bench.write("destroy/a", r#"{"versions": "5"}"#).await.unwrap();
+    let left = bench.view.scan("v/", None, 100).unwrap();
+    assert!(matches!(left.as_slice(), [(path, entry)] if path == "v/a/5" && entry.value.is_empty()));
     bench.delete("metadata/a").await.unwrap();
     assert_eq!(records(), 0);
     assert!(!bench.exists("data/a").await);

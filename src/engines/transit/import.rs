@@ -367,7 +367,7 @@ impl Transit {
             return Ok(Decision::Write(Change { record: Some(record), txn, outcome: () }));
         }
         let given = self.given(record.kind, record.derived(), handed).map_err(stop)?;
-        let version = record.latest_version + 1;
+        let version = self.store.next_version(&record)?;
         record.latest_version = version;
         record.key_size = size_of(&given, record.kind);
         let txn = self.add_given(&mut record, version, &given, Txn::new()).await?;

@@ -196,7 +196,7 @@ impl Transit {
     }
 
     async fn add_version(&self, name: &str, mut record: KeyRecord) -> Result<(KeyRecord, Txn, Committing), Failure> {
-        let version = record.latest_version + 1;
+        let version = self.store.next_version(&record)?;
         let made = self.make_version(name, &record, version).await?;
         record.latest_version = version;
         record.versions.push(VersionLine {

@@ -32,6 +32,7 @@ mod ops;
 pub mod protect;
 mod random;
 mod record;
+mod restored;
 mod rewrap;
 mod rewrapping;
 mod routes;
@@ -59,10 +60,13 @@ pub use self::{
     store::Stores,
 };
 use super::MountContext;
-use crate::core::{
-    clock::Clock,
-    failure::Failure,
-    route::{RouteTable, Routed},
+use crate::{
+    backup::Given,
+    core::{
+        clock::Clock,
+        failure::Failure,
+        route::{RouteTable, Routed},
+    },
 };
 
 /// One Transit mount.
@@ -114,7 +118,8 @@ impl Routed for Transit {
         self.worn.names(move || usage::worn(&view)).await
     }
 
-    async fn restored(&self) -> Result<(), Failure> {
+    async fn restored(&self, given: &Given<'_>) -> Result<(), Failure> {
+        restored::take_up(&self.store.view, given).await?;
         usage::burn(&self.store.view).await
     }
 

@@ -4,6 +4,7 @@
 //! key/<name>                 KeyRecord: policy and bounds of a key, and a line per version
 //! material/<uid>/<version>   VersionRecord: one version's protected material
 //! usage/<uid>/<version>      UsageRecord: encryptions reserved so far
+//! given/<uid>                GivenRecord: the highest version given before a restore
 //! auto/<name>                empty: the key rotates by itself
 //! token/<cka id>             TokenRecord: an HSM object that is being made or must be destroyed
 //! config/keys, config/cache  settings of the mount
@@ -223,6 +224,15 @@ pub struct UsageRecord {
     pub reserved: u64,
 }
 
+/// The highest version of a key that was given before a restore, also when it is lost.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GivenRecord {
+    /// [`FORMAT`].
+    pub format: u16,
+    /// The version.
+    pub version: u32,
+}
+
 /// What is to become of an object on the HSM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -266,6 +276,14 @@ pub const KEY_FOLDER: &str = "key/";
 /// Path of a key's record.
 pub fn key_path(name: &str) -> String {
     format!("{KEY_FOLDER}{name}")
+}
+
+/// Below this lie the versions' records.
+pub const MATERIAL_FOLDER: &str = "material/";
+
+/// Path of the highest version that was given to a key before a restore; `uid` in its text form.
+pub fn given_path(uid: &str) -> String {
+    format!("given/{uid}")
 }
 
 /// Path of a version's record.

@@ -22,7 +22,7 @@ use super::{
         kdf::Kdf,
     },
     protect::{Protection, Vault, VersionId},
-    record::{KeyRecord, KeyUid, StoredKey, VersionRecord, decode, encode, key_path, material_path},
+    record::{GivenRecord, KeyRecord, KeyUid, StoredKey, VersionRecord, decode, encode, given_path, key_path, material_path},
     usage::Usage,
 };
 use crate::{
@@ -288,6 +288,15 @@ impl Store {
         let entry = self.view.get(&path)?;
         let entry = entry.ok_or_else(|| Failure::internal(format!("the record {path:?} is missing")))?;
         Ok((decode(&entry.value)?, entry))
+    }
+
+    /// The number of the key's next version: above every one that was ever given, also before a restore.
+    pub fn next_version(&self, record: &KeyRecord) -> Result<u32, Failure> {
+        let given = match self.view.get(&given_path(&record.uid.to_string()))? {
+            Some(entry) => decode::<GivenRecord>(&entry.value)?.version,
+            None => 0,
+        };
+        record.latest_version.max(given).checked_add(1).ok_or_else(|| Failure::internal("the key's version numbers are used up"))
     }
 
     /// The count of a version; one object per version, however often it is opened.

@@ -320,9 +320,19 @@ async fn on_a_restored_store_every_version_counts_a_block_more() {
     };
     let before = [1, 2].map(|version| reserved(&bench, version));
     bench.restart();
-    Engine::restored(bench.transit.as_ref()).await.unwrap();
+    let storage = crate::storage::InMem::open().unwrap();
+    Engine::restored(bench.transit.as_ref(), &Given::skipping(&storage, 5)).await.unwrap();
     assert_eq!([1, 2].map(|version| reserved(&bench, version)), before.map(|count| count + usage::BLOCK));
     assert!(bench.encrypt("k", "on").await.starts_with("vault:v2:"));
+    bench.post("keys/k/rotate", json!({})).await;
+    assert!(bench.encrypt("k", "on").await.starts_with("vault:v8:"), "versions 3 to 7 may have been given");
+    for body in [json!({"plaintext": "YQ==", "key_version": 5}), json!({"plaintext": "YQ==", "key_version": 3})] {
+        assert_eq!(bench.refused("encrypt/k", body).await, "no such key version");
+    }
+    assert_eq!(
+        bench.refused("decrypt/k", json!({"ciphertext": format!("vault:v5:{}", "A".repeat(40))})).await,
+        "no such key version"
+    );
     assert!(Engine::worn(bench.transit.as_ref()).await.unwrap().is_empty());
 }
 

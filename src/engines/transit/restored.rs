@@ -1,0 +1,54 @@
+//! After a restore: versions that were given after the backup are lost, and their numbers are not given again. What they
+//! encrypted is refused as of a version that does not exist, and not as damaged.
+
+use super::record::{FORMAT, GivenRecord, KEY_FOLDER, KeyRecord, MATERIAL_FOLDER, decode, encode, given_path};
+use crate::{
+    backup::Given,
+    barrier::{Txn, View},
+    core::failure::Failure,
+};
+
+/// Keys looked at in one transaction.
+const PAGE: usize = 256;
+/// The highest number that is noted; versions behind it remain possible.
+const HIGHEST: u32 = u32::MAX - (1 << 20);
+
+/// Notes for every key how far its versions went, as far as the replaced store told and beyond what is to be left out.
+pub async fn take_up(view: &View, given: &Given<'_>) -> Result<(), Failure> {
+    if given.skip > 0 {
+        let mut after: Option<String> = None;
+        loop {
+            let page = view.scan(KEY_FOLDER, after.as_deref(), PAGE)?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(last.clone());
+            let mut found = Vec::with_capacity(page.len());
+            for (_, entry) in &page {
+                let record: KeyRecord = decode(&entry.value)?;
+                found.push((record.uid.to_string(), u64::from(record.latest_version)));
+            }
+            note(view, found, given.skip).await?;
+        }
+    }
+    let mut after: Option<String> = None;
+    loop {
+        let page = given.page(MATERIAL_FOLDER, after.as_deref())?;
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        after = Some(last.clone());
+        note(view, page, given.skip).await?;
+    }
+}
+
+async fn note(view: &View, found: Vec<(String, u64)>, skip: u64) -> Result<(), Failure> {
+    let mut txn = Txn::new();
+    for (uid, number) in found {
+        let path = given_path(&uid);
+        let known = match view.get(&path)? {
+            Some(entry) => decode::<GivenRecord>(&entry.value)?.version,
+            None => 0,
+        };
+        let highest = u32::try_from(number.saturating_add(skip)).unwrap_or(HIGHEST).min(HIGHEST);
+        txn = txn.put_secret(path, encode(&GivenRecord { format: FORMAT, version: highest.max(known) })?);
+    }
+    view.commit(txn).await?;
+    Ok(())
+}
