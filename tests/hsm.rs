@@ -12,6 +12,9 @@ mod basic;
 #[path = "hsm/faults.rs"]
 mod faults;
 
+#[path = "hsm/modules.rs"]
+mod modules;
+
 #[path = "hsm/seal.rs"]
 mod seal;
 #[path = "hsm/transit.rs"]

@@ -1,15 +1,18 @@
 //! `sos hsm doctor` and `sos hsm bench`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use serde::Serialize;
 
-use super::Failure;
 use super::terminal::Terminal;
+use super::{Failure, output};
 use crate::config::Config;
-use crate::hsm::{VolatilePinMemory, bench, doctor};
+use crate::engines::transit::holdings::{self, Holdings};
+use crate::engines::transit::{Level, Protection};
+use crate::hsm::{TokenFacts, VolatilePinMemory, bench, doctor};
 use crate::startup;
 
 /// What the command line says about the HSM to be checked.
@@ -18,6 +21,22 @@ pub struct DoctorArgs {
     /// Configuration file or folder with the seal stanza; may be given several times
     #[arg(long, value_name = "PATH", required = true)]
     pub config: Vec<PathBuf>,
+    /// Shape of the output: table, json (or VAULT_FORMAT), or markdown: which Transit keys it can hold
+    #[arg(long)]
+    pub format: Option<String>,
+}
+
+/// What the doctor found, for programs.
+#[derive(Serialize)]
+struct Found<'a> {
+    seal: &'a str,
+    lib: &'a Path,
+    usable: bool,
+    problems: &'a [doctor::Problem],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    facts: Option<&'a TokenFacts>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transit: Option<Holdings>,
 }
 
 /// What the command line says about a measurement.
@@ -61,15 +80,61 @@ pub(super) fn bench(args: BenchArgs, terminal: &mut Terminal<'_>) -> Result<u8, 
     Ok(0)
 }
 
+enum Shape {
+    Table,
+    Json,
+    Markdown,
+}
+
+impl Shape {
+    fn named(asked: Option<&str>, terminal: &Terminal<'_>) -> Result<Self, Failure> {
+        let name = asked.map(String::from).or_else(|| terminal.variable("VAULT_FORMAT")).unwrap_or_default();
+        match name.to_ascii_lowercase().as_str() {
+            "" | "table" => Ok(Self::Table),
+            "json" => Ok(Self::Json),
+            "markdown" => Ok(Self::Markdown),
+            _ => Err(Failure::usage(format!(
+                "Invalid output format: {name}; write -format=table, -format=json or -format=markdown"
+            ))),
+        }
+    }
+}
+
 pub(super) fn doctor(args: DoctorArgs, terminal: &mut Terminal<'_>) -> Result<u8, Failure> {
+    let shape = Shape::named(args.format.as_deref(), terminal)?;
     let config = load(&args.config, terminal)?;
+    let default_level = config.default_protection.map_or(Level::default(), Level::from);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut usable = true;
+    let mut found = Vec::new();
     for seal in &config.seals {
-        terminal.print(format!("seal \"pkcs11\" {} ({})", seal.name, seal.lib.display()))?;
         let report = runtime.block_on(doctor::run(startup::hsm::config(seal), Arc::new(VolatilePinMemory::default())));
-        terminal.print(&report)?;
         usable &= report.usable();
+        match shape {
+            Shape::Table => {
+                terminal.print(format!("seal \"pkcs11\" {} ({})", seal.name, seal.lib.display()))?;
+                terminal.print(&report)?;
+            }
+            Shape::Markdown => {
+                let page = holdings::page(&report, default_level);
+                terminal.print(format!("## {}\n\n{page}", report.vendor().unwrap_or(&seal.name)))?;
+            }
+            Shape::Json => {
+                let protection = Protection { hsm: report.hsm(), default_level, ..Protection::default() };
+                let one = Found {
+                    seal: &seal.name,
+                    lib: &seal.lib,
+                    usable: report.usable(),
+                    problems: &report.problems,
+                    facts: report.facts(),
+                    transit: report.hsm().and_then(|_| Holdings::of(&protection).ok()),
+                };
+                found.push(serde_json::to_value(one).map_err(|error| Failure::usage(error.to_string()))?);
+            }
+        }
+    }
+    if matches!(shape, Shape::Json) {
+        terminal.print(output::json(&found)?)?;
     }
     Ok(if usable { 0 } else { 2 })
 }

@@ -4,27 +4,30 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use super::client::Client;
 use super::config::HsmConfig;
 use super::pin::PinMemory;
 use super::proto::Inspection;
-use super::{DownReason, HsmError, TokenFacts};
+use super::{DownReason, Hsm, HsmError, TokenFacts};
 
 /// Mechanisms that the report names, with what they are needed for.
-const MECHANISMS: [(u64, &str, &str); 9] = [
+const MECHANISMS: [(u64, &str, &str); 10] = [
     (0x1080, "CKM_AES_KEY_GEN", "every key"),
     (0x1087, "CKM_AES_GCM", "AES Transit keys in the HSM; the best seal"),
     (0x2109, "CKM_AES_KEY_WRAP", "zone master keys"),
     (0x0009, "CKM_RSA_PKCS_OAEP", "escrow of zone master keys; a seal without GCM"),
     (0x1082, "CKM_AES_CBC", "a seal without GCM"),
     (0x1041, "CKM_ECDSA", "EC Transit keys in the HSM"),
+    (0x0003, "CKM_RSA_X_509", "RSA Transit keys in the HSM"),
     (0x1057, "CKM_EDDSA", "Ed25519 Transit keys in the HSM"),
     (0x210A, "CKM_AES_KEY_WRAP_PAD", "wrapping private keys, on modules where it is RFC 5649"),
     (0x210B, "CKM_AES_KEY_WRAP_KWP", "wrapping private keys"),
 ];
 
 /// Something that calls for action.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// What is wrong.
     pub what: String,
@@ -35,8 +38,9 @@ pub struct Problem {
 }
 
 /// What the doctor found. `Display` prints it for an operator.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct Report {
+    client: Option<Arc<Client>>,
     facts: Option<Arc<TokenFacts>>,
     inspection: Option<Inspection>,
     ready_after: Option<Duration>,
@@ -48,6 +52,21 @@ impl Report {
     /// Whether the server could use this HSM as it is.
     pub fn usable(&self) -> bool {
         !self.problems.iter().any(|problem| problem.fatal)
+    }
+
+    /// The HSM, where it passed the self-test; it stays logged in as long as this.
+    pub fn hsm(&self) -> Option<Arc<dyn Hsm>> {
+        self.client.clone().map(|client| client as Arc<dyn Hsm>)
+    }
+
+    /// What the self-test found out.
+    pub fn facts(&self) -> Option<&TokenFacts> {
+        self.facts.as_deref()
+    }
+
+    /// Name under which the module's peculiarities are known.
+    pub fn vendor(&self) -> Option<&str> {
+        self.inspection.as_ref().map(|inspection| inspection.vendor.as_str())
     }
 
     fn note(&mut self, what: String, fix: &str) {
@@ -84,6 +103,7 @@ pub async fn run(config: HsmConfig, memory: Arc<dyn PinMemory>) -> Report {
         }
         Err(error) => report.problems.push(unusable(&error)),
     }
+    report.client = Some(client);
     report
 }
 

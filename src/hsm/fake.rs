@@ -62,6 +62,19 @@ impl FakeHsm {
         })
     }
 
+    /// Whether it can hold keys of a kind, wrapped and as token objects; `reason` where it cannot.
+    pub fn set_support(&self, kind: KeyKind, reason: Option<&str>) {
+        self.status.send_modify(|status| {
+            let Status::Ready(facts) = status else { return };
+            let mut changed = TokenFacts::clone(facts);
+            changed.support.retain(|support| support.kind != kind);
+            let works = reason.is_none();
+            let reason = reason.unwrap_or_default().to_owned();
+            changed.support.push(Support { kind, wrapped: works, token: works, reason });
+            *facts = Arc::new(changed);
+        });
+    }
+
     /// Takes the token away.
     pub fn go_down(&self, reason: DownReason) {
         self.status.send_replace(Status::Down { reason, detail: "told to".into() });

@@ -11,12 +11,12 @@ use sos::hsm::{Client, DownReason, FilePinMemory, Hsm, HsmConfig, HsmError, KeyI
 use crate::support::{Token, back, item, left_out, memory, module_path, ready, status};
 
 /// A SoftHSM token behind the proxy.
-struct Faulty {
+pub struct Faulty {
     token: Token,
 }
 
 impl Faulty {
-    fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
         let token = Token::softhsm()?;
         let proxy = module_path("SOS_TEST_PROXY", "libsos_pkcs11_proxy.so");
         if !proxy.exists() {
@@ -27,7 +27,7 @@ impl Faulty {
         Some(Self { token: Token { folder: token.folder, module: proxy } })
     }
 
-    fn config(&self) -> HsmConfig {
+    pub fn config(&self) -> HsmConfig {
         let mut config = self.token.config();
         config.deadline = Duration::from_millis(1000);
         config.environment.push(("SOS_PROXY_MODULE".into(), crate::support::softhsm().unwrap().display().to_string()));

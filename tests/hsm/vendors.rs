@@ -12,13 +12,15 @@ use sos::secret::{SecretBytes, SecretString};
 
 use crate::support::{back, item, left_out, memory, module_path, ready, status};
 
-struct Kryoptic {
-    folder: tempfile::TempDir,
-    module: PathBuf,
+/// A Kryoptic token that lives as long as this.
+pub struct Kryoptic {
+    pub folder: tempfile::TempDir,
+    pub module: PathBuf,
 }
 
 impl Kryoptic {
-    fn new(denied: &str) -> Option<Self> {
+    /// A fresh token labelled `sos-test` that does not do the `denied` mechanisms, as its configuration writes them.
+    pub fn new(denied: &str) -> Option<Self> {
         let module = module_path("SOS_TEST_KRYOPTIC", "libsos_kryoptic.so");
         if !module.exists() {
             left_out("Kryoptic is not built (softhsm/build-modules)");
@@ -36,7 +38,7 @@ impl Kryoptic {
         Some(Self { folder, module })
     }
 
-    fn config(&self) -> HsmConfig {
+    pub fn config(&self) -> HsmConfig {
         let mut config = HsmConfig::new(&self.module, PinSource::File(self.folder.path().join("pin")));
         config.token_label = Some("sos-test".into());
         config.worker = Some(env!("CARGO_BIN_EXE_sos").into());
@@ -158,12 +160,12 @@ async fn a_pin_that_could_lock_the_token_is_not_tried() {
     ready(token.config()).await;
 }
 
-#[tokio::test]
-async fn nss_is_refused() {
+/// NSS's soft token, with the folder that it lives in.
+pub fn nss() -> Option<(tempfile::TempDir, HsmConfig)> {
     let module = PathBuf::from("/usr/lib/x86_64-linux-gnu/libsoftokn3.so");
     if !module.exists() || Command::new("certutil").arg("-H").output().is_err() {
         left_out("NSS softoken or certutil is not installed (libnss3, libnss3-tools)");
-        return;
+        return None;
     }
     let folder = tempfile::tempdir().unwrap();
     let (database, pin) = (folder.path().join("db"), folder.path().join("pin"));
@@ -177,6 +179,12 @@ async fn nss_is_refused() {
     config.token_label = Some("NSS Certificate DB".into());
     config.worker = Some(env!("CARGO_BIN_EXE_sos").into());
     config.reserved = Some(format!("configdir='{place}' certPrefix='' keyPrefix='' secmod='secmod.db' flags=''"));
+    Some((folder, config))
+}
+
+#[tokio::test]
+async fn nss_is_refused() {
+    let Some((_folder, config)) = nss() else { return };
     let hsm = Client::start(config, memory());
     let down = status(&hsm, |status| matches!(status, Status::Down { .. } | Status::Ready(_))).await;
     let Status::Down { reason, detail } = down else { panic!("NSS was accepted") };

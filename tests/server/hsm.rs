@@ -232,3 +232,27 @@ fn the_worker_does_not_stop_before_its_server() {
     server.put("transit/keys/held", json!({"protection_level": "hsm"})).ok();
     assert_eq!(server.pids(), before);
 }
+
+#[test]
+fn a_level_that_the_module_cannot_do_is_refused_with_the_missing_mechanism() {
+    let Some(mut place) = Place::behind_proxy() else { return };
+    // CKM_RSA_X_509 and CKM_AES_GCM.
+    place.environment.push(("SOS_PROXY_HIDE".into(), "0x3,0x1087".into()));
+    let mut server = place.start();
+    server.init(1, 1);
+    server.put("sys/mounts/transit", json!({"type": "transit"})).ok();
+    for (kind, mechanism) in [("rsa-2048", "CKM_RSA_X_509"), ("aes256-gcm96", "CKM_AES_GCM")] {
+        for level in ["hsm", "hsm-only"] {
+            let refused = server.put("transit/keys/k", json!({"type": kind, "protection_level": level}));
+            assert_eq!(refused.status, 400, "{}", refused.text);
+            let reason = format!("{kind} keys cannot have protection_level {level:?} on this HSM: the module has no {mechanism}");
+            assert!(refused.errors().starts_with(&reason), "{}", refused.text);
+            assert_eq!(server.get("transit/keys/k").status, 404, "nothing was made");
+        }
+        let name = format!("transit/keys/{kind}");
+        server.put(&name, json!({"type": kind})).ok();
+        assert_eq!(server.get(&name).ok()["data"]["protection_level"], "software");
+    }
+    let made = server.put("transit/keys/ec", json!({"type": "ecdsa-p256", "protection_level": "hsm"}));
+    assert_eq!(made.ok()["data"]["protection_level"], "hsm");
+}

@@ -11,6 +11,9 @@
 //!
 //! Every C_Login is noted as a line in `logins`. With `SOS_PROXY_MANUFACTURER` the module says that it is of that maker: what
 //! is known about the real one (that one session is fastest, for example) does not hold for a slow device behind a network.
+//!
+//! `SOS_PROXY_HIDE` makes the module one of another vendor: mechanisms that it names by number, such as `0x3,0x1087`, are
+//! neither listed nor done.
 
 #![allow(non_snake_case)] // the entries carry the standard's names
 
@@ -68,12 +71,18 @@ fn load() -> Option<Lists> {
         C_GetFunctionList: Some(C_GetFunctionList),
         C_GetInfo: Some(get_info),
         C_GetTokenInfo: Some(token_info),
+        C_GetMechanismList: Some(mechanism_list),
+        C_GetMechanismInfo: Some(mechanism_info),
         C_OpenSession: Some(open_session),
         C_CloseSession: Some(close_session),
         C_CloseAllSessions: Some(close_all),
         C_Login: Some(login),
         C_FindObjectsInit: Some(find_init),
         C_GenerateKey: Some(generate_key),
+        C_GenerateKeyPair: Some(generate_pair),
+        C_WrapKey: Some(wrap),
+        C_UnwrapKey: Some(unwrap),
+        C_SignInit: Some(sign_init),
         C_EncryptInit: Some(encrypt_init),
         C_DecryptInit: Some(decrypt_init),
         C_Encrypt: Some(encrypt),
@@ -156,6 +165,108 @@ unsafe extern "C" fn token_info(slot: CK_SLOT_ID, info: CK_TOKEN_INFO_PTR) -> CK
     if removed() { CKR_DEVICE_REMOVED } else { real!(C_GetTokenInfo, slot, info) }
 }
 
+/// Mechanisms of `SOS_PROXY_HIDE`.
+fn hidden(mechanism: CK_MECHANISM_TYPE) -> bool {
+    static HIDDEN: OnceLock<Vec<CK_MECHANISM_TYPE>> = OnceLock::new();
+    let read = || {
+        let names = std::env::var("SOS_PROXY_HIDE").unwrap_or_default();
+        let number = |name: &str| CK_MECHANISM_TYPE::from_str_radix(name.trim().trim_start_matches("0x"), 16);
+        names.split(',').filter_map(|name| number(name).ok()).collect()
+    };
+    HIDDEN.get_or_init(read).contains(&mechanism)
+}
+
+/// Whether a call asks for a hidden mechanism.
+fn asks_for_hidden(mechanism: CK_MECHANISM_PTR) -> bool {
+    // SAFETY: callers pass null or a valid mechanism, as the standard says.
+    unsafe { mechanism.as_ref() }.is_some_and(|mechanism| hidden(mechanism.mechanism))
+}
+
+unsafe extern "C" fn mechanism_list(slot: CK_SLOT_ID, list: *mut CK_MECHANISM_TYPE, count: *mut CK_ULONG) -> CK_RV {
+    let mut len: CK_ULONG = 0;
+    let rv = real!(C_GetMechanismList, slot, std::ptr::null_mut(), &mut len);
+    if rv != CKR_OK {
+        return rv;
+    }
+    let mut all = vec![0; len as usize];
+    let rv = real!(C_GetMechanismList, slot, all.as_mut_ptr(), &mut len);
+    if rv != CKR_OK {
+        return rv;
+    }
+    all.truncate(len as usize);
+    all.retain(|mechanism| !hidden(*mechanism));
+    if count.is_null() {
+        return CKR_ARGUMENTS_BAD;
+    }
+    // SAFETY: `count` is valid, and `list` null or with room for as many mechanisms as it says.
+    unsafe {
+        let room = *count as usize;
+        *count = all.len() as CK_ULONG;
+        if list.is_null() {
+            return CKR_OK;
+        }
+        if room < all.len() {
+            return CKR_BUFFER_TOO_SMALL;
+        }
+        std::ptr::copy_nonoverlapping(all.as_ptr(), list, all.len());
+    }
+    CKR_OK
+}
+
+unsafe extern "C" fn mechanism_info(slot: CK_SLOT_ID, mechanism: CK_MECHANISM_TYPE, info: *mut CK_MECHANISM_INFO) -> CK_RV {
+    if hidden(mechanism) { CKR_MECHANISM_INVALID } else { real!(C_GetMechanismInfo, slot, mechanism, info) }
+}
+
+unsafe extern "C" fn generate_pair(
+    session: CK_SESSION_HANDLE,
+    mechanism: CK_MECHANISM_PTR,
+    public: CK_ATTRIBUTE_PTR,
+    public_count: CK_ULONG,
+    private: CK_ATTRIBUTE_PTR,
+    private_count: CK_ULONG,
+    public_key: CK_OBJECT_HANDLE_PTR,
+    private_key: CK_OBJECT_HANDLE_PTR,
+) -> CK_RV {
+    if asks_for_hidden(mechanism) {
+        return CKR_MECHANISM_INVALID;
+    }
+    real!(C_GenerateKeyPair, session, mechanism, public, public_count, private, private_count, public_key, private_key)
+}
+
+unsafe extern "C" fn wrap(
+    session: CK_SESSION_HANDLE,
+    mechanism: CK_MECHANISM_PTR,
+    wrapper: CK_OBJECT_HANDLE,
+    key: CK_OBJECT_HANDLE,
+    blob: CK_BYTE_PTR,
+    len: CK_ULONG_PTR,
+) -> CK_RV {
+    if asks_for_hidden(mechanism) {
+        return CKR_MECHANISM_INVALID;
+    }
+    real!(C_WrapKey, session, mechanism, wrapper, key, blob, len)
+}
+
+unsafe extern "C" fn unwrap(
+    session: CK_SESSION_HANDLE,
+    mechanism: CK_MECHANISM_PTR,
+    wrapper: CK_OBJECT_HANDLE,
+    blob: CK_BYTE_PTR,
+    len: CK_ULONG,
+    template: CK_ATTRIBUTE_PTR,
+    count: CK_ULONG,
+    key: CK_OBJECT_HANDLE_PTR,
+) -> CK_RV {
+    if asks_for_hidden(mechanism) {
+        return CKR_MECHANISM_INVALID;
+    }
+    real!(C_UnwrapKey, session, mechanism, wrapper, blob, len, template, count, key)
+}
+
+unsafe extern "C" fn sign_init(session: CK_SESSION_HANDLE, mechanism: CK_MECHANISM_PTR, key: CK_OBJECT_HANDLE) -> CK_RV {
+    if asks_for_hidden(mechanism) { CKR_MECHANISM_INVALID } else { real!(C_SignInit, session, mechanism, key) }
+}
+
 unsafe extern "C" fn open_session(
     slot: CK_SLOT_ID,
     flags: CK_FLAGS,
@@ -210,14 +321,23 @@ unsafe extern "C" fn generate_key(
     count: CK_ULONG,
     key: CK_OBJECT_HANDLE_PTR,
 ) -> CK_RV {
+    if asks_for_hidden(mechanism) {
+        return CKR_MECHANISM_INVALID;
+    }
     if removed() { CKR_DEVICE_REMOVED } else { real!(C_GenerateKey, session, mechanism, template, count, key) }
 }
 
 unsafe extern "C" fn encrypt_init(session: CK_SESSION_HANDLE, mechanism: CK_MECHANISM_PTR, key: CK_OBJECT_HANDLE) -> CK_RV {
+    if asks_for_hidden(mechanism) {
+        return CKR_MECHANISM_INVALID;
+    }
     if removed() { CKR_DEVICE_REMOVED } else { real!(C_EncryptInit, session, mechanism, key) }
 }
 
 unsafe extern "C" fn decrypt_init(session: CK_SESSION_HANDLE, mechanism: CK_MECHANISM_PTR, key: CK_OBJECT_HANDLE) -> CK_RV {
+    if asks_for_hidden(mechanism) {
+        return CKR_MECHANISM_INVALID;
+    }
     if removed() { CKR_DEVICE_REMOVED } else { real!(C_DecryptInit, session, mechanism, key) }
 }
 

@@ -58,19 +58,7 @@ impl KeyRecord {
 impl Transit {
     /// The level of a key from outside.
     pub fn level_of_given(&self, asked: Option<Level>, record: &KeyRecord) -> Result<Level, Failure> {
-        let outside = || {
-            Failure::invalid(
-                "a key from outside cannot have protection_level \"hsm-only\": its material has been outside the HSM",
-            )
-        };
-        // Said before what else would keep a key from this level, which could be changed in vain.
-        if asked == Some(Level::HsmOnly) {
-            return Err(outside());
-        }
-        match self.store.protection.choose(asked, &self.mount, Self::demands(record))? {
-            Level::HsmOnly => Err(outside()),
-            level => Ok(level),
-        }
+        self.store.protection.choose_for_given(asked, &self.mount, Self::demands(record))
     }
 
     /// Adds a version to a key; versions must come in ascending order.

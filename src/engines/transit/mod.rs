@@ -22,6 +22,7 @@ pub(crate) mod fuzzing;
 mod given;
 mod hash;
 mod hmac;
+pub mod holdings;
 mod import;
 mod items;
 mod keys;

@@ -38,9 +38,12 @@ pub enum Level {
 }
 
 impl Level {
+    /// All levels, the best kept first.
+    pub const ALL: [Self; 3] = [Self::HsmOnly, Self::Hsm, Self::Software];
+
     /// The level that a client or a configuration names.
     pub fn named(name: &str) -> Option<Self> {
-        [Level::Software, Level::Hsm, Level::HsmOnly].into_iter().find(|level| level.word() == name)
+        Self::ALL.into_iter().find(|level| level.word() == name)
     }
 
     /// The word on the wire.
@@ -136,16 +139,22 @@ pub struct Protection {
     pub cluster: String,
 }
 
+impl From<config::Protection> for Level {
+    fn from(named: config::Protection) -> Self {
+        match named {
+            config::Protection::Hsm => Level::Hsm,
+            config::Protection::HsmOnly => Level::HsmOnly,
+            config::Protection::Software => Level::Software,
+        }
+    }
+}
+
 impl From<&Services> for Protection {
     fn from(services: &Services) -> Self {
         Self {
             hsm: services.hsm.clone(),
             zones: Some(Arc::clone(&services.zones) as Arc<dyn ZoneKeys>),
-            default_level: services.default_protection.map_or(Level::Hsm, |level| match level {
-                config::Protection::Hsm => Level::Hsm,
-                config::Protection::HsmOnly => Level::HsmOnly,
-                config::Protection::Software => Level::Software,
-            }),
+            default_level: services.default_protection.map_or(Level::default(), Level::from),
             cluster: services.zones.key_label().to_owned(),
         }
     }
@@ -248,6 +257,23 @@ impl Protection {
             None => Ok(level),
             Some(_) if named.is_none() && level == Level::Hsm => Ok(Level::Software),
             Some(reason) => Err(Failure::invalid(reason)),
+        }
+    }
+
+    /// The level of a key whose material comes from outside.
+    pub fn choose_for_given(&self, asked: Option<Level>, mount: &MountProtection, demands: Demands) -> Result<Level, Failure> {
+        let outside = || {
+            Failure::invalid(
+                "a key from outside cannot have protection_level \"hsm-only\": its material has been outside the HSM",
+            )
+        };
+        // Said before what else would keep a key from this level, which could be changed in vain.
+        if asked == Some(Level::HsmOnly) {
+            return Err(outside());
+        }
+        match self.choose(asked, mount, demands)? {
+            Level::HsmOnly => Err(outside()),
+            level => Ok(level),
         }
     }
 

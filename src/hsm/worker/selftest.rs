@@ -24,6 +24,21 @@ use crate::secret::{random_array, wipe};
 
 type Result<T> = std::result::Result<T, String>;
 
+/// Mechanisms with their names.
+macro_rules! named {
+    ($($mechanism:ident),* $(,)?) => { &[$(($mechanism, stringify!($mechanism))),*] };
+}
+
+/// What making and using a key of a kind takes. Wrapping it is looked at apart: an `hsm-only` key is never wrapped.
+fn mechanisms(kind: KeyKind) -> &'static [(CK_MECHANISM_TYPE, &'static str)] {
+    match kind {
+        KeyKind::Aes128 | KeyKind::Aes256 => named![CKM_AES_KEY_GEN, CKM_AES_GCM],
+        KeyKind::EcP256 | KeyKind::EcP384 | KeyKind::EcP521 => named![CKM_EC_KEY_PAIR_GEN, CKM_ECDSA],
+        KeyKind::Ed25519 => named![CKM_EC_EDWARDS_KEY_PAIR_GEN, CKM_EDDSA],
+        KeyKind::Rsa2048 | KeyKind::Rsa3072 | KeyKind::Rsa4096 => named![CKM_RSA_PKCS_KEY_PAIR_GEN],
+    }
+}
+
 struct Test<'a> {
     device: &'a Device,
     session: Session,
@@ -115,9 +130,7 @@ impl Test<'_> {
 
     /// AES-GCM: agrees with another implementation both ways and refuses a changed tag.
     fn gcm(&self) -> Result<()> {
-        if !self.device.has(CKM_AES_GCM) {
-            return Err("the module has no CKM_AES_GCM".into());
-        }
+        self.has_all(named![CKM_AES_GCM])?;
         let (module, session) = (&self.device.module, self.session);
         let (value, iv) = (random_array::<32>(), random_array::<12>());
         let template = template::secret_of_value(CKK_AES, Place::Session, Usage::CIPHER, false, &value);
@@ -150,9 +163,9 @@ impl Test<'_> {
         let works = |mechanism| match mechanism {
             BlobMechanism::AesGcm => gcm.clone(),
             BlobMechanism::RsaOaepSha1 | BlobMechanism::RsaOaepSha256 => {
-                self.has_all(&[CKM_RSA_PKCS_OAEP, CKM_RSA_PKCS_KEY_PAIR_GEN])
+                self.has_all(named![CKM_RSA_PKCS_OAEP, CKM_RSA_PKCS_KEY_PAIR_GEN])
             }
-            BlobMechanism::AesCbcHmac => self.has_all(&[CKM_AES_CBC, CKM_SHA256_HMAC, CKM_GENERIC_SECRET_KEY_GEN]),
+            BlobMechanism::AesCbcHmac => self.has_all(named![CKM_AES_CBC, CKM_SHA256_HMAC, CKM_GENERIC_SECRET_KEY_GEN]),
             BlobMechanism::AesKw | BlobMechanism::AesKwp => Err("it is not for seals".into()),
         };
         let ladder = [BlobMechanism::AesGcm, BlobMechanism::RsaOaepSha1, BlobMechanism::AesCbcHmac];
@@ -167,18 +180,20 @@ impl Test<'_> {
         Err(Fatal::new(DownReason::PostureRefused, format!("no mechanism for the seal works: {}", reasons.join("; "))))
     }
 
-    fn has_all(&self, mechanisms: &[CK_MECHANISM_TYPE]) -> Result<()> {
-        match mechanisms.iter().find(|mechanism| !self.device.has(**mechanism)) {
+    /// Whether the module lists the mechanisms; what it does not list is not tried.
+    fn has_all(&self, mechanisms: &[(CK_MECHANISM_TYPE, &str)]) -> Result<()> {
+        match mechanisms.iter().find(|(mechanism, _)| !self.device.has(*mechanism)) {
             None => Ok(()),
-            Some(missing) => Err(format!("the module has no mechanism 0x{missing:04X}")),
+            Some((_, name)) => Err(format!("the module has no {name}")),
         }
     }
 
     fn support(&self, kind: KeyKind, gcm: &Result<()>, master: &Result<Object>) -> Support {
+        let listed = self.has_all(mechanisms(kind));
         let (used, wrapped) = match template::rsa_bits(kind) {
-            Some(bits) => self.rsa(kind, bits, master),
+            Some(bits) => listed.map_or_else(|reason| (Err(reason.clone()), Err(reason)), |()| self.rsa(kind, bits, master)),
             None => {
-                let usable = if template::aes_len(kind).is_some() { gcm.clone() } else { Ok(()) };
+                let usable = if template::aes_len(kind).is_some() { listed.and(gcm.clone()) } else { listed };
                 let used = usable.and_then(|()| self.used_directly(kind));
                 let wrapped = used.clone().and_then(|()| self.used_wrapped(kind, master));
                 (used, wrapped)
@@ -196,6 +211,9 @@ impl Test<'_> {
 
     /// Generated, wrapped, unwrapped and used, as an `hsm` key is.
     fn used_wrapped(&self, kind: KeyKind, master: &Result<Object>) -> Result<()> {
+        if template::aes_len(kind).is_some() {
+            self.has_all(named![CKM_AES_KEY_WRAP])?;
+        }
         let master = master.clone()?;
         let explain = |trouble: Trouble| words(&trouble);
         let made = generate(self.device, self.session, kind, Place::Session, true).map_err(explain)?;

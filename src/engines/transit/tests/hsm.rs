@@ -1,6 +1,13 @@
 //! Protection levels with an HSM: where keys live, what crashes leave behind, what an absent HSM means.
 
 use super::*;
+use crate::{
+    engines::transit::{
+        alg::KeyType,
+        holdings::{Answer, Holdings, Row, Use},
+    },
+    hsm::KeyKind,
+};
 
 #[tokio::test]
 async fn keys_are_in_the_hsm_by_default_where_it_can() {
@@ -220,4 +227,120 @@ async fn material_follows_the_zones_master_key() {
             assert!(bench.post(&format!("sign/{name}"), json!({ "input": "YQ==" })).await["signature"].is_string(), "{name}");
         }
     }
+}
+
+/// What a request of a row's use gets: the refusal, if there is one.
+async fn tried(bench: &Bench, row: &Row, asked: Use) -> Option<String> {
+    let (kind, level) = (row.kind.name(), row.level.word());
+    let name = format!("{kind}-{level}-{asked:?}");
+    let mut body = json!({ "type": kind, "protection_level": level });
+    if row.kind == KeyType::Hmac {
+        body["key_size"] = json!(32);
+    }
+    if asked == Use::Import {
+        let mut source = body.clone();
+        source["protection_level"] = json!("software");
+        source["exportable"] = json!(true);
+        source["allow_plaintext_backup"] = json!(true);
+        bench.post(&format!("keys/{name}-source"), source).await;
+        let backup = data(bench.call(Operation::Read, &format!("backup/{name}-source"), json!({})).await.unwrap());
+        let body = json!({ "backup": backup["backup"], "protection_level": level });
+        return bench
+            .call(Operation::Update, &format!("restore/{name}"), body)
+            .await
+            .err()
+            .map(|failure| failure.text().to_owned());
+    }
+    let context = "Y29udGV4dA==";
+    match asked {
+        Use::Derive => body["derived"] = json!(true),
+        Use::Export => {
+            body["exportable"] = json!(true);
+            body["allow_plaintext_backup"] = json!(true);
+        }
+        _ => {}
+    }
+    let made = match bench.call(Operation::Update, &format!("keys/{name}"), body).await {
+        Err(failure) => return Some(failure.text().to_owned()),
+        Ok(made) => data(made),
+    };
+    assert_eq!(made["protection_level"], level, "{name}");
+    let post = async |path: &str, body: Value| bench.post(&format!("{path}/{name}"), body).await;
+    match asked {
+        Use::Make => drop(bench.post(&format!("keys/{name}/rotate"), json!({})).await),
+        Use::Encrypt => {
+            let sealed = post("encrypt", json!({ "plaintext": "YQ==" })).await;
+            assert_eq!(post("decrypt", json!({ "ciphertext": sealed["ciphertext"] })).await["plaintext"], "YQ==", "{name}");
+        }
+        Use::Sign => {
+            let signed = post("sign", json!({ "input": "YQ==" })).await;
+            assert_eq!(
+                post("verify", json!({ "input": "YQ==", "signature": signed["signature"] })).await["valid"],
+                true,
+                "{name}"
+            );
+        }
+        Use::Hmac => assert!(post("hmac", json!({ "input": "YQ==" })).await["hmac"].is_string(), "{name}"),
+        Use::Derive if row.kind.supports_encryption() => {
+            drop(post("encrypt", json!({ "plaintext": "YQ==", "context": context })).await)
+        }
+        Use::Derive => drop(post("sign", json!({ "input": "YQ==", "context": context })).await),
+        Use::Export => {
+            let what = if row.kind.supports_encryption() { "encryption-key" } else { "signing-key" };
+            let what = if row.kind == KeyType::Hmac { "hmac-key" } else { what };
+            for path in [format!("export/{what}/{name}"), format!("backup/{name}")] {
+                bench.call(Operation::Read, &path, json!({})).await.unwrap();
+            }
+        }
+        Use::Import => {}
+    }
+    None
+}
+
+#[tokio::test]
+async fn the_table_of_holdings_is_what_requests_get() {
+    let hsm = FakeHsm::new();
+    let absent = "the module has no CKM_ECDSA";
+    hsm.set_support(KeyKind::EcP384, Some(absent));
+    let bench = Bench::with(Some(hsm), &[]).await;
+    let table = Holdings::of(&bench.transit.store.protection).unwrap();
+    assert_eq!(table.rows.len(), KeyType::ALL.len() * 3);
+    for row in &table.rows {
+        for (asked, answer) in Use::ALL.into_iter().zip(&row.uses) {
+            // Their primes would take the test's time; their refusals are looked at like the others'.
+            let slow = matches!(row.kind, KeyType::Rsa3072 | KeyType::Rsa4096);
+            if *answer == Answer::Unsuited || slow && (*answer == Answer::Yes || asked == Use::Import) {
+                continue;
+            }
+            let refused = tried(&bench, row, asked).await;
+            match answer {
+                Answer::No(reason) => assert_eq!(refused.as_ref(), Some(reason), "{row:?}"),
+                Answer::Yes | Answer::Unsuited => assert_eq!(refused, None, "{row:?} {asked:?}"),
+            }
+        }
+        if row.default && row.kind != KeyType::Rsa3072 && row.kind != KeyType::Rsa4096 {
+            let name = row.kind.name();
+            let size = if row.kind == KeyType::Hmac { 32 } else { 0 };
+            let made = bench.post(&format!("keys/{name}"), json!({ "type": name, "key_size": size })).await;
+            assert_eq!(made["protection_level"], row.level.word(), "{name}");
+        }
+    }
+    let reasons = table.to_string();
+    assert!(reasons.contains(absent), "{reasons}");
+}
+
+#[tokio::test]
+async fn without_raw_rsa_no_key_of_the_type_gets_into_the_hsm() {
+    let hsm = FakeHsm::new();
+    let reason = "the module has no CKM_RSA_X_509";
+    for kind in [KeyKind::Rsa2048, KeyKind::Rsa4096] {
+        hsm.set_support(kind, Some(reason));
+    }
+    let bench = Bench::with(Some(hsm), &[]).await;
+    for level in ["hsm", "hsm-only"] {
+        let refused = bench.refused("keys/r", json!({ "type": "rsa-2048", "protection_level": level })).await;
+        assert_eq!(refused, format!("rsa-2048 keys cannot have protection_level {level:?} on this HSM: {reason}"));
+    }
+    assert_eq!(bench.post("keys/r", json!({ "type": "rsa-2048" })).await["protection_level"], "software");
+    assert!(bench.refused("keys/r/config", json!({ "protection_level": "hsm" })).await.contains(reason), "nor is it raised");
 }
