@@ -164,6 +164,71 @@ mod tests {
         assert_eq!(exposing_bits_under(None, std::path::Path::new("/etc/sos/pin"), 0o600), 0);
     }
 
+    /// `==` leaves at the first byte that differs, and a clone is a copy that nobody sees.
+    #[test]
+    fn secrets_have_neither_equality_nor_clone_nor_display() {
+        struct Has<T>(std::marker::PhantomData<T>);
+        // What a type has hides what every type has.
+        trait Lacks {
+            const EQUALITY: bool = false;
+            const CLONE: bool = false;
+            const DISPLAY: bool = false;
+        }
+        impl<T> Lacks for Has<T> {}
+        impl<T: PartialEq> Has<T> {
+            const EQUALITY: bool = true;
+        }
+        impl<T: Clone> Has<T> {
+            const CLONE: bool = true;
+        }
+        impl<T: fmt::Display> Has<T> {
+            const DISPLAY: bool = true;
+        }
+        assert_eq!((Has::<String>::EQUALITY, Has::<String>::CLONE, Has::<String>::DISPLAY), (true, true, true));
+        assert_eq!((Has::<SecretBytes>::EQUALITY, Has::<SecretBytes>::CLONE, Has::<SecretBytes>::DISPLAY), (false, false, false));
+        assert_eq!(
+            (Has::<SecretString>::EQUALITY, Has::<SecretString>::CLONE, Has::<SecretString>::DISPLAY),
+            (false, false, false)
+        );
+    }
+
+    /// An exposed secret beside `==` in the sources is a comparison whose time tells how much of it was right.
+    #[test]
+    fn no_source_compares_an_exposed_secret_by_equality() {
+        // Compared with a constant of the format: whether metadata is the JSON null, whether an argument is a dash.
+        let public = ["== b\"null\"", "== \"-\""];
+        let mut folders = vec![std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
+        let (mut files, mut found) = (0, Vec::new());
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if name.ends_with(".rs") {
+                    files += 1;
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    // Unit tests stand at the end of their file and may compare as they like.
+                    let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+                    let compared = |line: &&str| {
+                        let Some((before, after)) = line.split("//").next().and_then(|line| line.split_once(".expose()")) else {
+                            return false;
+                        };
+                        let receiver = |letter: char| letter.is_alphanumeric() || "_.()&*".contains(letter);
+                        let before = before.trim_end_matches(receiver).trim_end();
+                        ["==", "!="].iter().any(|sign| after.trim_start().starts_with(sign) || before.ends_with(sign))
+                    };
+                    let lines = code.lines().filter(compared).filter(|line| !public.iter().any(|text| line.contains(text)));
+                    if !name.ends_with("tests.rs") && !path.to_string_lossy().contains("/tests/") {
+                        found.extend(lines.map(|line| format!("{}: {}", path.display(), line.trim())));
+                    }
+                }
+            }
+        }
+        assert!(files > 200, "{files}");
+        assert!(found.is_empty(), "compare with same_as: {found:#?}");
+    }
+
     #[test]
     fn comparison_sees_every_byte() {
         let secret = SecretBytes::new(vec![1, 2, 3]);

@@ -55,8 +55,9 @@ async fn document(system: &System, call: &Call<'_>, params: OpenApiParams) -> Re
             continue;
         }
         let (prefix, parameter) = prefix(&mounted, params.generic_mount_paths && !built_in);
-        for route in mounted.engine.describe() {
-            add(&mut paths, &prefix, parameter.as_deref(), tag(&mounted), &route);
+        let absent = super::absent::ROUTES;
+        for route in mounted.engine.describe().iter().filter(|route| !absent.iter().any(|gone| gone.patterns == route.patterns)) {
+            add(&mut paths, &prefix, parameter.as_deref(), tag(&mounted), route);
         }
     }
     for route in super::direct_table().describe() {
