@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{BackupError, Contents, Header, Reader, Source};
+use super::{
+    BackupError, Contents, Header, Reader, Source,
+    retention::{self, Found, Strange},
+};
 use crate::storage::sync_folder;
 
 /// How names of backups end.
@@ -25,14 +28,22 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
-    /// Makes the file (0600) beside its final place.
+    /// Makes the file (0600) beside its final place, and locks it as long as it is written.
     pub fn create(path: &Path) -> Result<(BufWriter<File>, Self), BackupError> {
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(".");
         temporary.push(UNFINISHED);
         let temporary = PathBuf::from(temporary);
-        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary);
-        let file = file.map_err(BackupError::io(format!("making {}", temporary.display())))?;
+        let making = || format!("making {}", temporary.display());
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&temporary);
+        let file = file.map_err(BackupError::io(making()))?;
+        if is_locked(&file) {
+            return Err(BackupError::Busy(format!("{} is being written by another process", temporary.display())));
+        }
+        // Not every file has a length to cut: a pipe, a device.
+        if file.metadata().is_ok_and(|meta| meta.len() > 0) {
+            file.set_len(0).map_err(BackupError::io(making()))?;
+        }
         Ok((BufWriter::with_capacity(1 << 18, file), Self { path: path.to_owned(), temporary, named: false }))
     }
 
@@ -93,29 +104,42 @@ pub fn head(path: &Path) -> Result<Header, BackupError> {
     }
 }
 
-/// Makes the folder of scheduled backups (0700) when it is missing, and removes what an earlier process left unfinished.
+/// Locks a file; whether somebody else has done so. File systems without locks answer no.
+fn is_locked(file: &File) -> bool {
+    matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock))
+}
+
+/// Makes the folder of scheduled backups (0700) when it is missing, and removes what an earlier process left unfinished; what
+/// another one is writing now is locked and stays.
 pub fn prepare(folder: &Path) -> Result<(), BackupError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(BackupError::io(format!("making the folder {}", folder.display())))?;
-    for path in ours(folder, UNFINISHED).map_err(BackupError::io(format!("reading {}", folder.display())))? {
+    let unfinished = format!(".{ENDING}.{UNFINISHED}");
+    let all = ending_in(folder, &unfinished).map_err(BackupError::io(format!("reading {}", folder.display())))?;
+    for path in all {
+        let named = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(BEGINNING));
+        if !named || OpenOptions::new().write(true).open(&path).is_ok_and(|file| is_locked(&file)) {
+            continue;
+        }
         tracing::warn!(file = %path.display(), "an unfinished backup of an earlier run is removed");
         fs::remove_file(&path).map_err(BackupError::io(format!("removing {}", path.display())))?;
     }
     Ok(())
 }
 
-/// Writes a backup into the folder, verifies it, and removes the oldest so that `keep` are left.
-pub fn write(source: Source, folder: &Path, keep: usize) -> Result<(PathBuf, Contents), BackupError> {
+/// Writes a backup into the folder, verifies it, and removes the oldest of the same cluster so that `keep` are left; also what
+/// else lies there and was left alone.
+pub fn write(source: Source, folder: &Path, keep: usize) -> Result<((PathBuf, Contents), Vec<Strange>), BackupError> {
     let path = folder.join(name_of(source.header()));
     let (out, unfinished) = Unfinished::create(&path)?;
     let (out, ..) = source.write(out, |_| {}).map_err(|error| with_folder(error, folder))?;
     let contents = unfinished.finish(out).map_err(|error| with_folder(error, folder))?;
-    let all = list(folder)?;
-    for old in all.iter().take(all.len().saturating_sub(keep.max(1))) {
-        fs::remove_file(old).map_err(BackupError::io(format!("removing the old backup {}", old.display())))?;
-        tracing::info!(file = %old.display(), "an old backup was removed");
-    }
-    Ok((path, contents))
+    let written = Found { file: path, header: contents.header.clone() };
+    let strange = retention::retire(folder, &written, keep).unwrap_or_else(|error| {
+        tracing::error!(%error, "old backups cannot be looked through; none was removed");
+        Vec::new()
+    });
+    Ok(((written.file, contents), strange))
 }
 
 fn with_folder(error: BackupError, folder: &Path) -> BackupError {
@@ -131,21 +155,21 @@ fn with_folder(error: BackupError, folder: &Path) -> BackupError {
     }
 }
 
-/// Finished backups, oldest first: their names sort by time.
+/// Finished backups by the times in their names, whoever's they are.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>, BackupError> {
-    ours(folder, ENDING).map_err(BackupError::io(format!("reading {}", folder.display())))
+    let mut found = ending_in(folder, &format!(".{ENDING}")).map_err(BackupError::io(format!("reading {}", folder.display())))?;
+    found.sort_by_key(|path| time_in(path));
+    Ok(found)
 }
 
-fn ours(folder: &Path, ending: &str) -> io::Result<Vec<PathBuf>> {
+fn ending_in(folder: &Path, ending: &str) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let named = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(BEGINNING));
-        if named && path.extension().is_some_and(|found| found == ending) {
-            found.push(path);
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| name.ends_with(ending)) {
+            found.push(entry.path());
         }
     }
-    found.sort_by_key(|path| time_in(path));
     Ok(found)
 }
 

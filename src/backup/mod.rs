@@ -16,6 +16,7 @@ mod header;
 mod key;
 mod place;
 mod restore;
+mod retention;
 mod server;
 mod source;
 mod stream;

@@ -8,17 +8,25 @@ use std::{
 
 use parking_lot::Mutex;
 use time::OffsetDateTime;
-use tokio::sync::OwnedMutexGuard;
 
 use super::{
     BackupError, BackupKey, Contents, Download, Exchange, Header, Origin, Restored, Source, Target, Wait, files, given, place,
-    restore::carry_beside, stream::UploadReader,
+    restore::carry_beside,
+    retention,
+    stream::{Streams, UploadReader},
 };
 use crate::{
     crashpoint::reach,
     seal::Seal as ClusterSeal,
     storage::{self, Folder, InMem, Kind, Storage, StorageConfig},
+    wire::time::rfc3339,
 };
+
+/// How long an exchange of the store waits for a backup that is being written.
+const LONGEST_WRITING: Duration = Duration::from_secs(300);
+
+/// How far ahead the date of a backup may be without a warning: clocks are set back a little now and then.
+const SKEW: time::Duration = time::Duration::MINUTE;
 
 /// When and where backups are made by themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,11 +81,16 @@ pub struct State {
 pub struct Backups {
     exchange: OnceLock<Arc<Exchange>>,
     schedule: OnceLock<Schedule>,
-    /// A backup and a restore exclude each other, and so do two of a kind.
-    busy: Arc<tokio::sync::Mutex<()>>,
+    /// Held while a backup is written into the folder, and while a restore exchanges the store.
+    writing: Arc<tokio::sync::Mutex<()>>,
+    /// Held as long as a restore takes, which its client decides.
+    restoring: tokio::sync::Mutex<()>,
+    streams: Streams,
     state: Mutex<State>,
     /// Set while unsealed, on a store that was restored.
     restored: Mutex<Option<Restored>>,
+    /// What lies in the folder and is left alone.
+    named: retention::Named,
 }
 
 impl Backups {
@@ -86,18 +99,16 @@ impl Backups {
         let _ = self.exchange.set(exchange);
     }
 
-    /// Says when backups are made by themselves, and looks for those that are there.
-    pub fn plan(&self, schedule: Schedule) -> Result<(), BackupError> {
+    /// Says when backups are made by themselves, and looks for those that are there of this cluster.
+    pub fn plan(&self, schedule: Schedule, cluster_id: Option<&str>) -> Result<(), BackupError> {
         files::prepare(&schedule.folder)?;
-        let newest = files::list(&schedule.folder)?.pop();
-        if let Some(file) = newest {
-            match files::head(&file) {
-                Ok(header) => {
-                    let created = header.created().unwrap_or(OffsetDateTime::UNIX_EPOCH);
-                    self.state.lock().last = Some(Made { file, created, sequence: header.sequence, records: None });
-                }
-                Err(error) => tracing::warn!(file = %file.display(), %error, "the newest backup cannot be read"),
-            }
+        if let Some(cluster_id) = cluster_id {
+            let (mut found, strange) = retention::of_cluster(&schedule.folder, cluster_id)?;
+            self.named.name(strange);
+            self.state.lock().last = found.pop().map(|newest| {
+                let created = newest.header.created().unwrap_or(OffsetDateTime::UNIX_EPOCH);
+                Made { file: newest.file, created, sequence: newest.header.sequence, records: None }
+            });
         }
         let _ = self.schedule.set(schedule);
         Ok(())
@@ -132,14 +143,14 @@ impl Backups {
     pub fn warning(&self, now: OffsetDateTime) -> Option<String> {
         let schedule = self.schedule.get()?;
         let state = self.state.lock();
-        let age = state.last.as_ref().map(|made| now - made.created);
-        let old = age.is_none_or(|age| age > schedule.warn_after);
-        if !old {
-            return None;
-        }
-        let since = match age {
-            Some(age) => format!("the last good backup is {} hours old", age.whole_hours()),
+        let since = match state.last.as_ref().map(|made| (made.created, now - made.created)) {
             None => "there is no good backup yet".to_owned(),
+            Some((created, age)) if age < -SKEW => format!(
+                "the last good backup has the date {}, which is yet to come: a clock is or was wrong, and its age is unknown",
+                rfc3339(created)
+            ),
+            Some((_, age)) if age > schedule.warn_after => format!("the last good backup is {} hours old", age.whole_hours()),
+            Some(_) => return None,
         };
         Some(match &state.failure {
             Some(failure) => format!("{since}; the last attempt failed: {failure}"),
@@ -147,25 +158,21 @@ impl Backups {
         })
     }
 
-    /// Whether a scheduled backup is due.
+    /// Whether a scheduled backup is due. One whose date is yet to come, as a clock was wrong, says nothing.
     pub fn is_due(&self, now: OffsetDateTime) -> bool {
         let Some(schedule) = self.schedule.get() else { return false };
-        self.state.lock().last.as_ref().is_none_or(|made| now - made.created >= schedule.interval)
+        let age = self.state.lock().last.as_ref().map(|made| now - made.created);
+        age.is_none_or(|age| age >= schedule.interval || age < time::Duration::ZERO)
     }
 
-    fn begin(&self) -> Result<OwnedMutexGuard<()>, BackupError> {
-        let busy = || BackupError::Busy("another backup or restore is under way; try again when it is done".into());
-        Arc::clone(&self.busy).try_lock_owned().map_err(|_locked| busy())
-    }
-
-    /// Streams a backup to a client.
+    /// Streams a backup to a client, who holds up nobody else however slow.
     pub async fn stream(&self, source: impl Future<Output = Result<Source, BackupError>>) -> Result<Download, BackupError> {
-        let turn = self.begin()?;
+        let (place, end) = self.streams.begin()?;
         let source = source.await?;
-        let (writer, download) = Download::new();
+        let (writer, download) = Download::new(end);
         tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            let end = writer.again();
+            let _place = place;
+            let end = writer.break_off();
             let header = source.header().clone();
             match source.write(writer, |_| {}) {
                 Ok((_, summary, _)) => {
@@ -173,7 +180,7 @@ impl Backups {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a backup that was being handed to a client broke off");
-                    end.fail(&error);
+                    end.because(&error);
                 }
             }
         });
@@ -184,8 +191,8 @@ impl Backups {
     pub async fn write(&self, source: impl Future<Output = Result<Source, BackupError>>) -> Result<Made, BackupError> {
         let none = || BackupError::Refused("no folder for backups is configured: write backup { folder = \"...\" }".into());
         let schedule = self.schedule.get().ok_or_else(none)?.clone();
-        let turn = self.begin()?;
         let done = async {
+            let turn = Arc::clone(&self.writing).try_lock_owned().map_err(|_locked| being_written())?;
             let source = source.await?;
             let work = move || {
                 let _turn = turn;
@@ -196,7 +203,8 @@ impl Backups {
         let done = done.await;
         let mut state = self.state.lock();
         match done {
-            Ok((file, Contents { header, summary, .. })) => {
+            Ok(((file, Contents { header, summary, .. }), strange)) => {
+                self.named.name(strange);
                 let created = header.created().unwrap_or(OffsetDateTime::UNIX_EPOCH);
                 let made = Made { file, created, sequence: header.sequence, records: Some(summary.records) };
                 tracing::info!(file = %made.file.display(), records = summary.records, "a backup was written and verified");
@@ -219,6 +227,22 @@ impl Backups {
         &self,
         seal: &ClusterSeal,
         archive: UploadReader,
+        asked: Asked,
+        now: OffsetDateTime,
+        admit: impl FnMut(&Header) -> Result<(), BackupError> + Send + 'static,
+        closed: impl FnOnce(),
+    ) -> Result<Header, BackupError> {
+        let done = self.exchange(seal, archive, asked, now, admit, closed).await;
+        if let Err(error) = &done {
+            tracing::warn!(%error, "no backup was restored");
+        }
+        done
+    }
+
+    async fn exchange(
+        &self,
+        seal: &ClusterSeal,
+        archive: UploadReader,
         Asked { force, skip_versions }: Asked,
         now: OffsetDateTime,
         mut admit: impl FnMut(&Header) -> Result<(), BackupError> + Send + 'static,
@@ -226,7 +250,8 @@ impl Backups {
     ) -> Result<Header, BackupError> {
         let missing = || BackupError::Refused("this server's store cannot be replaced while it runs".into());
         let exchange = Arc::clone(self.exchange.get().ok_or_else(missing)?);
-        let _turn = self.begin()?;
+        let another = || BackupError::Busy("another restore is under way; try again when it is done".into());
+        let _restoring = self.restoring.try_lock().map_err(|_locked| another())?;
         let sequence = exchange.snapshot().await?.version();
         let target = Target::of(&*exchange, sequence)?;
         let handle = tokio::runtime::Handle::current();
@@ -240,6 +265,8 @@ impl Backups {
         let folder = exchange.config().path.clone();
         let admitted = async {
             self.check_authentic(seal, &target, &contents)?;
+            // A backup that is being written reads from the store that is to go.
+            let writing = tokio::time::timeout(LONGEST_WRITING, self.writing.lock()).await.map_err(|_late| being_written())?;
             // From here on nothing is acknowledged that the exchange would lose.
             let frozen = exchange.freeze();
             let sequence = exchange.snapshot().await?.version();
@@ -248,10 +275,10 @@ impl Backups {
             if target.is_of(&contents.header) {
                 blocking(move || carry(&old, new.as_deref(), &tokio::runtime::Handle::current())).await?;
             }
-            Ok::<_, BackupError>(frozen)
+            Ok::<_, BackupError>((writing, frozen))
         };
-        let frozen = match admitted.await {
-            Ok(frozen) => frozen,
+        let held = match admitted.await {
+            Ok(held) => held,
             Err(error) => {
                 if let Some(folder) = &folder {
                     place::drop_new(folder);
@@ -261,14 +288,20 @@ impl Backups {
         };
         let swap = async {
             closed();
+            // Nobody can begin another while the server is sealed.
+            self.streams.end_all();
             self.set_restored(None);
             let exchange = Arc::clone(&exchange);
             blocking(move || exchange.replace(|| swapped(&exchange, new))).await
         };
         let done = seal.while_closed(swap).await;
-        drop(frozen);
+        drop(held);
         done?;
         reach("restore-exchanged");
+        if !target.is_of(&contents.header) {
+            // Backups of what was here are none of the new one.
+            self.state.lock().last = None;
+        }
         tracing::warn!(created = %contents.header.created, sequence = contents.header.sequence, records = contents.summary.records,
             "the store was replaced by a backup");
         Ok(contents.header)
@@ -285,6 +318,10 @@ impl Backups {
             None => Ok(()),
         }
     }
+}
+
+fn being_written() -> BackupError {
+    BackupError::Busy("a backup is being written into the folder; try again when it is done".into())
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, BackupError> + Send + 'static) -> Result<T, BackupError> {
@@ -334,4 +371,51 @@ fn swapped(exchange: &Exchange, new: Option<Arc<dyn Storage>>) -> Result<Arc<dyn
         place::exchange(folder)?;
     }
     Ok(storage::open(config)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backups(last: Option<OffsetDateTime>) -> (Backups, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let (interval, warn_after) = (Duration::from_secs(3600), Duration::from_secs(7200));
+        let backups = Backups::default();
+        let schedule = Schedule { folder: folder.path().to_owned(), interval, keep: 3, warn_after };
+        backups.plan(schedule, Some("c")).unwrap();
+        let made = |created| Made { file: PathBuf::new(), created, sequence: 1, records: None };
+        backups.state.lock().last = last.map(made);
+        (backups, folder)
+    }
+
+    #[test]
+    fn a_backup_is_due_after_its_interval_and_when_its_date_is_yet_to_come() {
+        let now = OffsetDateTime::UNIX_EPOCH + time::Duration::days(9000);
+        let ago = |seconds| Some(now - time::Duration::seconds(seconds));
+        for (last, due, warning) in [
+            (None, true, Some("no good backup yet")),
+            (ago(0), false, None),
+            (ago(3599), false, None),
+            (ago(3600), true, None),
+            (ago(7201), true, Some("is 2 hours old")),
+            (ago(-2), true, None),
+            (ago(-86_400), true, Some("which is yet to come: a clock is or was wrong")),
+        ] {
+            let (backups, _folder) = backups(last);
+            assert_eq!(backups.is_due(now), due, "{last:?}");
+            let found = backups.warning(now);
+            assert_eq!(found.is_some(), warning.is_some(), "{last:?}: {found:?}");
+            assert!(found.is_none_or(|text| text.contains(warning.unwrap_or_default())), "{last:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_meets_another_is_counted_and_named() {
+        let (backups, _folder) = backups(None);
+        let _writing = backups.writing.lock().await;
+        let error = backups.write(async { panic!("no snapshot is taken") }).await.unwrap_err();
+        assert!(error.to_string().contains("is being written into the folder"), "{error}");
+        let state = backups.state();
+        assert_eq!((state.failures, state.failure), (1, Some(error.to_string())));
+    }
 }

@@ -18,7 +18,9 @@ pub fn plan(core: &Core, config: &Config) -> Result<(), StartError> {
     let Some(backup) = &config.backup else { return Ok(()) };
     let schedule =
         Schedule { folder: backup.folder.clone(), interval: backup.interval, keep: backup.keep, warn_after: backup.warn_after };
-    core.backups.plan(schedule).map_err(|error| {
+    // A store that cannot be read says so elsewhere.
+    let cluster = core.seal.seal_record().ok().flatten().map(|record| record.cluster_id);
+    core.backups.plan(schedule, cluster.as_deref()).map_err(|error| {
         StartError::Settings(format!("the backup stanza cannot be obeyed: {error}; make its folder writable, or name another"))
     })
 }

@@ -293,6 +293,77 @@ fn scheduled_backups_are_private_verified_few_and_missed_when_they_fail() {
     assert!(health.body["warnings"][0].as_str().unwrap().contains("the last good backup"), "{}", health.text);
 }
 
+/// What lies in the folder beside the server's own is neither counted nor removed, whatever date it claims.
+#[test]
+fn retention_leaves_strange_files_alone_and_keeps_the_newest_backups() {
+    let place = place_on("redb");
+    let folder = place.path("backups");
+    std::fs::create_dir(&folder).unwrap();
+    let strange = ["sos-nightly.sosbackup", "sos-x-20300101T000000Z-7.sosbackup", "sos-x-20310101T000000Z-8.sosbackup"];
+    for (name, content) in strange.iter().zip(["hello\n", "cut short", ""]) {
+        std::fs::write(folder.join(name), content).unwrap();
+    }
+    let stanza = format!("\nbackup {{ folder = \"{}\" interval = \"1h\" keep = 2 }}\n", folder.display());
+    place.configure(&(place.plain_config("redb") + &stanza));
+    let (server, made) = started(&place);
+    eventually("the first backup", || !server.get("sys/sos/backups").ok()["data"]["last"].is_null());
+    let mut written = Vec::new();
+    for number in 0..4 {
+        server.put("kv/data/a", json!({"data": {"x": number}})).ok();
+        written.push(server.put("sys/sos/backups", json!({})).ok()["data"]["file"].as_str().unwrap().to_owned());
+    }
+    let left: Vec<_> = written.iter().map(|file| Path::new(file).exists()).collect();
+    assert_eq!(left, [false, false, true, true]);
+    assert!(strange.iter().all(|name| folder.join(name).exists()));
+    for name in strange {
+        assert_eq!(server.log().matches(name).count(), 1, "{}", server.log());
+    }
+    server.terminate();
+    // The next start takes none of them for its own last backup.
+    let mut server = place.start();
+    server.token = Some(made.root.clone());
+    unseal(&server, &made);
+    assert_eq!(server.get("sys/sos/backups").ok()["data"]["last"]["file"], written[3].as_str());
+}
+
+/// A snapshot that a client does not read to its end holds up neither other backups nor a restore.
+#[test]
+fn a_stalled_client_holds_up_neither_backups_nor_a_restore() {
+    let place = place_on("redb");
+    let stanza = format!("\nbackup {{ folder = \"{}\" interval = \"1h\" }}\n", place.path("backups").display());
+    place.configure(&(place.plain_config("redb") + &stanza));
+    let (server, made) = started(&place);
+    // More than the buffers between the two take.
+    let filler = "f".repeat(900_000);
+    for number in 0..20 {
+        server.put(&format!("kv/data/fill-{number}"), json!({"data": {"f": filler}})).ok();
+    }
+    let file = created(&server, "good.backup");
+    let stalled: Vec<_> = (0..2)
+        .map(|_| {
+            use std::io::{Read, Write};
+            let mut stream = std::net::TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
+            let ask = format!("GET /v1/sys/storage/raft/snapshot HTTP/1.1\r\nHost: x\r\nX-Vault-Token: {}\r\n\r\n", made.root);
+            stream.write_all(ask.as_bytes()).unwrap();
+            stream.read_exact(&mut [0; 1000]).unwrap();
+            stream
+        })
+        .collect();
+    server.put("sys/sos/backups", json!({})).ok();
+    created(&server, "another.backup");
+    server.put("kv/data/a", json!({"data": {"x": "after"}})).ok();
+    sos(&server, &["restore", "-force", &path_text(&file)]);
+    unseal(&server, &made);
+    assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "before");
+    assert!(server.log().contains("broke off"), "{}", server.log());
+    // Neither client may take what it has for whole.
+    for mut stream in stalled {
+        let mut rest = Vec::new();
+        let _ = std::io::Read::read_to_end(&mut stream, &mut rest);
+        assert!(!rest.ends_with(b"0\r\n\r\n"));
+    }
+}
+
 #[test]
 fn a_full_disk_leaves_no_half_file() {
     // /dev/full takes no byte; a backup is made beside its final place, so a link to it stands there.
