@@ -12,10 +12,14 @@ mod support;
 mod backup;
 #[path = "server/bad_days.rs"]
 mod bad_days;
+#[path = "server/batches.rs"]
+mod batches;
 #[path = "server/byok.rs"]
 mod byok;
 #[path = "server/canary.rs"]
 mod canary;
+#[path = "server/certificates.rs"]
+mod certificates;
 #[path = "server/config.rs"]
 mod config;
 #[path = "server/crash.rs"]

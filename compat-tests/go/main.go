@@ -17,13 +17,15 @@ import (
 
 // groups are the selectable parts, each in a file of its own.
 var groups = map[string]func(*suite){
-	"kv1":      kv1,
-	"kv2":      kv2,
-	"transit":  transit,
-	"token":    tokens,
-	"policy":   policies,
-	"wrapping": wrapping,
-	"sys":      system,
+	"kv1":               kv1,
+	"kv2":               kv2,
+	"transit":           transit,
+	"transit-signing":   transitSigning,
+	"transit-lifecycle": transitLifecycle,
+	"token":             tokens,
+	"policy":            policies,
+	"wrapping":          wrapping,
+	"sys":               system,
 }
 
 // suite is the state of one group's run: the client with the token it was given, and names of its own.

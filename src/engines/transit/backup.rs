@@ -177,7 +177,11 @@ fn read(mut policy: Policy<'_>, archive: &[Entry<'_>], now: i64) -> Result<(KeyR
     let keys = policy.keys.take().unwrap_or_default();
     let bounds = Bounds::of(&policy, |version| keys.contains_key(version.to_string().as_str()))?;
     let convergent = policy.convergent_encryption.unwrap_or(false);
-    let fallback = policy.convergent_version.unwrap_or(0);
+    let fallback = match policy.convergent_version.unwrap_or(0) {
+        // Keys of the first servers that knew convergent encryption do not say so.
+        0 if convergent => 1,
+        version => version,
+    };
     let kdf = match (policy.derived.unwrap_or(false), policy.kdf.unwrap_or(0)) {
         (false, _) => None,
         (true, 0) => Some(Kdf::HmacSha256Counter),

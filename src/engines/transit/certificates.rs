@@ -4,7 +4,6 @@
 //! inside the HSM can have one too.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use openssl::x509::X509;
 use serde::Serialize;
 
 use super::{
@@ -18,6 +17,7 @@ use super::{
         rsa::Salt,
     },
     b64,
+    chain::Chain,
     import::pem_contents,
     keys::pem,
     lifecycle::SOFT_DELETED,
@@ -162,12 +162,19 @@ pub(super) fn template(text: &str) -> Result<(Vec<u8>, Vec<u8>), String> {
     parts().ok_or_else(|| "the CSR is malformed".to_owned())
 }
 
+/// Reads the certificates of a request.
+pub(super) fn parse_chain(text: &str) -> Result<Chain, String> {
+    Chain::parse(text)
+}
+
 /// POST `keys/:name/set-certificate`.
 pub async fn set_certificate(engine: &Transit, _: &Call<'_>, params: ChainParams) -> Result<Reply, Failure> {
     let name = params.name.as_str();
     let missing = || Failure::invalid(format!("key with provided name '{name}' not found"));
     signing_key(engine.store.key(name)?.ok_or_else(missing)?.as_ref())?;
     let chain = parse_chain(&params.certificate_chain).map_err(Failure::invalid)?;
+    let failed = |reason: &str| Failure::invalid(format!("failed to persist certificate chain: {reason}"));
+    chain.check_order().map_err(failed)?;
     let (chain, version) = (&chain, params.version);
     let (key, ()) = engine
         .store
@@ -175,9 +182,9 @@ pub async fn set_certificate(engine: &Transit, _: &Call<'_>, params: ChainParams
             Box::pin(async move {
                 let key = key.ok_or_else(missing)?;
                 signing_key(&key)?;
-                let failed = |reason: &str| Failure::invalid(format!("failed to persist certificate chain: {reason}"));
                 let line = version_of(&key.record, version).map_err(failed)?;
-                if chain.public != line.public_key {
+                chain.check_algorithm(key.record.kind).map_err(|reason| failed(&reason))?;
+                if !chain.is_of(line.public_key.as_deref()) {
                     let text = "failed to persist certificate chain: leaf certificate public key does not match the \
                                 selected key version";
                     return Err(Failure::listed(Kind::Internal, text));
@@ -185,7 +192,7 @@ pub async fn set_certificate(engine: &Transit, _: &Call<'_>, params: ChainParams
                 let version = line.version;
                 let mut record = key.record.clone();
                 if let Some(line) = record.versions.iter_mut().find(|line| line.version == version) {
-                    line.certificate_chain.clone_from(&chain.certificates);
+                    line.certificate_chain = chain.stored();
                 }
                 Ok(Decision::Write(Change { record: Some(record), txn: Txn::new(), outcome: () }))
             })
@@ -193,44 +200,4 @@ pub async fn set_certificate(engine: &Transit, _: &Call<'_>, params: ChainParams
         .await?;
     let key = key.ok_or_else(|| Failure::unavailable("the key was deleted meanwhile"))?;
     Reply::data(&ChainData { name, kind: key.record.kind, certificate_chain: &params.certificate_chain })
-}
-
-/// Certificates that were checked.
-pub(super) struct Chain {
-    /// DER in base64.
-    certificates: Vec<String>,
-    /// The key of the first, in text form, where it is of a kind that keys here have.
-    public: Option<String>,
-}
-
-pub(super) fn parse_chain(text: &str) -> Result<Chain, String> {
-    let none = "provided certificate chain did not contain any valid PEM encoded certificate";
-    let parsed = X509::stack_from_pem(text.trim().as_bytes());
-    let parsed = parsed.map_err(|error| format!("could not parse a certificate in the certificate chain: {error}"))?;
-    let ders: Vec<Vec<u8>> = parsed.iter().map(|certificate| certificate.to_der()).collect::<Result<_, _>>().map_err(|_| none)?;
-    let failed = |reason: &str| Err(format!("failed to persist certificate chain: {reason}"));
-    let (Some(leaf), Some(first)) = (parsed.first(), ders.first()) else { return Err(none.to_owned()) };
-    if is_authority(first) {
-        return failed("certificate in the first element is not a valid leaf certificate");
-    }
-    if ders.iter().skip(1).any(|der| !is_authority(der)) {
-        return failed("certificate in the last element is not a valid CA certificate");
-    }
-    let public = leaf.public_key().and_then(|key| key.public_key_to_der()).ok();
-    let text_of = |der: Vec<u8>| {
-        let fitting = |kind: KeyType| PublicKey::from_der(kind, &der).ok()?.to_text().ok();
-        KeyType::ALL.into_iter().filter(|kind| kind.is_asymmetric()).find_map(fitting)
-    };
-    Ok(Chain { certificates: ders.iter().map(|der| STANDARD.encode(der)).collect(), public: public.and_then(text_of) })
-}
-
-/// Whether a certificate's basic constraints say that it may issue others (RFC 5280, section 4.2.1.9).
-fn is_authority(der: &[u8]) -> bool {
-    const BASIC_CONSTRAINTS: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x13];
-    const TRUE: &[u8] = &[0x01, 0x01, 0xff];
-    let Some(at) = der.windows(BASIC_CONSTRAINTS.len()).position(|window| window == BASIC_CONSTRAINTS) else { return false };
-    let rest = der.get(at + BASIC_CONSTRAINTS.len()..).unwrap_or_default();
-    let rest = rest.strip_prefix(TRUE).unwrap_or(rest);
-    let constraints = element(rest, 0x04).and_then(|(value, _)| element(value, 0x30)).map(|(value, _)| value);
-    constraints.is_some_and(|constraints| constraints.starts_with(TRUE))
 }

@@ -246,7 +246,12 @@ impl Transit {
                 (StoredKey::Token(making.id()), Some(making), Material::hmac_only(), public_key)
             }
         };
-        let convergent_version = if key.convergent { 3 } else { 0 };
+        let convergent_version = match (key.convergent, key.convergent_version) {
+            (false, _) => 0,
+            // Its callers choose the nonces, and go on doing so.
+            (true, 1) => 1,
+            (true, _) => 3,
+        };
         let record = vault.store(id, created, stored, material, convergent_version).await?;
         Ok(NewVersion { record, level, making, public_key })
     }

@@ -11,6 +11,7 @@ mod batch;
 mod blob;
 mod byok_export;
 mod certificates;
+mod chain;
 mod ciphertext;
 mod config;
 mod datakey;

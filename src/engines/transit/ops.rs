@@ -532,9 +532,8 @@ fn seal(key: &Key, loaded: &Loaded, version: u32, text: &ToEncrypt<'_>, nonces: 
         1 => {
             if text.nonce.len() != nonce.len() {
                 return Err(ItemError::user(format!(
-                    "base64-decoded nonce must be {} bytes long but given {} bytes",
-                    nonce.len(),
-                    text.nonce.len()
+                    "base64-decoded nonce must be {} bytes long when using convergent encryption with this key",
+                    nonce.len()
                 )));
             }
             nonce.copy_from_slice(&text.nonce);
@@ -566,11 +565,12 @@ fn open(key: &Key, loaded: &Loaded, text: &ToDecrypt<'_>, sealed: &[u8]) -> Resu
     let (cipher, _) = cipher_for(kind, loaded, &text.context)?;
     let aad = associated(&text.associated_data)?;
     let bad_length = || ItemError::user(BAD_LENGTH);
-    let (nonce, sealed) = if loaded.convergent_version == 1 {
-        (text.nonce.as_slice(), sealed)
-    } else {
-        sealed.split_at_checked(kind.nonce_len()).ok_or_else(bad_length)?
-    };
+    if loaded.convergent_version == 1 && text.nonce.is_empty() {
+        return Err(ItemError::user("invalid convergent nonce supplied"));
+    }
+    let (nonce, rest) = sealed.split_at_checked(kind.nonce_len()).ok_or_else(bad_length)?;
+    // A caller who chose the nonce keeps it; it is not in the ciphertext.
+    let (nonce, sealed) = if loaded.convergent_version == 1 { (text.nonce.as_slice(), sealed) } else { (nonce, rest) };
     if nonce.len() != kind.nonce_len() {
         return Err(ItemError::user("invalid nonce: a convergent key of version 1 needs the nonce of the encryption"));
     }

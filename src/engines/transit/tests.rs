@@ -1,5 +1,6 @@
 //! The engine over a store in memory, without HTTP: requests go through the same table as real ones.
 
+mod convergent;
 mod hsm;
 mod types;
 mod vectors;

@@ -12,7 +12,7 @@ import java.util.function.Consumer;
 public final class Compat {
 
 	private static final Map<String, Consumer<Suite>> GROUPS = new TreeMap<>(Map.of("kv1", KeyValue::version1, "kv2", KeyValue::version2,
-			"transit", Transit::run, "token", Tokens::run, "session", Tokens::session, "policy", Server::policies, "wrapping", Server::wrapping, "sys", Server::system));
+			"transit", Transit::run, "transit-signing", TransitSigning::run, "token", Tokens::run, "session", Tokens::session, "policy", Server::policies, "wrapping", Server::wrapping, "sys", Server::system));
 
 	private Compat() {
 	}
