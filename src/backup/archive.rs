@@ -33,8 +33,8 @@ const CODE: &str = "HMAC-SHA-256";
 const CHUNK: usize = 1 << 20;
 /// The largest chunk that is read: one value of the largest size behind a full chunk.
 const LARGEST_CHUNK: u64 = (66 << 20) + 4096;
-/// The largest head, and end, that is read.
-const LARGEST_JSON: u64 = 4 << 20;
+/// The largest head, and end, that is read; a head names every `hsm-only` key.
+const LARGEST_JSON: u64 = 64 << 20;
 /// The longest list of checksums that is read; enough for chunks of several terabytes.
 const LARGEST_SUMS: u64 = 512 << 20;
 

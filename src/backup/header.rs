@@ -5,8 +5,11 @@
 //!  "cluster_id":"…","cluster_name":"…",
 //!  "needs":{"seal_type":"pkcs11","shares":5,"threshold":3,
 //!           "hsms":[{"key_label":"production","seal_key":"<CKA_ID>","mechanism":"…"}],
-//!           "zones":[{"zone":"default","version":1,"key":"<CKA_ID>","label":"…","in_hsm":true,"escrowed":true}]}}
+//!           "zones":[{"zone":"default","version":1,"key":"<CKA_ID>","in_hsm":true,"escrowed":true}],
+//!           "hsm_only":[{"key":"transit/stays v1","object":"<CKA_ID>"}]}}
 //! ```
+
+use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -56,6 +59,18 @@ pub struct Needs {
     pub hsms: Vec<HsmNeed>,
     /// Zone master keys.
     pub zones: Vec<ZoneNeed>,
+    /// Transit key versions of level `hsm-only`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hsm_only: Vec<HsmOnlyNeed>,
+}
+
+/// A Transit key version that is an object in one HSM and nowhere else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HsmOnlyNeed {
+    /// Mount, key and version for people, as `transit/stays v1`.
+    pub key: String,
+    /// CKA_ID of the object.
+    pub object: KeyId,
 }
 
 /// A seal key in an HSM.
@@ -83,8 +98,16 @@ pub struct ZoneNeed {
 }
 
 impl Header {
-    /// The head of a backup that is taken now from the cluster of `seal`.
-    pub fn new(seal: &SealRecord, zones: &[ZoneRecord], sequence: Version, storage_type: &str, now: OffsetDateTime) -> Self {
+    /// The head of a backup that is taken now from the cluster of `seal`. `hsm_only` are its keys of that level, name and
+    /// CKA_ID.
+    pub fn new(
+        seal: &SealRecord,
+        zones: &[ZoneRecord],
+        hsm_only: Vec<(String, KeyId)>,
+        sequence: Version,
+        storage_type: &str,
+        now: OffsetDateTime,
+    ) -> Self {
         Self {
             format: FORMAT,
             created: rfc3339(now.replace_nanosecond(0).unwrap_or(now)),
@@ -93,7 +116,7 @@ impl Header {
             storage_type: storage_type.to_owned(),
             cluster_id: seal.cluster_id.clone(),
             cluster_name: seal.cluster_name.clone(),
-            needs: Needs::of(seal, zones),
+            needs: Needs::of(seal, zones, hsm_only),
         }
     }
 
@@ -104,7 +127,7 @@ impl Header {
 }
 
 impl Needs {
-    fn of(seal: &SealRecord, zones: &[ZoneRecord]) -> Self {
+    fn of(seal: &SealRecord, zones: &[ZoneRecord], hsm_only: Vec<(String, KeyId)>) -> Self {
         let hsm = |wrapper: &Wrapper| match wrapper {
             Wrapper::Hsm { key_label, sealed, .. } => Some(HsmNeed { key_label: key_label.clone(), seal_key: sealed.key }),
             Wrapper::Shares { .. } => None,
@@ -123,7 +146,16 @@ impl Needs {
             threshold: seal.threshold,
             hsms: seal.wrappers.iter().filter_map(hsm).collect(),
             zones: zones.collect(),
+            hsm_only: hsm_only.into_iter().map(|(key, object)| HsmOnlyNeed { key, object }).collect(),
         }
+    }
+
+    /// What is lost for good where the HSMs hold only these objects: keys that nothing else has.
+    pub fn lost_without(&self, held: &HashSet<KeyId>) -> Vec<String> {
+        let alone = self.zones.iter().filter(|zone| zone.in_hsm && !zone.escrowed && !held.contains(&zone.key));
+        let masters = alone.map(|zone| format!("zone master key {}/v{} (not in escrow)", zone.zone, zone.version));
+        let keys = self.hsm_only.iter().filter(|need| !held.contains(&need.object)).map(|need| need.key.clone());
+        masters.chain(keys).collect()
     }
 
     /// One sentence for people: what is needed to open the backup.
@@ -133,15 +165,32 @@ impl Needs {
             self.hsms.iter().map(|hsm| format!("seal key {} (key_label {:?})", hsm.seal_key, hsm.key_label)).collect();
         let open = if hsms.is_empty() { shares } else { format!("an HSM with {}, or {shares}", hsms.join(" or ")) };
         let kept: Vec<_> = self.zones.iter().filter(|zone| zone.in_hsm).collect();
+        let only = match self.hsm_only.as_slice() {
+            [] => String::new(),
+            keys => {
+                let names: Vec<_> = keys.iter().map(|need| need.key.clone()).collect();
+                format!("; {} hsm-only key version(s), which live in the HSM alone: {}", names.len(), some_of(&names))
+            }
+        };
         if kept.is_empty() {
-            return open;
+            return open + &only;
         }
         let name = |zone: &&ZoneNeed| format!("{}/v{}", zone.zone, zone.version);
         let lost: Vec<_> = kept.iter().filter(|zone| !zone.escrowed).map(name).collect();
         let masters = format!("{open}; {} zone master key(s) in the HSM", kept.len());
         match lost.is_empty() {
-            true => format!("{masters}, all of them in escrow"),
-            false => format!("{masters}, of which not in escrow: {}", lost.join(", ")),
+            true => format!("{masters}, all of them in escrow{only}"),
+            false => format!("{masters}, of which not in escrow: {}{only}", lost.join(", ")),
         }
+    }
+}
+
+/// Names, of which the first are named and the rest is counted.
+pub fn some_of(names: &[String]) -> String {
+    const NAMED: usize = 20;
+    let named = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
     }
 }

@@ -24,7 +24,7 @@ mod stream;
 pub use archive::{Contents, Reader, Seal, Summary, Writer};
 pub use exchange::Exchange;
 pub use given::Given;
-pub use header::{Header, HsmNeed, Needs, ZoneNeed};
+pub use header::{Header, HsmNeed, HsmOnlyNeed, Needs, ZoneNeed, some_of};
 pub use key::{BackupKey, KEY_PATH};
 pub use place::{Settled, settle_folder};
 pub use restore::{Fork, Origin, RESTORED_PATH, Restored, Target, Wait};

@@ -140,10 +140,10 @@ impl Target {
                 "the backup is of another cluster: {:?} ({}), while here is {name:?} ({id}); restoring with force replaces this one",
                 header.cluster_name, header.cluster_id
             ),
-            Self::Cluster { sequence, .. } if *sequence > header.sequence => format!(
+            Self::Cluster { sequence, fork, .. } if *sequence > header.sequence => format!(
                 "the backup of {} is older than what is here: {} commit(s) made since would be lost; restoring with force gives them up",
                 header.created,
-                sequence - header.sequence
+                made_since(*sequence, *fork, header.sequence)
             ),
             Self::Cluster { .. } => return Ok(()),
         };
@@ -177,6 +177,16 @@ impl Target {
             Self::Cluster { id, sequence, .. } if id == cluster => Some(*sequence),
             _ => None,
         }
+    }
+}
+
+/// Commits behind `backup`, without the numbers that a restore left out.
+fn made_since(sequence: Version, fork: Option<Fork>, backup: Version) -> Version {
+    match fork {
+        Some(fork) if backup <= fork.joined => {
+            fork.left.saturating_sub(backup).saturating_add(sequence.saturating_sub(fork.joined))
+        }
+        _ => sequence.saturating_sub(backup),
     }
 }
 
@@ -221,8 +231,7 @@ impl<R: std::io::Read> Origin<'_, R> {
         let mut count = 0;
         let contents = Reader::new(archive).read(
             |header| {
-                target.admit(header, force)?;
-                begin(header)?;
+                both(target.admit(header, force), begin(header))?;
                 above.set(header.sequence.max(target.sequence_of(&header.cluster_id).unwrap_or(0)).saturating_add(GAP));
                 Ok(())
             },
@@ -297,6 +306,16 @@ impl<R: std::io::Read> Origin<'_, R> {
             place::drop_new(folder);
         }
         filled
+    }
+}
+
+/// Says everything at once: who forces a restore is to know all that it costs.
+fn both(one: Result<(), BackupError>, other: Result<(), BackupError>) -> Result<(), BackupError> {
+    match (one, other) {
+        (Err(BackupError::Refused(one)), Err(BackupError::Refused(other))) => {
+            Err(BackupError::Refused(format!("{one}. Moreover, {other}")))
+        }
+        (one, other) => one.and(other),
     }
 }
 

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use super::{BackupError, BackupKey, Header, Seal, Summary, Writer};
 use crate::{
     barrier::BarrierError,
+    hsm::KeyId,
     seal::{Seal as ClusterSeal, SealError},
     storage::Snapshot,
     zones::Zones,
@@ -24,8 +25,15 @@ pub struct Source {
 }
 
 impl Source {
-    /// Takes the snapshot. The server must be unsealed.
-    pub async fn take(seal: &ClusterSeal, zones: &Zones, storage_type: &str, now: OffsetDateTime) -> Result<Self, BackupError> {
+    /// Takes the snapshot. The server must be unsealed. `hsm_only` names the keys of that level; it is asked off the async
+    /// workers.
+    pub async fn take(
+        seal: &ClusterSeal,
+        zones: &Zones,
+        hsm_only: impl FnOnce() -> Result<Vec<(String, KeyId)>, String> + Send + 'static,
+        storage_type: &str,
+        now: OffsetDateTime,
+    ) -> Result<Self, BackupError> {
         let barrier = seal.barrier();
         // Made before the snapshot, so that it is in it.
         let key = BackupKey::open(barrier).await?;
@@ -34,7 +42,8 @@ impl Source {
         let names = zones.list().map_err(refused)?;
         let zones: Vec<_> =
             names.iter().map(|name| zones.read(name).map(|info| info.zone)).collect::<Result<_, _>>().map_err(refused)?;
-        let header = Header::new(&record, &zones, snapshot.version(), storage_type, now);
+        let hsm_only = tokio::task::spawn_blocking(hsm_only).await.map_err(refused)?.map_err(refused)?;
+        let header = Header::new(&record, &zones, hsm_only, snapshot.version(), storage_type, now);
         Ok(Self { header, key, snapshot })
     }
 

@@ -1,8 +1,11 @@
 //! `sos backup create|verify|list|restore`.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -13,8 +16,10 @@ use super::client::{Client, ClientArgs};
 use super::output::{self, Format, Rows};
 use super::progress::Progress;
 use super::terminal::Terminal;
-use crate::backup::{BackupError, Contents, Header, Origin, Seal, Target, Wait, files, settle_folder};
+use crate::backup::{BackupError, Contents, Header, Needs, Origin, Seal, Target, Wait, files, settle_folder, some_of};
 use crate::config::{self, Config};
+use crate::hsm::{self, Hsm, KeyId, VolatilePinMemory};
+use crate::startup;
 
 /// Commands of `backup`.
 #[derive(Subcommand, Debug)]
@@ -222,6 +227,9 @@ fn list(args: &ListArgs, terminal: &mut Terminal<'_>) -> Result<u8, Failure> {
                 let header = backup.get("header").unwrap_or(backup);
                 let line = ["created", "sequence", "cluster_name"].map(|name| output::text(header, name)).join("  ");
                 terminal.print(format!("{line}  {}", output::text(backup, "file")))?;
+                if let Ok(header) = serde_json::from_value::<Header>(header.clone()) {
+                    terminal.print(format!("    opens with {}", header.needs.sentence()))?;
+                }
             }
         }
     }
@@ -236,8 +244,10 @@ fn restore_online(args: &RestoreArgs, terminal: &mut Terminal<'_>) -> Result<u8,
     let path = if args.force { "sys/storage/raft/snapshot-force" } else { "sys/storage/raft/snapshot" };
     let query = args.skip_versions.map(|count| format!("?skip_versions={count}")).unwrap_or_default();
     let mut body = Counted { input: file, count: 0, progress: &progress };
-    client.upload(&format!("{path}{query}"), &mut body).map_err(|error| Failure::request("restoring the backup", error))?;
+    let answer = client.upload(&format!("{path}{query}"), &mut body);
+    let answer = answer.map_err(|error| Failure::request("restoring the backup", error))?;
     progress.finish();
+    output::texts(&answer, "warnings").iter().for_each(|warning| terminal.complain(format!("WARNING: {warning}")));
     terminal.print("Restored. The server unseals itself with its HSM, or waits for shares: see `sos status`.")?;
     Ok(0)
 }
@@ -262,9 +272,13 @@ fn restore_offline(args: &RestoreArgs, terminal: &mut Terminal<'_>) -> Result<u8
         force: args.force,
         skip_versions: args.skip_versions,
         now: OffsetDateTime::now_utc(),
-        begin: &mut |header| match missing_seal(&config, header) {
+        begin: &mut |header| match missing_seal(&config, header).or_else(|| lost_keys(&config, header)) {
             Some(why) if !args.force => Err(BackupError::Refused(why)),
-            _ => Ok(()),
+            Some(why) => {
+                terminal.complain(format!("Restoring with -force: {why}"));
+                Ok(())
+            }
+            None => Ok(()),
         },
         progress: &mut |_| {},
     };
@@ -302,6 +316,53 @@ fn missing_seal(config: &Config, header: &Header) -> Option<String> {
          Add the stanza, or restore with -force",
         needs.sentence()
     ))
+}
+
+/// How long the HSMs may take to come up.
+const HSM_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What would be lost for good with the HSMs that the configuration names: keys of the backup that only an HSM has. They are
+/// looked at only where there are such keys.
+fn lost_keys(config: &Config, header: &Header) -> Option<String> {
+    let needs = &header.needs;
+    let alone = needs.lost_without(&HashSet::new());
+    if alone.is_empty() {
+        return None;
+    }
+    let found = held(config, needs);
+    let lost = match &found {
+        Ok(held) => needs.lost_without(held),
+        Err(_) => alone,
+    };
+    let why = match found {
+        Ok(_) => "the configured HSMs do not hold them".to_owned(),
+        Err(error) => format!("the configured HSMs cannot be asked ({error})"),
+    };
+    (!lost.is_empty()).then(|| {
+        format!(
+            "these keys of the backup live in an HSM alone, and {why}: {}. Without that HSM what they encrypted is lost; restore with              -force all the same",
+            some_of(&lost)
+        )
+    })
+}
+
+/// The objects of the cluster on the configured HSMs.
+fn held(config: &Config, needs: &Needs) -> Result<HashSet<KeyId>, String> {
+    let of_cluster = |label: &str| needs.hsms.iter().any(|need| need.key_label == label);
+    let stanzas = config.seals.iter().filter(|seal| !seal.disabled && of_cluster(&seal.key_label));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let mut held = HashSet::new();
+        for stanza in stanzas {
+            let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", stanza.name);
+            let client = hsm::Client::start(startup::hsm::config(stanza), Arc::new(VolatilePinMemory::default()));
+            let ready = tokio::time::timeout(HSM_PATIENCE, client.ready()).await;
+            ready.map_err(|elapsed| failed(&elapsed))?.map_err(|error| failed(&error))?;
+            let found = client.find(&format!("sos/{}/", stanza.key_label)).await.map_err(|error| failed(&error))?;
+            held.extend(found.into_iter().filter_map(|object| object.id));
+        }
+        Ok(held)
+    })
 }
 
 /// Counts what is read for the progress.

@@ -1,4 +1,4 @@
-//! `sos hsm doctor` and `sos hsm bench`.
+//! `sos hsm doctor`, `sos hsm orphans` and `sos hsm bench`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use serde_json::Value;
 
+use super::client::ClientArgs;
+use super::output::Format;
 use super::terminal::Terminal;
 use super::{Failure, output};
 use crate::config::Config;
@@ -39,6 +42,16 @@ struct Found<'a> {
     transit: Option<Holdings>,
 }
 
+/// Flags of `hsm orphans`.
+#[derive(Args, Debug)]
+pub struct OrphansArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// CKA_ID of an orphan to destroy; what a newer backup needs of it is lost
+    #[arg(long, value_name = "CKA_ID")]
+    destroy: Option<String>,
+}
+
 /// What the command line says about a measurement.
 #[derive(Args, Debug, Clone)]
 pub struct BenchArgs {
@@ -67,6 +80,31 @@ fn load(paths: &[PathBuf], terminal: &mut Terminal<'_>) -> Result<Config, Failur
         return Err(Failure::usage("the configuration names no HSM: write seal \"pkcs11\" { ... }"));
     }
     Ok(config)
+}
+
+pub(super) fn orphans(args: &OrphansArgs, terminal: &mut Terminal<'_>) -> Result<u8, Failure> {
+    let format = args.client.format(terminal)?;
+    let client = args.client.client(terminal)?;
+    let line = |orphan: &Value| ["hsm", "id", "label"].map(|name| output::text(orphan, name)).join("  ");
+    if let Some(id) = &args.destroy {
+        let answer = client.delete(&format!("sys/sos/hsm/orphans/{id}"));
+        let answer = answer.map_err(|error| Failure::request("destroying the object", error))?;
+        terminal.print(format!("Destroyed: {}", line(answer.get("data").unwrap_or(&answer))))?;
+        return Ok(0);
+    }
+    let answer = client.get("sys/sos/hsm/orphans").map_err(|error| Failure::request("looking for orphans", error))?;
+    let fields = answer.get("data").unwrap_or(&answer);
+    match format {
+        Format::Json => terminal.print(output::json(fields)?)?,
+        Format::Table => {
+            let found = fields.get("orphans").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            if found.is_empty() {
+                terminal.print("None: every object of this cluster on the HSMs that are ready has a record.")?;
+            }
+            found.iter().try_for_each(|orphan| terminal.print(line(orphan)))?;
+        }
+    }
+    Ok(0)
 }
 
 pub(super) fn bench(args: BenchArgs, terminal: &mut Terminal<'_>) -> Result<u8, Failure> {

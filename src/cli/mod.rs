@@ -95,6 +95,8 @@ enum Operator {
 enum HsmCommand {
     /// Check slot, PIN, mechanisms, limits and speed, and say what to fix
     Doctor(DoctorArgs),
+    /// Show objects on the HSMs that no record names, or destroy one of them
+    Orphans(hsm::OrphansArgs),
     /// Measure it without a server, for scripts/bench; makes and destroys a key
     #[command(hide = true)]
     Bench(hsm::BenchArgs),
@@ -166,6 +168,7 @@ fn dispatch(command: Command, program: &OsString, terminal: &mut Terminal<'_>) -
         Command::Recovery(command) => recovery::run(&command, terminal),
         Command::Backup(command) => backup::run(&command, terminal),
         Command::Hsm(HsmCommand::Doctor(args)) => hsm::doctor(args, terminal),
+        Command::Hsm(HsmCommand::Orphans(args)) => hsm::orphans(&args, terminal),
         Command::Hsm(HsmCommand::Bench(args)) => hsm::bench(args, terminal),
         Command::Version => version(program, terminal),
     }

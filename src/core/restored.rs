@@ -5,6 +5,7 @@
 //!   that no record is left: the keyring gets a new term, and every count of encryptions a block more.
 //! - Version numbers that were given after the backup are not given again: the mounts take up what was carried over from
 //!   the replaced store (`backup/given.rs`), or leave numbers out.
+//! - Work on an HSM that was under way is forgotten and not undone (`seal/orphans.rs`).
 //! - Tokens and leases that expired meanwhile are expired; they are swept before anything is answered.
 //!
 //! All of it is done before the first request is answered, and done again when a crash came in between.
@@ -26,6 +27,9 @@ pub(super) async fn admit(core: &Core) -> Result<Option<(Restored, Version)>, Fa
         // A store without a key never made a backup.
         let key = BackupKey::read(&core.barrier)?.ok_or(BackupError::NotAuthentic)?;
         restored.seal.check(&key)?;
+        // What was half-made then may have been finished since and be needed by a newer backup: nothing on an HSM is destroyed.
+        core.seal.forget_intents().await?;
+        core.services.zones.forget_intents().await?;
         let term = core.barrier.rotate(core.clock.now()).await?;
         tracing::info!(term, "the restored store has a new encryption key");
         reach("restored-rotated");

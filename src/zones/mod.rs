@@ -294,6 +294,27 @@ impl Zones {
         self.settle_all("").await
     }
 
+    /// Forgets the master keys that were half-made when the backup was taken that this store was restored from: they may have
+    /// been finished since, and a newer backup may need them.
+    pub async fn forget_intents(&self) -> Result<(), ZoneError> {
+        let _changing = self.changing.lock().await;
+        for (path, entry) in self.barrier.scan(record::INTENTS, None, PAGE)? {
+            let intent = Intent::decode(&path, entry.value.expose())?;
+            tracing::warn!(
+                zone = %intent.zone, key = %intent.id,
+                "this master key was being made when the backup was taken: if it is on the HSM it stays there; see sos hsm orphans"
+            );
+            self.barrier.commit(Txn::new().delete(&path)).await?;
+        }
+        Ok(())
+    }
+
+    /// Objects that are being made.
+    pub fn intended(&self) -> Result<HashSet<KeyId>, ZoneError> {
+        let all = self.barrier.scan(record::INTENTS, None, PAGE)?.into_iter();
+        all.map(|(path, entry)| Ok(Intent::decode(&path, entry.value.expose())?.id)).collect()
+    }
+
     /// Undoes what was begun in zones whose name starts with `zone`; an exact name is followed by `~`.
     async fn settle_all(&self, zone: &str) -> Result<(), ZoneError> {
         for (path, entry) in self.barrier.scan(&format!("{}{zone}", record::INTENTS), None, PAGE)? {

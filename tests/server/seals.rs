@@ -1,10 +1,12 @@
 //! Two HSMs of two vendors in parallel: SoftHSM and Kryoptic.
 
 use std::fs;
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::support::{Place, Server};
+use crate::support::{Place, Server, request};
 
 /// Keys of the levels `hsm` and `software` with a ciphertext each: path and body of the decryption.
 #[track_caller]
@@ -157,4 +159,104 @@ fn from_shares_to_an_hsm_and_on_to_one_of_another_vendor() {
     all_open(&server, &old);
     all_open(&server, &held);
     assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "1");
+}
+
+/// `sos` against this server, which must succeed; its output.
+#[track_caller]
+fn sos(server: &Server<'_>, arguments: &[&str]) -> String {
+    let (code, out, errors) = server.operator(arguments, "");
+    assert_eq!(code, Some(0), "{arguments:?}: {out}{errors}");
+    out
+}
+
+/// An older backup, taken while two keys were being made on the HSM, takes nothing away that a newer one needs.
+#[test]
+fn going_back_to_an_older_backup_and_forth_to_a_newer_one_loses_no_key() {
+    let Some(place) = Place::hsm() else { return };
+    let mut server = place.start();
+    server.init(3, 2);
+    server.put("sys/mounts/transit", json!({"type": "transit"})).ok();
+    let backup = |name: &str| place.path(name).display().to_string();
+    let (older, newer) = (backup("older.backup"), backup("newer.backup"));
+
+    // The HSM's worker stands still with both intents written; meanwhile the backup is taken.
+    let workers: Vec<_> = server.pids().into_iter().filter(|pid| *pid != server.pid()).collect();
+    let signal = |signal: Signal| {
+        workers.iter().for_each(|pid| kill_process(Pid::from_raw((*pid).try_into().unwrap()).unwrap(), signal).unwrap())
+    };
+    signal(Signal::STOP);
+    std::thread::scope(|scope| {
+        for (path, body) in
+            [("/v1/sys/sos/zones/default/rotate", json!({})), ("/v1/transit/keys/stays", json!({"protection_level": "hsm-only"}))]
+        {
+            let server = &server;
+            scope.spawn(move || {
+                let made = request(server.url(), "PUT", path, server.token.as_deref(), Some(&body.to_string())).unwrap();
+                assert!(made.status < 300, "{}", made.text);
+            });
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        sos(&server, &["backup", "create", &older]);
+        signal(Signal::CONT);
+    });
+    let (code, out, errors) = server.operator(&["hsm", "orphans"], "");
+    assert!(code == Some(0) && out.contains("None"), "{out}{errors}");
+    let mut sealed = ciphertexts(&server, "under-the-second");
+    let stays = server.put("transit/encrypt/stays", json!({"plaintext": "YQ=="})).ok();
+    sealed.push(("transit/decrypt/stays".into(), json!({"ciphertext": stays["data"]["ciphertext"]})));
+    let out = sos(&server, &["backup", "create", &newer]);
+    assert!(out.contains("1 hsm-only key version(s), which live in the HSM alone: transit/stays v1"), "{out}");
+    let out = sos(&server, &["backup", "verify", "-format=json", &newer]);
+    let shown: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(shown["header"]["needs"]["hsm_only"][0]["key"], "transit/stays v1", "{out}");
+    let before = place.objects();
+    assert_eq!(before.len(), 4, "{before:?}");
+
+    sos(&server, &["backup", "restore", "-force", &older]);
+    server.wait_unsealed();
+    let log = server.log();
+    assert!(log.contains("this master key was being made") && log.contains("this object was being made"), "{log}");
+    // Two rounds of periodic work.
+    std::thread::sleep(Duration::from_millis(4500));
+    assert_eq!(place.objects(), before);
+    let out = sos(&server, &["hsm", "orphans"]);
+    assert!(out.contains("sos/test/zone/default/v2") && out.contains("sos/test/transit/stays/v1"), "{out}");
+    assert_eq!(out.lines().count(), 2, "{out}");
+
+    sos(&server, &["backup", "restore", "-force", &newer]);
+    server.wait_unsealed();
+    all_open(&server, &sealed);
+    assert!(sos(&server, &["hsm", "orphans"]).contains("None"));
+
+    // On the operator's word an orphan goes, and nothing else does. What the newer backup loses by it is said by name.
+    sos(&server, &["backup", "restore", "-force", &older]);
+    server.wait_unsealed();
+    let orphans = server.get("sys/sos/hsm/orphans").ok();
+    let orphans = orphans["data"]["orphans"].as_array().unwrap();
+    let id = orphans.iter().find(|orphan| orphan["label"] == "sos/test/transit/stays/v1").unwrap()["id"].as_str().unwrap();
+    assert_eq!(server.call("DELETE", "sys/sos/hsm/orphans/nothing", None).status, 400);
+    assert_eq!(server.call("DELETE", &format!("sys/sos/hsm/orphans/{}", "0".repeat(32)), None).status, 400);
+    assert!(sos(&server, &["hsm", "orphans", &format!("-destroy={id}")]).contains("sos/test/transit/stays/v1"));
+    assert_eq!(place.objects().len(), 3);
+    let (code, _, errors) = server.operator(&["backup", "restore", &newer], "");
+    assert_eq!(code, Some(2));
+    assert!(errors.contains("do not hold these keys") && errors.contains("transit/stays v1"), "{errors}");
+    let (code, _, errors) = server.operator(&["backup", "restore", "-force", &newer], "");
+    assert!(code == Some(0) && errors.contains("WARNING: ") && errors.contains("transit/stays v1"), "{errors}");
+    server.wait_unsealed();
+    server.terminate();
+    let config = format!("-config={}", place.path("sos.hcl").display());
+    let restore = |flags: &[&str]| {
+        let mut command = place.command_of(&["backup", "restore", &config]);
+        let done = command.args(flags).arg(&newer).output().unwrap();
+        (done.status.success(), String::from_utf8_lossy(&done.stderr).into_owned())
+    };
+    fs::remove_dir_all(place.path("store")).unwrap();
+    let (done, errors) = restore(&[]);
+    assert!(!done && errors.contains("the configured HSMs do not hold them: transit/stays v1"), "{errors}");
+    let (done, errors) = restore(&["-force"]);
+    assert!(done && errors.contains("transit/stays v1"), "{errors}");
+    let mut server = place.start();
+    server.wait_unsealed();
+    server.token = None;
 }

@@ -174,6 +174,11 @@ impl Place {
 
     /// The server's command, not started.
     pub fn command(&self) -> Command {
+        self.command_of(&["server", &format!("-config={}", self.path("sos.hcl").display())])
+    }
+
+    /// `sos` with these arguments and the place's tokens in reach, not started.
+    pub fn command_of(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sos"));
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         if self.with_hsm {
@@ -181,7 +186,7 @@ impl Place {
             command.env("KRYOPTIC_CONF", self.path("kryoptic/token.conf"));
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.arg("server").arg(format!("-config={}", self.path("sos.hcl").display())).stdin(Stdio::null());
+        command.args(arguments).stdin(Stdio::null());
         command
     }
 

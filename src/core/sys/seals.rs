@@ -151,14 +151,16 @@ impl Core {
     /// The `hsm-only` key versions of all Transit mounts: mount, key and version for people, and the CKA_ID.
     pub fn hsm_only_keys(&self) -> Result<Vec<(String, KeyId)>, Failure> {
         let mut all = Vec::new();
-        for mounted in self.active()?.router.all() {
-            if mounted.entry.kind != "transit" {
-                continue;
-            }
-            let view = View::new(self.barrier.clone(), &format!("logical/{}/", mounted.entry.uuid))?;
-            let path = mounted.entry.full_path();
+        for (path, view) in self.transit_views()? {
             all.extend(survey::hsm_only(&view)?.into_iter().map(|key| (format!("{path}{} v{}", key.name, key.version), key.id)));
         }
         Ok(all)
+    }
+
+    /// The records of every Transit mount, with its path.
+    pub(super) fn transit_views(&self) -> Result<Vec<(String, View)>, Failure> {
+        let mounts = self.active()?.router.all().into_iter().filter(|mounted| mounted.entry.kind == "transit");
+        let view = |uuid: &str| View::new(self.barrier.clone(), &format!("logical/{uuid}/"));
+        mounts.map(|mounted| Ok((mounted.entry.full_path(), view(&mounted.entry.uuid)?))).collect()
     }
 }

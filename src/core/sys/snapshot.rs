@@ -4,11 +4,13 @@
 //! out so that clients tell a complete one. As in Vault, `snapshot-force` takes a backup of another cluster; it is also
 //! what gives up writes that are newer than the backup.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
+
+use parking_lot::Mutex;
 
 use super::System;
 use crate::{
-    backup::{Asked, BackupError, Header, Source},
+    backup::{Asked, BackupError, Header, Needs, Source, some_of},
     core::{
         Core,
         engine::Call,
@@ -17,7 +19,7 @@ use crate::{
         request::Operation,
         route::{Access, Route},
     },
-    hsm::Status,
+    hsm::{KeyId, Status},
     op,
     wire::field::NoParams,
 };
@@ -69,8 +71,12 @@ pub fn takes_upload(path: &str, operation: Operation) -> bool {
 }
 
 /// A snapshot of the store as it is now.
-pub async fn source(core: &Core) -> Result<Source, BackupError> {
-    Source::take(&core.seal, &core.services.zones, &core.settings.storage_type, core.clock.now()).await
+pub async fn source(core: &Arc<Core>) -> Result<Source, BackupError> {
+    let hsm_only = {
+        let core = Arc::clone(core);
+        move || core.hsm_only_keys().map_err(|failure| failure.to_string())
+    };
+    Source::take(&core.seal, &core.services.zones, hsm_only, &core.settings.storage_type, core.clock.now()).await
 }
 
 async fn take(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
@@ -93,12 +99,14 @@ async fn put_back(system: &System, call: &Call<'_>, force: bool) -> Result<Reply
     let archive = archive.ok_or_else(|| Failure::invalid("the body must be a backup"))?;
     let asked = Asked { force, skip_versions: skip_versions(call)? };
     let handle = tokio::runtime::Handle::current();
+    let forced: Arc<Mutex<Option<String>>> = Arc::default();
     let admit = {
-        let core = Arc::clone(&core);
+        let (core, forced) = (Arc::clone(&core), Arc::clone(&forced));
         move |header: &Header| match handle.block_on(missing_keys(&core, header)) {
             Some(why) if !force => Err(BackupError::Refused(why)),
             Some(why) => {
                 tracing::warn!("restoring with force: {why}");
+                *forced.lock() = Some(why);
                 Ok(())
             }
             None => Ok(()),
@@ -107,7 +115,11 @@ async fn put_back(system: &System, call: &Call<'_>, force: bool) -> Result<Reply
     core.backups.restore(&core.seal, archive, asked, call.now, admit, || core.services.transit.forget()).await?;
     // With its HSM the server opens the new store at once; otherwise it waits for shares, as after a start.
     core.seal.auto_unseal().await;
-    Ok(Reply::empty())
+    let forced = forced.lock().take();
+    Ok(match forced {
+        Some(why) => Reply::empty().with_warning(why),
+        None => Reply::empty(),
+    })
 }
 
 /// The query's `skip_versions`: how many version numbers every secret and Transit key leaves out.
@@ -121,6 +133,17 @@ fn skip_versions(call: &Call<'_>) -> Result<Option<u64>, Failure> {
     }
 }
 
+/// What a restore would lose for good: keys that only an HSM has, and none of those that are ready here.
+fn lost_keys(needs: &Needs, held: &HashSet<KeyId>) -> Option<String> {
+    let lost = needs.lost_without(held);
+    (!lost.is_empty()).then(|| {
+        format!(
+            "the HSMs that are ready here do not hold these keys of the backup, and nothing else has them: {}. What they encrypted              would be lost; restoring with force gives it up",
+            some_of(&lost)
+        )
+    })
+}
+
 /// What a backup needs and is not here.
 async fn missing_keys(core: &Core, header: &Header) -> Option<String> {
     let needs = &header.needs;
@@ -132,7 +155,8 @@ async fn missing_keys(core: &Core, header: &Header) -> Option<String> {
         Some(hsm) => match hsm.status() {
             Status::Ready(_) => match hsm.find("sos/").await {
                 Ok(found) if needs.hsms.iter().any(|need| found.iter().any(|object| object.id == Some(need.seal_key))) => {
-                    return None;
+                    let held = found.into_iter().filter_map(|object| object.id).collect();
+                    return lost_keys(needs, &held);
                 }
                 Ok(_) => "the HSM here does not hold its seal key".to_owned(),
                 Err(error) => error.to_string(),

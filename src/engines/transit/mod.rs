@@ -121,6 +121,7 @@ impl Routed for Transit {
     }
 
     async fn restored(&self, given: &Given<'_>) -> Result<(), Failure> {
+        restored::forget_making(&self.store.view).await?;
         restored::take_up(&self.store.view, given).await?;
         usage::burn(&self.store.view).await
     }

@@ -304,9 +304,12 @@ pub fn auto_path(name: &str) -> String {
     format!("auto/{name}")
 }
 
+/// Below this lie the records of HSM objects.
+pub const TOKEN_FOLDER: &str = "token/";
+
 /// Path of an HSM object's record.
 pub fn token_path(id: hsm::KeyId) -> String {
-    format!("token/{id}")
+    format!("{TOKEN_FOLDER}{id}")
 }
 
 /// Serialises a record; the buffer is overwritten when it is no longer needed.

@@ -1,7 +1,9 @@
 //! After a restore: versions that were given after the backup are lost, and their numbers are not given again. What they
 //! encrypted is refused as of a version that does not exist, and not as damaged.
 
-use super::record::{FORMAT, GivenRecord, KEY_FOLDER, KeyRecord, MATERIAL_FOLDER, decode, encode, given_path};
+use super::record::{
+    FORMAT, Fate, GivenRecord, KEY_FOLDER, KeyRecord, MATERIAL_FOLDER, TOKEN_FOLDER, TokenRecord, decode, encode, given_path,
+};
 use crate::{
     backup::Given,
     barrier::{Txn, View},
@@ -36,6 +38,22 @@ pub async fn take_up(view: &View, given: &Given<'_>) -> Result<(), Failure> {
         after = Some(last.clone());
         note(view, page, given.skip).await?;
     }
+}
+
+/// Forgets the objects that were being made on an HSM when the backup was taken: they may have been finished since, and a
+/// newer backup may need them.
+pub async fn forget_making(view: &View) -> Result<(), Failure> {
+    for (path, entry) in view.scan(TOKEN_FOLDER, None, usize::MAX)? {
+        let record: TokenRecord = decode(&entry.value)?;
+        if record.fate == Fate::Creating {
+            tracing::warn!(
+                key = %record.name, object = %path.trim_start_matches(TOKEN_FOLDER),
+                "this object was being made when the backup was taken: if it is on the HSM it stays there; see sos hsm orphans"
+            );
+            view.commit(Txn::new().delete(path)).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn note(view: &View, found: Vec<(String, u64)>, skip: u64) -> Result<(), Failure> {

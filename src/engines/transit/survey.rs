@@ -1,7 +1,7 @@
 //! What a mount holds, looked at from outside: for removing HSMs and for rehearsing their loss.
 
 use super::protect::Level;
-use super::record::{KeyRecord, StoredKey, VersionRecord, decode, key_path, material_path};
+use super::record::{KeyRecord, StoredKey, TOKEN_FOLDER, VersionRecord, decode, key_path, material_path};
 use crate::{barrier::View, core::failure::Failure, hsm::KeyId};
 
 /// Names read at a time.
@@ -30,6 +30,12 @@ pub fn hsm_only(view: &View) -> Result<Vec<HsmOnly>, Failure> {
         }
     }
     Ok(found)
+}
+
+/// Objects on HSMs that are being made or destroyed.
+pub fn in_the_making(view: &View) -> Result<Vec<KeyId>, Failure> {
+    let names = view.list(TOKEN_FOLDER, None, usize::MAX)?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
 /// Names of all keys, sorted.
