@@ -28,6 +28,8 @@ mod crash;
 mod disk;
 #[path = "server/faults.rs"]
 mod faults;
+#[path = "server/growth.rs"]
+mod growth;
 #[path = "server/hsm.rs"]
 mod hsm;
 #[path = "server/http.rs"]

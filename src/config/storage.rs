@@ -33,10 +33,15 @@ pub struct Limits {
     pub cache_size: Option<u64>,
     /// How long a start waits for the check that no record is missing; the rest goes on in the background.
     pub check_at_start: Option<Duration>,
+    /// The files are written anew once they are so many bytes larger than twice the records.
+    pub compact_above: Option<u64>,
 }
 
 /// Less than this would have the engines read every page again and again.
 const LEAST_CACHE: u64 = 1 << 20;
+
+/// The engines' smallest files.
+const LEAST_SLACK: u64 = 64 << 10;
 
 impl Storage {
     /// The name shown as `storage_type`.
@@ -81,7 +86,7 @@ fn one(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<Storage, Error>
     values::warn_of_others(
         block.body,
         "storage",
-        if storage == Storage::Inmem { &["path"] } else { &["path", "cache_size", "check_at_start"] },
+        if storage == Storage::Inmem { &["path"] } else { &["path", "cache_size", "check_at_start", "compact_above"] },
         &["redirect_addr", "api_addr", "cluster_addr", "disable_clustering", "max_parallel"],
         warnings,
     );
@@ -100,5 +105,12 @@ fn limits(block: &Block<'_>) -> Result<Limits, Error> {
             format!("cache_size is {small} bytes, too small to work with: write cache_size = \"32MiB\", at least \"1MiB\"");
         return Err(block.body.error(block.at, message));
     }
-    Ok(Limits { cache_size, check_at_start: values::duration(block.body, "check_at_start")? })
+    let compact_above = values::size(block.body, "compact_above")?;
+    if let Some(small) = compact_above.filter(|size| *size < LEAST_SLACK) {
+        let message = format!(
+            "compact_above is {small} bytes, and the files would be written anew all the time: write compact_above = \"8MiB\", at least \"64KiB\""
+        );
+        return Err(block.body.error(block.at, message));
+    }
+    Ok(Limits { cache_size, check_at_start: values::duration(block.body, "check_at_start")?, compact_above })
 }

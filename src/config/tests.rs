@@ -280,10 +280,12 @@ fn a_pin_file_must_be_private() {
 #[test]
 fn an_embedded_store_is_bounded_by_its_stanza() {
     let stanza = |body: &str| format!("storage \"redb\" {{ path = \"/x\"\n{body} }}\nlistener \"tcp\" {{ tls_disable = 1 }}\n");
-    let (config, warnings) = read(&stanza("cache_size = \"64MiB\"\ncheck_at_start = \"5s\""));
-    let limits = StorageLimits { cache_size: Some(64 << 20), check_at_start: Some(Duration::from_secs(5)) };
+    let (config, warnings) = read(&stanza("cache_size = \"64MiB\"\ncheck_at_start = \"5s\"\ncompact_above = \"1MiB\""));
+    let limits =
+        StorageLimits { cache_size: Some(64 << 20), check_at_start: Some(Duration::from_secs(5)), compact_above: Some(1 << 20) };
     assert_eq!(config.storage, Some(Storage::Redb { path: "/x".into(), limits }));
     assert!(warnings.is_empty(), "{warnings:?}");
     assert!(refused(&stanza("cache_size = 4096")).contains("cache_size is 4096 bytes, too small"));
+    assert!(refused(&stanza("compact_above = 100")).contains("compact_above is 100 bytes"));
     assert!(refused(&stanza("cache_size = \"much\"")).contains("cache_size must be a size"));
 }

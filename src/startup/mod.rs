@@ -313,6 +313,7 @@ pub(crate) fn storage_config(config: &Config) -> Result<StorageConfig, StartErro
     let mut options = storage::Options::default();
     options.cache_bytes = limits.cache_size.unwrap_or(options.cache_bytes);
     options.check_at_start = limits.check_at_start.unwrap_or(options.check_at_start);
+    options.compact_above = limits.compact_above.unwrap_or(options.compact_above);
     Ok(StorageConfig { kind, path, options })
 }
 

@@ -4,6 +4,7 @@
 //! engine shows only durable state: what a batch writes becomes visible to readers after its sync, never before.
 
 use std::{
+    collections::BTreeMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
@@ -11,6 +12,9 @@ use std::{
 
 /// A write of a batch: the key and its bytes, `None` deletes.
 pub(crate) type Write = (Vec<u8>, Option<Vec<u8>>);
+
+/// What keys held before a batch.
+pub(crate) type Before = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// How a visit goes on.
 pub(crate) enum Step {
@@ -74,6 +78,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Writes all of the batch or nothing, and syncs. After an error nothing is known about the batch, and the engine
     /// is not used for writing again before [`Backend::reopen`].
     fn apply(&self, batch: Vec<Write>) -> Result<(), Fault>;
+
+    /// As [`Backend::apply`], for a caller who knows what all of the keys hold, so that it is not read once more.
+    fn apply_over(&self, batch: Vec<Write>, _before: Before) -> Result<(), Fault> {
+        self.apply(batch)
+    }
 
     /// Whether opening finds out when records are missing.
     fn trust(&self) -> Trust {

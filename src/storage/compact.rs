@@ -20,9 +20,12 @@ use super::{
 /// How often the files are looked at while they change.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
-/// The files are written anew when they are larger than this many times the records, and this much more.
-const TIMES: u64 = 4;
-const SLACK: u64 = 8 << 20;
+/// The files are written anew when they are larger than this many times the records, and `compact_above` more. Each
+/// engine needs up to twice the records' size right after it was written in order.
+const TIMES: u64 = 2;
+
+/// See [`super::Options::compact_above`].
+pub(super) const SLACK: u64 = 8 << 20;
 
 /// How long a failed attempt rests.
 const REST: Duration = Duration::from_secs(60);
@@ -41,6 +44,8 @@ pub(super) struct Compaction {
     rest_until: Option<Instant>,
     /// Bytes of the files and of their records after the last compaction: smaller it does not become.
     settled: Option<(u64, u64)>,
+    /// See [`super::Options::compact_above`].
+    slack: u64,
 }
 
 /// A copy under way.
@@ -70,8 +75,11 @@ pub(super) enum Progress {
 }
 
 impl Compaction {
-    pub(super) fn new() -> Self {
-        Self { copying: None, look_at: None, rest_until: None, settled: None }
+    /// `slack`: see [`super::Options::compact_above`]. What an earlier process left is looked at when the first requests
+    /// after a start are answered.
+    pub(super) fn new(slack: u64) -> Self {
+        let look_at = Some(Instant::now() + REST);
+        Self { copying: None, look_at, rest_until: None, settled: None, slack }
     }
 
     pub(super) fn is_under_way(&self) -> bool {
@@ -92,7 +100,8 @@ impl Compaction {
 
     /// Takes note of a batch that is durable.
     pub(super) fn wrote(&mut self, behind: Behind) {
-        self.look_at.get_or_insert_with(|| Instant::now() + LOOK);
+        let soon = Instant::now() + LOOK;
+        self.look_at = Some(self.look_at.map_or(soon, |at| at.min(soon)));
         let Some(copying) = &mut self.copying else { return };
         for ((key, framed), before) in behind.0 {
             before.into_iter().for_each(|weight| copying.census.subtract(weight));
@@ -113,7 +122,7 @@ impl Compaction {
             return;
         }
         let bytes = backend.bytes_on_disk();
-        if is_worth_it(bytes, census.bytes(), self.settled) {
+        if is_worth_it(bytes, census.bytes(), self.slack, self.settled) {
             self.begin(backend, census, None);
         }
     }
@@ -185,8 +194,8 @@ impl Compaction {
 
 /// Whether files of so many bytes are too large for their records: by the measure above, and by what the last
 /// compaction came to, so that one that gains nothing is not repeated for ever.
-fn is_worth_it(bytes: u64, records: u64, settled: Option<(u64, u64)>) -> bool {
-    let too_large = bytes > records.saturating_mul(TIMES).saturating_add(SLACK);
+fn is_worth_it(bytes: u64, records: u64, slack: u64, settled: Option<(u64, u64)>) -> bool {
+    let too_large = bytes > records.saturating_mul(TIMES).saturating_add(slack);
     let shrinks = settled.is_none_or(|(then, held)| {
         u128::from(bytes) * u128::from(held.max(1 << 20)) > 2 * u128::from(then) * u128::from(records)
     });
@@ -478,20 +487,21 @@ mod tests {
     #[test]
     fn a_compaction_is_repeated_when_it_gains_something() {
         const MIB: u64 = 1 << 20;
-        assert!(!is_worth_it(8 * MIB, 0, None) && is_worth_it(9 * MIB, 0, None));
-        assert!(!is_worth_it(100 * MIB, 30 * MIB, None) && is_worth_it(200 * MIB, 30 * MIB, None));
+        let is_worth_it = |bytes, records, settled| is_worth_it(bytes * MIB, records * MIB, SLACK, settled);
+        assert!(!is_worth_it(8, 0, None) && is_worth_it(9, 0, None));
+        assert!(!is_worth_it(60, 30, None) && is_worth_it(100, 30, None));
         // While it ran, most of what it copied was deleted.
-        assert!(is_worth_it(80 * MIB, 10 * MIB, Some((80 * MIB, 40 * MIB))));
+        assert!(is_worth_it(80, 10, Some((80 * MIB, 40 * MIB))));
         // An engine that needs five times the room of its records.
-        assert!(!is_worth_it(100 * MIB, 20 * MIB, Some((100 * MIB, 20 * MIB))));
+        assert!(!is_worth_it(100, 20, Some((100 * MIB, 20 * MIB))));
         // Almost nothing was held then.
-        assert!(is_worth_it(300 * MIB, 50 * MIB, Some((2 * MIB, 100))));
+        assert!(is_worth_it(300, 50, Some((2 * MIB, 100))));
     }
 
     #[test]
     fn files_are_written_anew_only_when_they_hold_little() {
-        let mut compaction = Compaction::new();
-        assert!(compaction.sleep().is_none(), "an idle store is left alone");
+        let mut compaction = Compaction::new(SLACK);
+        assert!(compaction.sleep().is_some_and(|sleep| sleep > LOOK), "what a start finds has time");
         compaction.wrote(Behind::default());
         assert!(compaction.sleep().is_some_and(|sleep| sleep <= LOOK));
         let bench = Bench::new(Kind::Redb);
@@ -500,6 +510,6 @@ mod tests {
         compaction.look_at = Some(Instant::now());
         compaction.look(store.backend(), Census::default());
         assert!(!compaction.is_under_way(), "a small file stays as it is");
-        assert!(compaction.sleep().is_none());
+        assert!(compaction.sleep().is_none(), "an idle store is left alone");
     }
 }

@@ -53,7 +53,7 @@ impl Faulty {
     }
 
     fn start(&self) -> Store {
-        Store::start(self.clone(), None, None).unwrap()
+        Store::start(self.clone(), None, None, u64::MAX).unwrap()
     }
 
     fn plan(&self, plan: Plan) {
@@ -173,7 +173,7 @@ fn a_full_disk_gives_up_the_reserve_and_says_full_only_when_nothing_was_written(
     let reserve = place.path().join("reserve");
     let options = Options { free_watermark: 0, reserve_bytes: 1 << 16, ..Options::default() };
     let backend = Faulty::new();
-    let store = Store::start(backend.clone(), Some(Space::new(place.path(), &options)), None).unwrap();
+    let store = Store::start(backend.clone(), Some(Space::new(place.path(), &options)), None, options.compact_above).unwrap();
     assert!(reserve.exists());
     let full = || Fault::Full("planned".into());
     backend.plan(Plan::Lost(full()));

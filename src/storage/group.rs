@@ -6,7 +6,7 @@
 //! earlier transaction, so when the sync fails nobody in the batch gets an answer that relies on it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, OnceLock,
@@ -22,8 +22,8 @@ use tracing::{error, info};
 
 use super::{
     CommitFuture, Expect, Record, Storage, StorageError, Txn, Version,
-    backend::{Backend, Fault, Step, Trust, Write},
-    census::{Census, Weight, weight},
+    backend::{Backend, Before, Fault, Step, Trust, Write},
+    census::{Census, weight},
     check::Check,
     compact::{self, Behind, Compaction, Progress},
     frame,
@@ -70,7 +70,13 @@ struct Job {
 }
 
 impl Store {
-    pub(crate) fn start(backend: impl Backend, space: Option<Space>, mark: Option<Mark>) -> Result<Self, StorageError> {
+    /// `compact_above`: see [`super::Options`].
+    pub(crate) fn start(
+        backend: impl Backend,
+        space: Option<Space>,
+        mark: Option<Mark>,
+        compact_above: u64,
+    ) -> Result<Self, StorageError> {
         let backend: Arc<dyn Backend> = Arc::new(backend);
         let syncs = Arc::new(AtomicU64::new(0));
         let lost = Arc::new(OnceLock::new());
@@ -90,7 +96,7 @@ impl Store {
             lost: lost.clone(),
             snapshots: Snapshots::default(),
             check: check.clone(),
-            compaction: Compaction::new(),
+            compaction: Compaction::new(compact_above),
         };
         committer.examine()?;
         let (jobs, waiting) = mpsc::channel();
@@ -267,8 +273,8 @@ struct Committer {
 type Pending = BTreeMap<Vec<u8>, Change>;
 
 struct Change {
-    /// The weight of the record that stood there before the batch.
-    before: Option<Weight>,
+    /// The framed record that stood there before the batch.
+    before: Option<Vec<u8>>,
     now: Option<(Version, Vec<u8>)>,
 }
 
@@ -417,20 +423,20 @@ impl Committer {
 
     /// Makes a transaction whose checks hold part of the batch.
     fn accept(&mut self, txn: Txn, pending: &mut Pending) -> Result<(), StorageError> {
-        let weigh = |(key, _): &(String, Option<Vec<u8>>)| match pending.get(key.as_bytes()) {
-            Some(change) => Ok(change.before),
-            None => match self.backend.get(key.as_bytes()) {
-                Ok(framed) => Ok(framed.map(|framed| weight(key.as_bytes(), &framed))),
-                Err(fault) => Err(failed_at(key.as_bytes(), fault)),
-            },
+        let read = |(key, _): &(String, Option<Vec<u8>>)| match pending.contains_key(key.as_bytes()) {
+            true => Ok(None),
+            false => self.backend.get(key.as_bytes()).map_err(|fault| failed_at(key.as_bytes(), fault)),
         };
-        let before = txn.writes.iter().map(weigh).collect::<Result<Vec<_>, _>>()?;
+        let before = txn.writes.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         if !txn.writes.is_empty() {
             self.sequence = self.sequence.max(txn.above) + 1;
         }
         for ((key, value), before) in txn.writes.into_iter().zip(before) {
             let now = value.map(|value| (self.sequence, value));
-            pending.insert(key.into_bytes(), Change { before, now });
+            match pending.entry(key.into_bytes()) {
+                Entry::Occupied(mut change) => change.get_mut().now = now,
+                Entry::Vacant(place) => drop(place.insert(Change { before, now })),
+            }
         }
         Ok(())
     }
@@ -442,18 +448,21 @@ impl Committer {
         let mut census = self.census;
         let mut behind = Behind::default();
         let mut batch: Vec<Write> = Vec::with_capacity(pending.len() + 1);
+        let mut held = Before::new();
         for (key, Change { before, now }) in pending {
+            let weighed = before.as_ref().map(|framed| weight(&key, framed));
             let framed = now.map(|(version, value)| frame::encode(&key, version, &value));
-            self.compaction.behind(&key, before, framed.as_ref(), &mut behind);
-            before.into_iter().for_each(|weight| census.subtract(weight));
+            self.compaction.behind(&key, weighed, framed.as_ref(), &mut behind);
+            weighed.into_iter().for_each(|weight| census.subtract(weight));
             framed.iter().for_each(|framed| census.add(weight(&key, framed)));
+            held.insert(key.clone(), before);
             batch.push((key, framed));
         }
         self.snapshots.keep(&*self.backend, &batch);
         batch.push((SEQUENCE.to_vec(), Some(frame::encode(SEQUENCE, self.sequence, &census.encode()))));
         // The engine is foreign code: were it to panic, the store must recover as from any other failure.
         reach("commit-begun");
-        let applied = catch_unwind(AssertUnwindSafe(|| self.backend.apply(batch)))
+        let applied = catch_unwind(AssertUnwindSafe(|| self.backend.apply_over(batch, held)))
             .unwrap_or_else(|_panic| Err(Fault::Io("the engine panicked".into())));
         match applied {
             Ok(()) => {

@@ -16,7 +16,7 @@ pub struct InMem;
 impl InMem {
     /// An empty store.
     pub fn open() -> Result<Store, StorageError> {
-        Store::start(Map::default(), None, None)
+        Store::start(Map::default(), None, None, u64::MAX)
     }
 }
 

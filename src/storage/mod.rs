@@ -211,11 +211,19 @@ pub struct Options {
     /// How long an opening waits for the check that no acknowledged record is missing; what it does not finish goes on
     /// in the background while the store serves.
     pub check_at_start: Duration,
+    /// The files are written anew once they are so many bytes larger than twice the records.
+    pub compact_above: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, free_watermark: 64 << 20, reserve_bytes: 4 << 20, check_at_start: check::AT_START }
+        Self {
+            cache_bytes: 32 << 20,
+            free_watermark: 64 << 20,
+            reserve_bytes: 4 << 20,
+            check_at_start: check::AT_START,
+            compact_above: compact::SLACK,
+        }
     }
 }
 

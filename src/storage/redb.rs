@@ -50,7 +50,7 @@ impl Redb {
                 StorageError::Io(format!("opening the redb store in {}: {why}", path.as_ref().display()))
             }
         })?;
-        Store::start(backend, Some(space), Some(mark))
+        Store::start(backend, Some(space), Some(mark), options.compact_above)
     }
 }
 

@@ -76,9 +76,10 @@ class Place:
         return os.path.join(self.folder, *names)
 
     def configure(self):
+        """Writes the configuration. The least `compact_above` has the store's files written anew every second or so."""
         with open(self.path("sos.hcl"), "w") as file:
             file.write(
-                'storage "%s" { path = "%s" }\n'
+                'storage "%s" { path = "%s" compact_above = "64KiB" }\n'
                 'listener "tcp" { address = "127.0.0.1:0" tls_disable = true }\n'
                 'seal "pkcs11" { lib = "%s" token_label = "sos-test" pin_file = "%s" key_label = "test" }\n'
                 'audit_paths = ["%s"]\ndisable_mlock = true\n'

@@ -6,7 +6,7 @@
 //! salt                            32 bytes, keys the hash of tokens
 //! batch-key                       32 bytes, encrypts batch tokens
 //! wrapping-key                    PKCS #8, signs wrapping tokens in the form of JWTs
-//! id/<hash>                       format byte 1, then the TokenEntry as JSON
+//! id/<hash>                       format byte 2, then the TokenEntry as JSON without its hash and without what is empty
 //! accessor/<accessor>             the hash
 //! parent/<parent hash>/<hash>     children, for revocation of trees
 //! expiry/<Unix ns, 20 digits>/<hash>   what ends when, swept from the front
@@ -63,53 +63,82 @@ impl TokenKind {
 #[serde(default)]
 pub struct TokenEntry {
     /// Salted hash of the token: names its record, its cubbyhole and its children's parent.
+    #[serde(skip_serializing)]
     pub hash: String,
     /// Names the token without giving its power; empty for batch tokens.
+    #[serde(skip_serializing_if = "is_default")]
     pub accessor: String,
     /// Hash of the parent; empty for orphans.
+    #[serde(skip_serializing_if = "is_default")]
     pub parent: String,
     /// Policies of the token itself, sorted.
+    #[serde(skip_serializing_if = "is_default")]
     pub policies: Vec<String>,
     /// Request path that made it (`auth/token/create`).
+    #[serde(skip_serializing_if = "is_default")]
     pub path: String,
     /// `token`, `token-name`, `userpass-ann`.
+    #[serde(skip_serializing_if = "is_default")]
     pub display_name: String,
     /// Metadata.
+    #[serde(skip_serializing_if = "is_default")]
     pub meta: BTreeMap<String, String>,
     /// Service or batch.
+    #[serde(skip_serializing_if = "is_default")]
     pub kind: TokenKind,
     /// Unix seconds.
+    #[serde(skip_serializing_if = "is_default")]
     pub creation_time: i64,
     /// The same in Unix nanoseconds, which bounds are counted from.
+    #[serde(skip_serializing_if = "is_default")]
     pub issued_at: i64,
     /// TTL in seconds at creation; 0 never expires (root).
+    #[serde(skip_serializing_if = "is_default")]
     pub creation_ttl: u64,
     /// TTL in seconds that the last creation or renewal granted: the next renewal without an increment gives it again.
+    #[serde(skip_serializing_if = "is_default")]
     pub ttl: u64,
     /// Unix nanoseconds; `None` never expires.
+    #[serde(skip_serializing_if = "is_default")]
     pub expires_at: Option<i64>,
     /// Unix nanoseconds of the last renewal.
+    #[serde(skip_serializing_if = "is_default")]
     pub last_renewal: Option<i64>,
     /// 0 is no bound.
+    #[serde(skip_serializing_if = "is_default")]
     pub explicit_max_ttl: u64,
     /// 0 is not periodic.
+    #[serde(skip_serializing_if = "is_default")]
     pub period: u64,
     /// Uses left; 0 is unlimited. -1 marks a token that is used up.
+    #[serde(skip_serializing_if = "is_default")]
     pub num_uses: i64,
     /// Whether renewals are allowed.
+    #[serde(skip_serializing_if = "is_default")]
     pub renewable: bool,
     /// Token role that made it, or empty.
+    #[serde(skip_serializing_if = "is_default")]
     pub role: String,
     /// Addresses that may use it; empty is any.
+    #[serde(skip_serializing_if = "is_default")]
     pub bound_cidrs: Vec<String>,
     /// Identity entity, or empty.
+    #[serde(skip_serializing_if = "is_default")]
     pub entity_id: String,
     /// Whether the identity's policies are left out.
+    #[serde(skip_serializing_if = "is_default")]
     pub no_identity_policies: bool,
     /// What the auth method keeps for renewals.
+    #[serde(skip_serializing_if = "is_default")]
     pub internal_data: BTreeMap<String, String>,
     /// Set while its children are made orphans before it goes: it is dead, they are not.
+    #[serde(skip_serializing_if = "is_default")]
     pub orphaning: bool,
+}
+
+/// Fields that say nothing are not written: a million tokens are written in a million records.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl TokenEntry {

@@ -26,7 +26,10 @@ use crate::{
     storage::{Expect, StorageError, Version},
 };
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+
+/// The first form of a token's record: it repeats the hash that names it, and all fields that are empty.
+const FIRST_FORMAT: u8 = 1;
 const KEY_LEN: usize = 32;
 
 /// Entries kept in memory; about a kilobyte each.
@@ -315,7 +318,7 @@ impl TokenStore {
     fn read(&self, hash: &str) -> Result<Stored, Miss> {
         let record = self.view.get(&format!("id/{hash}")).map_err(|error| Miss::Failed(error.into()))?;
         let record = record.ok_or(Miss::Absent)?;
-        let entry = decode(record.value.expose()).map_err(Miss::Failed)?;
+        let entry = decode(hash, record.value.expose()).map_err(Miss::Failed)?;
         Ok(Stored { entry: Arc::new(entry), version: record.version })
     }
 
@@ -522,7 +525,11 @@ pub(super) fn encode(entry: &TokenEntry) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<TokenEntry, Failure> {
-    let json = bytes.strip_prefix(&[FORMAT]).ok_or_else(|| Failure::internal("a token record has an unknown format"))?;
-    serde_json::from_slice(json).map_err(Failure::internal)
+/// The entry that the record of the token of this hash holds.
+pub(super) fn decode(hash: &str, bytes: &[u8]) -> Result<TokenEntry, Failure> {
+    let Some((&(FIRST_FORMAT | FORMAT), json)) = bytes.split_first() else {
+        return Err(Failure::internal("a token record has an unknown format"));
+    };
+    let entry: TokenEntry = serde_json::from_slice(json).map_err(Failure::internal)?;
+    Ok(TokenEntry { hash: hash.to_owned(), ..entry })
 }

@@ -1,0 +1,119 @@
+//! The store's files give back the room of what was overwritten and deleted, under load and after it, and keep every
+//! acknowledged write meanwhile.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::{Place, Server};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Names and the last acknowledged number of each.
+type Acknowledged = BTreeMap<String, usize>;
+
+fn bytes_in(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
+    entries.iter().map(|entry| if entry.path().is_dir() { bytes_in(&entry.path()) } else { size(&entry.path()) }).sum()
+}
+
+/// A file may go while it is looked at; the reserve for a full disk is none of the records.
+fn size(file: &Path) -> u64 {
+    if file.ends_with("reserve") { 0 } else { file.metadata().map_or(0, |found| found.len()) }
+}
+
+fn write(server: &Server<'_>, name: &str, number: usize) {
+    server.put(name, json!({"number": number, "filling": "z".repeat(4000)})).ok();
+}
+
+#[track_caller]
+fn all_there(server: &Server<'_>, acknowledged: &Acknowledged, when: &str) {
+    for (name, number) in acknowledged {
+        let reply = server.get(name);
+        assert_eq!((reply.status, &reply.body["data"]["number"]), (200, &json!(number)), "{when}: {name}: {}", reply.text);
+    }
+}
+
+/// Writes, overwrites and deletes by four clients until the files were written anew, for the first time and again.
+fn load_until_compacted(server: &Server<'_>, acknowledged: &mut Acknowledged) {
+    let done = AtomicBool::new(false);
+    let client = |client: usize| {
+        let mut kept = Acknowledged::new();
+        for number in 0.. {
+            let name = format!("kv/stays-{client}-{}", number % 12);
+            write(server, &name, number);
+            kept.insert(name, number);
+            let passing = format!("kv/goes-{client}-{number}");
+            write(server, &passing, number);
+            server.call("DELETE", &passing, None).ok();
+            if done.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        kept
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4).map(|number| scope.spawn(move || client(number))).collect();
+        let until = Instant::now() + PATIENCE;
+        while server.log().matches("written anew and in use").count() < 2 {
+            assert!(Instant::now() < until, "the files are not written anew under load\n{}", server.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        done.store(true, Ordering::Relaxed);
+        clients.into_iter().for_each(|client| acknowledged.extend(client.join().unwrap()));
+    });
+}
+
+fn files_shrink_and_keep_everything(storage: &str) {
+    let place = Place::shamir();
+    let bounded = place.plain_config(storage).replace("\" }", "\" compact_above = \"256KiB\" }");
+    place.configure(&bounded);
+    let mut server = place.start();
+    let made = server.init_shamir(1, 1);
+    server.put("sys/mounts/kv", json!({"type": "kv", "options": {"version": "1"}})).ok();
+    let mut acknowledged = Acknowledged::new();
+    load_until_compacted(&server, &mut acknowledged);
+    all_there(&server, &acknowledged, "after the load");
+
+    // After the load: nobody writes any more, and the files shrink to what is left.
+    let many: Vec<String> = (0..800).map(|number| format!("kv/many-{number}")).collect();
+    std::thread::scope(|scope| {
+        for quarter in many.chunks(200) {
+            let server = &server;
+            scope.spawn(move || quarter.iter().for_each(|name| write(server, name, 1)));
+        }
+    });
+    let full = bytes_in(&place.path("store"));
+    std::thread::scope(|scope| {
+        for quarter in many.chunks(200) {
+            let server = &server;
+            scope.spawn(move || quarter.iter().for_each(|name| drop(server.call("DELETE", name, None).ok())));
+        }
+    });
+    let until = Instant::now() + PATIENCE;
+    while bytes_in(&place.path("store")) * 2 > full {
+        assert!(Instant::now() < until, "{full} bytes became {}\n{}", bytes_in(&place.path("store")), server.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    all_there(&server, &acknowledged, "after the files have shrunk");
+    drop(server);
+
+    let mut server = place.start();
+    server.unseal(&made.shares);
+    server.token = Some(made.root);
+    all_there(&server, &acknowledged, "after a restart");
+    assert_eq!(server.get("kv/many-7").status, 404);
+}
+
+#[test]
+fn files_of_sled_shrink_and_keep_everything() {
+    files_shrink_and_keep_everything("sled");
+}
+
+#[test]
+fn files_of_redb_shrink_and_keep_everything() {
+    files_shrink_and_keep_everything("redb");
+}
