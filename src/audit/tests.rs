@@ -154,7 +154,7 @@ async fn options_change_what_is_shown() {
     broker.enable(record("b/", &path, &options)).await.unwrap();
     let (request, caller) = (Request::internal(Operation::List, "secret/", ""), caller());
     let exchange = Exchange { request: &request, operation: Operation::List, caller: Some(&caller), mount: None, remote: None };
-    let reply = Reply::keys(vec!["x".into(), "y".into()]).unwrap();
+    let reply = Reply::keys(["x", "y"]).unwrap();
     broker.response(exchange, Outcome::Reply(&reply)).await.unwrap();
     let last = lines(&path).pop().unwrap();
     assert_eq!(last["auth"]["accessor"], "planted-accessor");

@@ -10,7 +10,7 @@ use arc_swap::ArcSwapOption;
 use parking_lot::RwLock;
 
 use super::{BackupError, settle_folder};
-use crate::storage::{self, CommitFuture, Record, SnapshotFuture, Storage, StorageConfig, StorageError, Txn};
+use crate::storage::{self, CommitFuture, Names, Record, SnapshotFuture, Storage, StorageConfig, StorageError, Txn};
 
 /// How long readers get to let go of the old store.
 const LET_GO: Duration = Duration::from_secs(10);
@@ -105,6 +105,10 @@ impl Storage for Exchange {
 
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StorageError> {
         self.read(|store| store.list(prefix, after, limit))
+    }
+
+    fn names(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Names, StorageError> {
+        self.read(|store| store.names(prefix, after, limit))
     }
 
     fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(String, Record)>, StorageError> {

@@ -25,7 +25,7 @@ use tokio::sync::Mutex;
 
 use crate::crashpoint::reach;
 use crate::secret::SecretBytes;
-use crate::storage::{self, Expect, Storage, StorageError, Version};
+use crate::storage::{self, Expect, Names, Storage, StorageError, Version};
 
 pub use keyring::{DEFAULT_MAX_OPERATIONS, KeyStatus, MIN_INTERVAL, MIN_MAX_OPERATIONS, RotateConfig};
 pub use txn::{Entry, Txn};
@@ -39,6 +39,9 @@ use keyring::{Image, Keyring};
 
 /// Where the keyring is stored, encrypted by the root key.
 pub const KEYRING_PATH: &str = "core/keyring";
+
+/// Names that a list reads at once; some milliseconds.
+const SHORT: usize = 4096;
 
 /// Length of a root key in bytes.
 pub const ROOT_KEY_LEN: usize = 32;
@@ -198,6 +201,36 @@ impl Barrier {
             return Err(BarrierError::Sealed);
         }
         Ok(self.storage.list(prefix, after, limit)?)
+    }
+
+    /// The same in one piece of memory (see [`Storage::names`]).
+    fn names(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Names, BarrierError> {
+        if self.is_sealed() {
+            return Err(BarrierError::Sealed);
+        }
+        Ok(self.storage.names(prefix, after, limit)?)
+    }
+
+    /// As [`Barrier::list`], for lists that may be long: what goes beyond the first thousands of names is read off the async
+    /// workers, some thousand at a time.
+    pub async fn list_long(self: &Arc<Self>, prefix: &str, after: Option<&str>, limit: usize) -> Result<Names, BarrierError> {
+        let mut names = self.names(prefix, after, limit.min(SHORT))?;
+        if names.len() < SHORT || names.len() == limit {
+            return Ok(names);
+        }
+        let (barrier, prefix) = (self.clone(), prefix.to_owned());
+        let all = tokio::task::spawn_blocking(move || {
+            while names.len() < limit {
+                let page = barrier.names(&prefix, names.last(), SHORT.min(limit - names.len()))?;
+                if page.is_empty() {
+                    break;
+                }
+                page.iter().for_each(|name| names.push(name));
+            }
+            Ok(names)
+        });
+        // It is not cancelled, and it panics no more than the list itself.
+        all.await.unwrap_or(Err(BarrierError::Storage(StorageError::Closed)))
     }
 
     /// Decrypted records whose path starts with `prefix` (see [`Storage::scan`]).

@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use super::{Barrier, BarrierError, Entry, Txn};
-use crate::storage::{StorageError, Version};
-
-/// Names that a list reads at once; some milliseconds.
-const SHORT: usize = 4096;
+use crate::storage::{Names, Version};
 
 /// The barrier below one prefix. Paths are only ever appended to the prefix; relative segments are refused.
 #[derive(Clone, Debug)]
@@ -55,26 +52,9 @@ impl View {
         self.barrier.list(&self.absolute(prefix)?, after, limit)
     }
 
-    /// As [`View::list`], for lists that may be long: what goes beyond the first thousands of names is read off the async
-    /// workers, some thousand at a time.
-    pub async fn list_long(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, BarrierError> {
-        let mut names = self.list(prefix, after, limit.min(SHORT))?;
-        if names.len() < SHORT || names.len() == limit {
-            return Ok(names);
-        }
-        let (view, prefix) = (self.clone(), prefix.to_owned());
-        let all = tokio::task::spawn_blocking(move || {
-            while names.len() < limit {
-                let page = view.list(&prefix, names.last().map(String::as_str), SHORT.min(limit - names.len()))?;
-                if page.is_empty() {
-                    break;
-                }
-                names.extend(page);
-            }
-            Ok(names)
-        });
-        // It is not cancelled, and it panics no more than the list itself.
-        all.await.unwrap_or(Err(BarrierError::Storage(StorageError::Closed)))
+    /// As [`View::list`], for lists that may be long (see [`Barrier::list_long`]).
+    pub async fn list_long(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Names, BarrierError> {
+        self.barrier.list_long(&self.absolute(prefix)?, after, limit).await
     }
 
     /// Decrypted records below `prefix`; paths, also `after`, are relative to this view.

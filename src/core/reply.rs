@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::Serialize;
 
 use super::failure::Failure;
-use crate::{backup::Download, secret::SecretString};
+use crate::{backup::Download, secret::SecretString, wire::json::push_text};
 
 /// The payload of an answer.
 #[derive(Debug, Default)]
@@ -80,12 +80,19 @@ impl Reply {
     }
 
     /// A list answer: `{"keys": [...]}`; nothing to list is a 404.
-    pub fn keys(keys: Vec<String>) -> Result<Self, Failure> {
-        #[derive(Serialize)]
-        struct Keys {
-            keys: Vec<String>,
+    pub fn keys<S: AsRef<str>>(keys: impl IntoIterator<Item = S>) -> Result<Self, Failure> {
+        let mut json = b"{\"keys\":[".to_vec();
+        let begin = json.len();
+        for key in keys {
+            push_text(&mut json, key.as_ref());
+            json.push(b',');
         }
-        if keys.is_empty() { Err(Failure::not_found()) } else { Self::data(&Keys { keys }) }
+        if json.len() == begin {
+            return Err(Failure::not_found());
+        }
+        json.pop();
+        json.extend_from_slice(b"]}");
+        Ok(Self::raw_data(json))
     }
 
     /// With another status.

@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde::Serialize;
-
 use super::{MountContext, kv1::Kv1, kv2::Kv2};
 use crate::{
     barrier::View,
     core::{engine::Engine, failure::Failure, reply::Reply},
+    storage::Names,
 };
 
 /// Below this lie the records of version 1; those of version 2 lie elsewhere, so that an upgrade can tell them apart.
@@ -70,16 +69,16 @@ pub fn build(context: MountContext) -> Result<Arc<dyn Engine>, Failure> {
 
 /// All keys below `folder` (empty or with a trailing slash), relative to it and sorted folder by folder. Values are not
 /// decrypted. There may be millions, so they are read off the async workers.
-pub(super) async fn keys_below(view: &View, folder: String) -> Result<Vec<String>, Failure> {
+pub(super) async fn keys_below(view: &View, folder: String) -> Result<Names, Failure> {
     let view = view.clone();
     let read = tokio::task::spawn_blocking(move || {
-        let mut found = Vec::new();
+        let mut found = Names::default();
         let mut open = vec![String::new()];
         while let Some(below) = open.pop() {
             let mut folders = Vec::new();
             for name in view.list(&format!("{folder}{below}"), None, usize::MAX)? {
                 let path = format!("{below}{name}");
-                if name.ends_with('/') { folders.push(path) } else { found.push(path) }
+                if name.ends_with('/') { folders.push(path) } else { found.push(&path) }
             }
             open.extend(folders.into_iter().rev());
         }
@@ -89,13 +88,8 @@ pub(super) async fn keys_below(view: &View, folder: String) -> Result<Vec<String
 }
 
 /// The answer to a scan: unlike a list, one that finds nothing is a 200 without `keys`.
-pub(super) fn scan_reply(keys: Vec<String>) -> Result<Reply, Failure> {
-    #[derive(Serialize)]
-    struct Keys {
-        #[serde(skip_serializing_if = "Vec::is_empty")]
-        keys: Vec<String>,
-    }
-    Reply::data(&Keys { keys })
+pub(super) fn scan_reply(keys: &Names) -> Result<Reply, Failure> {
+    if keys.is_empty() { Ok(Reply::raw_data(b"{}".to_vec())) } else { Reply::keys(keys.iter()) }
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ use super::{
     compact::{self, Behind, Compaction, Progress},
     frame,
     mark::Mark,
+    names::{Changing, Listings, Names},
     snapshot::{Snapshot, SnapshotFuture, Snapshots},
     space::Space,
 };
@@ -56,6 +57,7 @@ pub struct Store {
     syncs: Arc<AtomicU64>,
     lost: Arc<OnceLock<String>>,
     check: Arc<Check>,
+    listings: Arc<Listings>,
 }
 
 enum Work {
@@ -85,6 +87,7 @@ impl Store {
             Trust::Counted { patience, .. } => patience,
         };
         let check = Check::new(lost.clone(), patience);
+        let listings = Arc::new(Listings::new());
         let mut committer = Committer {
             backend: backend.clone(),
             space,
@@ -96,6 +99,7 @@ impl Store {
             lost: lost.clone(),
             snapshots: Snapshots::default(),
             check: check.clone(),
+            listings: listings.clone(),
             compaction: Compaction::new(compact_above),
         };
         committer.examine()?;
@@ -104,7 +108,7 @@ impl Store {
             .name("storage".into())
             .spawn(move || committer.run(&waiting))
             .map_err(|error| StorageError::Io(format!("starting the storage thread: {error}")))?;
-        Ok(Self { backend, jobs: Some(jobs), thread: Some(thread), syncs, lost, check })
+        Ok(Self { backend, jobs: Some(jobs), thread: Some(thread), syncs, lost, check, listings })
     }
 
     /// How many batches were synced since the store was opened.
@@ -150,12 +154,21 @@ impl Storage for Store {
     }
 
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StorageError> {
+        Ok(self.names(prefix, after, limit)?.iter().map(str::to_owned).collect())
+    }
+
+    fn names(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Names, StorageError> {
+        refuse_when_lost(&self.lost)?;
         if !prefix.is_empty() && !prefix.ends_with('/') {
             return Err(StorageError::Invalid(format!("the folder {prefix:?} does not end in a slash")));
         }
-        let mut names = Vec::new();
+        let mut names = Names::default();
         if limit == 0 {
             return Ok(names);
+        }
+        let mark = if after.is_none() { self.listings.mark(prefix) } else { None };
+        if let Some(kept) = mark.and_then(|mark| self.listings.get(prefix, mark)).filter(|kept| kept.len() < limit) {
+            return Ok(kept);
         }
         let mut wrong = None;
         self.visit(prefix, list_start(prefix, after), &mut |key, _| {
@@ -163,14 +176,25 @@ impl Storage for Store {
                 wrong = Some(corrupt(key, "its key is not UTF-8".into()));
                 return Step::Stop;
             };
-            let (name, step) = match rest.split_once('/') {
-                Some((folder, _)) => (format!("{folder}/"), Step::SkipTo(behind_folder(prefix, folder))),
-                None => (rest.to_owned(), Step::Next),
+            let step = match rest.find('/') {
+                Some(end) => {
+                    names.push(rest.get(..=end).unwrap_or(rest));
+                    Step::SkipTo(behind_folder(prefix, rest.get(..end).unwrap_or(rest)))
+                }
+                None => {
+                    names.push(rest);
+                    Step::Next
+                }
             };
-            names.push(name);
             if names.len() == limit { Step::Stop } else { step }
         })?;
-        wrong.map_or(Ok(names), Err)
+        if let Some(error) = wrong {
+            return Err(error);
+        }
+        if let Some(mark) = mark.filter(|_| names.len() < limit) {
+            self.listings.keep(prefix, mark, &names);
+        }
+        Ok(names)
     }
 
     fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(String, Record)>, StorageError> {
@@ -266,6 +290,7 @@ struct Committer {
     lost: Arc<OnceLock<String>>,
     snapshots: Snapshots,
     check: Arc<Check>,
+    listings: Arc<Listings>,
     compaction: Compaction,
 }
 
@@ -449,7 +474,11 @@ impl Committer {
         let mut behind = Behind::default();
         let mut batch: Vec<Write> = Vec::with_capacity(pending.len() + 1);
         let mut held = Before::new();
+        let mut changing = Changing::default();
         for (key, Change { before, now }) in pending {
+            if before.is_none() != now.is_none() {
+                changing.add(&key);
+            }
             let weighed = before.as_ref().map(|framed| weight(&key, framed));
             let framed = now.map(|(version, value)| frame::encode(&key, version, &value));
             self.compaction.behind(&key, weighed, framed.as_ref(), &mut behind);
@@ -460,12 +489,14 @@ impl Committer {
         }
         self.snapshots.keep(&*self.backend, &batch);
         batch.push((SEQUENCE.to_vec(), Some(frame::encode(SEQUENCE, self.sequence, &census.encode()))));
+        self.listings.begin(&mut changing);
         // The engine is foreign code: were it to panic, the store must recover as from any other failure.
         reach("commit-begun");
         let applied = catch_unwind(AssertUnwindSafe(|| self.backend.apply_over(batch, held)))
             .unwrap_or_else(|_panic| Err(Fault::Io("the engine panicked".into())));
         match applied {
             Ok(()) => {
+                self.listings.end(&changing);
                 reach("commit-synced");
                 self.syncs.fetch_add(1, Ordering::Relaxed);
                 self.census = census;
@@ -502,6 +533,7 @@ impl Committer {
 
     /// Reopens the engine; the last sequence that it holds.
     fn reopen(&mut self) -> Result<Version, StorageError> {
+        self.listings.begin_all();
         self.compaction.abandon(&*self.backend, &Fault::Io("the engine is reopened".into()));
         // Engines write when they open. As long as the disk takes nothing the old instance goes on serving reads.
         if let Some(space) = &mut self.space {
@@ -514,6 +546,7 @@ impl Committer {
         .unwrap_or_else(|_panic| Err(StorageError::Io("the engine panicked".into())));
         match found {
             Ok(found) => {
+                self.listings.end_all();
                 self.broken = false;
                 info!(sequence = found, "the store is open again");
                 Ok(found)

@@ -20,6 +20,7 @@ mod generation;
 mod group;
 mod inmem;
 mod mark;
+mod names;
 mod redb;
 mod sled;
 mod snapshot;
@@ -40,6 +41,7 @@ pub(crate) use self::folder::{Folder, sync_folder};
 pub use self::{
     group::Store,
     inmem::InMem,
+    names::Names,
     redb::Redb,
     sled::Sled,
     snapshot::{Snapshot, SnapshotFuture},
@@ -171,6 +173,11 @@ pub trait Storage: Send + Sync + 'static {
     /// after `after`. A folder is listed once, with a trailing `/`; a key that is both a record and a folder is
     /// listed as both.
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StorageError>;
+
+    /// As [`Storage::list`], in one piece of memory; what is listed often may come from there.
+    fn names(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Names, StorageError> {
+        Ok(self.list(prefix, after, limit)?.into_iter().collect())
+    }
 
     /// All records whose key starts with `prefix`, sorted bytewise, at most `limit` of those whose full key sorts
     /// after `after`.

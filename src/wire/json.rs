@@ -74,9 +74,14 @@ impl<'a> RawObject<'a> {
 
 /// Appends a member's name and the colon.
 pub fn push_name(json: &mut Vec<u8>, name: &str) {
-    // A string always serialises, and a vector always takes it.
-    let _ = serde_json::to_writer(&mut *json, name);
+    push_text(json, name);
     json.push(b':');
+}
+
+/// Appends a string.
+pub fn push_text(json: &mut Vec<u8>, text: &str) {
+    // A string always serialises, and a vector always takes it.
+    let _ = serde_json::to_writer(&mut *json, text);
 }
 
 /// serde_json's words name Rust types; clients get position and kind only.

@@ -165,5 +165,5 @@ async fn lookup_accessor(engine: &TokenAuth, call: &Call<'_>, params: AccessorPa
 
 async fn accessors(engine: &TokenAuth, call: &Call<'_>) -> Result<Reply, Failure> {
     let (after, limit) = call.page()?;
-    Reply::keys(engine.tokens.accessors(after.as_deref(), limit)?)
+    Reply::keys(engine.tokens.accessors(after.as_deref(), limit).await?.iter())
 }

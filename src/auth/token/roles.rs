@@ -273,7 +273,7 @@ fn exists<'a>(engine: &'a TokenAuth, call: &'a Call<'a>) -> BoxFuture<'a, Result
 
 async fn list(engine: &TokenAuth, call: &Call<'_>) -> Result<Reply, Failure> {
     let (after, limit) = call.page()?;
-    Reply::keys(engine.tokens.roles()?.list("", after.as_deref(), limit)?)
+    Reply::keys(engine.tokens.roles()?.list_long("", after.as_deref(), limit).await?.iter())
 }
 
 #[derive(Serialize)]

@@ -180,8 +180,8 @@ impl PolicyStore {
     }
 
     /// The names that a token can be given, sorted, without `root`.
-    pub fn list(&self) -> Result<Vec<String>, PolicyError> {
-        let mut names: Vec<_> = self.view.list("", None, usize::MAX)?.iter().map(|key| name_of(key)).collect();
+    pub async fn list(&self) -> Result<Vec<String>, PolicyError> {
+        let mut names: Vec<_> = self.view.list_long("", None, usize::MAX).await?.iter().map(name_of).collect();
         names.retain(|name| name != RESPONSE_WRAPPING);
         names.sort();
         Ok(names)

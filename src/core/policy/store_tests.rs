@@ -38,7 +38,7 @@ async fn names_are_folded_and_listed() {
     }
     let policy = store.get(" MIXED ").unwrap().unwrap();
     assert_eq!((policy.name.as_str(), policy.document.as_str(), policy.version), ("mixed", READ_A, 1));
-    assert_eq!(store.list().unwrap(), [".", "..", "50%/%2f", "a/b", "default", "mixed"]);
+    assert_eq!(store.list().await.unwrap(), [".", "..", "50%/%2f", "a/b", "default", "mixed"]);
     store.delete("Mixed").await.unwrap();
     store.delete("Mixed").await.unwrap();
     assert_eq!(store.get("mixed").unwrap(), None);

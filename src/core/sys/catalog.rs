@@ -132,7 +132,7 @@ async fn catalog(_: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure
 }
 
 async fn of_type(_: &System, _: &Call<'_>, params: PluginParams) -> Result<Reply, Failure> {
-    Reply::keys(names(&params.kind)?.into_iter().map(str::to_owned).collect())
+    Reply::keys(names(&params.kind)?)
 }
 
 async fn plugin(_: &System, _: &Call<'_>, params: PluginParams) -> Result<Reply, Failure> {
@@ -176,6 +176,6 @@ async fn tokens(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Fai
     struct Total {
         total: usize,
     }
-    let total = system.active()?.tokens.accessors(None, usize::MAX)?.len();
+    let total = system.active()?.tokens.accessors(None, usize::MAX).await?.len();
     Reply::data(&BTreeMap::from([("counters", BTreeMap::from([("service_tokens", Total { total })]))]))
 }

@@ -157,7 +157,7 @@ fn ui_headers(system: &System) -> Result<(View, UiHeaders), Failure> {
 }
 
 async fn list_headers(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
-    Reply::keys(ui_headers(system)?.1.into_values().map(|(name, _)| name).collect())
+    Reply::keys(ui_headers(system)?.1.into_values().map(|(name, _)| name))
 }
 
 async fn read_header(system: &System, _: &Call<'_>, params: HeaderParams) -> Result<Reply, Failure> {

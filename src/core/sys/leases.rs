@@ -157,7 +157,7 @@ async fn list(system: &System, call: &Call<'_>, params: Prefix) -> Result<Reply,
         prefix.push('/');
     }
     let (after, limit) = call.page()?;
-    Reply::keys(system.active()?.tokens.lease_names(&prefix, after.as_deref(), limit)?)
+    Reply::keys(system.active()?.tokens.lease_names(&prefix, after.as_deref(), limit).await?)
 }
 
 #[derive(Serialize)]

@@ -135,14 +135,14 @@ impl From<PolicyDocument> for Shown {
     }
 }
 
-fn names(system: &System) -> Result<Vec<String>, Failure> {
-    let mut names = system.active()?.policies.list()?;
+async fn names(system: &System) -> Result<Vec<String>, Failure> {
+    let mut names = system.active()?.policies.list().await?;
     names.push(builtin::ROOT.to_owned());
     Ok(names)
 }
 
 async fn list(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
-    Reply::keys(names(system)?)
+    Reply::keys(names(system).await?)
 }
 
 async fn list_legacy(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
@@ -151,7 +151,7 @@ async fn list_legacy(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply
         keys: Vec<String>,
         policies: Vec<String>,
     }
-    let keys = names(system)?;
+    let keys = names(system).await?;
     Reply::mirrored(&Names { policies: keys.clone(), keys })
 }
 
@@ -162,14 +162,18 @@ async fn list_detailed(system: &System, _: &Call<'_>, _: NoParams) -> Result<Rep
         key_info: BTreeMap<String, Shown>,
     }
     let policies = system.active()?.policies.clone();
-    let keys = names(system)?;
-    let mut key_info = BTreeMap::new();
-    for name in &keys {
-        if let Some(policy) = policies.get(name)? {
-            key_info.insert(name.clone(), policy.into());
+    let keys = names(system).await?;
+    // Every document is read, and there may be many.
+    let shown = tokio::task::spawn_blocking(move || {
+        let mut key_info = BTreeMap::new();
+        for name in &keys {
+            if let Some(policy) = policies.get(name)? {
+                key_info.insert(name.clone(), policy.into());
+            }
         }
-    }
-    Reply::data(&Detailed { keys, key_info })
+        Reply::data(&Detailed { keys, key_info })
+    });
+    shown.await.map_err(Failure::internal)?
 }
 
 fn find(system: &System, name: &str) -> Result<PolicyDocument, Failure> {

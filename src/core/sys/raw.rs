@@ -128,5 +128,5 @@ async fn list(system: &System, call: &Call<'_>, params: RawParams) -> Result<Rep
     let (after, limit) = call.page()?;
     let path = path.trim_matches('/');
     let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
-    Reply::keys(system.core()?.barrier.list(&prefix, after.as_deref(), limit)?)
+    Reply::keys(system.core()?.barrier.list_long(&prefix, after.as_deref(), limit).await?.iter())
 }

@@ -101,7 +101,7 @@ async fn read_all(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, F
 
 async fn list(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
     let core = system.core()?;
-    Reply::keys(core.seal.list_hsms(&core.services.zones)?.seals.into_iter().map(|seal| seal.name).collect())
+    Reply::keys(core.seal.list_hsms(&core.services.zones)?.seals.into_iter().map(|seal| seal.name))
 }
 
 async fn read(system: &System, _: &Call<'_>, params: NameParams) -> Result<Reply, Failure> {

@@ -72,7 +72,9 @@ fn at_path(error: ZoneError) -> Failure {
 }
 
 async fn list(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
-    Reply::keys(system.core()?.services.zones.list()?)
+    let zones = system.core()?.services.zones.clone();
+    let names = tokio::task::spawn_blocking(move || zones.list());
+    Reply::keys(names.await.map_err(Failure::internal)??)
 }
 
 async fn read(system: &System, _: &Call<'_>, params: NameParams) -> Result<Reply, Failure> {

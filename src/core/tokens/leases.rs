@@ -5,7 +5,7 @@ use futures_util::future::try_join_all;
 use std::sync::Arc;
 
 use super::{TokenEntry, TokenStore};
-use crate::{barrier::Txn, core::failure::Failure};
+use crate::{barrier::Txn, core::failure::Failure, storage::Names};
 
 const BATCH: usize = 64;
 
@@ -18,17 +18,25 @@ impl TokenStore {
     }
 
     /// Names one level below `prefix`, which is empty or ends in `/`.
-    pub fn lease_names(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, Failure> {
-        let mut names = self.view.list(&format!("lease/{prefix}"), after, limit)?;
-        let mut failure = None;
-        names.retain(|name| {
-            name.ends_with('/')
-                || self.is_alive(name).unwrap_or_else(|error| {
-                    failure = Some(error);
-                    true
-                })
-        });
-        failure.map_or(Ok(names), Err)
+    pub async fn lease_names(self: &Arc<Self>, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, Failure> {
+        let names = self.view.list_long(&format!("lease/{prefix}"), after, limit).await?;
+        if names.len() <= BATCH {
+            return self.living(&names);
+        }
+        // Each of these tokens is looked up.
+        let tokens = self.clone();
+        tokio::task::spawn_blocking(move || tokens.living(&names)).await.map_err(Failure::internal)?
+    }
+
+    /// Folders, and the hashes of tokens that live.
+    fn living(&self, names: &Names) -> Result<Vec<String>, Failure> {
+        let mut living = Vec::new();
+        for name in names.iter() {
+            if name.ends_with('/') || self.is_alive(name)? {
+                living.push(name.to_owned());
+            }
+        }
+        Ok(living)
     }
 
     /// Revokes every lease below a path, or the one lease of exactly this name; answers how many there were.

@@ -23,7 +23,7 @@ use crate::{
         reply::{Grant, WrapInfo},
     },
     secret::{SecretBytes, SecretString},
-    storage::{Expect, StorageError, Version},
+    storage::{Expect, Names, StorageError, Version},
 };
 
 const FORMAT: u8 = 2;
@@ -132,8 +132,8 @@ impl TokenStore {
     }
 
     /// The accessors of stored tokens, sorted.
-    pub fn accessors(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, Failure> {
-        Ok(self.view.list("accessor/", after, limit)?)
+    pub async fn accessors(&self, after: Option<&str>, limit: usize) -> Result<Names, Failure> {
+        Ok(self.view.list_long("accessor/", after, limit).await?)
     }
 
     /// Whether the token of this hash lives.

@@ -117,7 +117,7 @@ async fn list(engine: &Cubbyhole, call: &Call<'_>) -> Result<Reply, Failure> {
         folder.push('/');
     }
     let (after, limit) = call.page()?;
-    Reply::keys(engine.view.list_long(&folder, after.as_deref(), limit).await?)
+    Reply::keys(engine.view.list_long(&folder, after.as_deref(), limit).await?.iter())
 }
 
 /// The object with each member once and its value's bytes untouched.

@@ -126,12 +126,12 @@ async fn delete(engine: &Kv1, call: &Call<'_>) -> Result<Reply, Failure> {
 async fn list(engine: &Kv1, call: &Call<'_>) -> Result<Reply, Failure> {
     engine.check_upgrade()?;
     let (after, limit) = call.page()?;
-    Reply::keys(engine.view.list_long(&record_path(&folder(call)), after.as_deref(), limit).await?)
+    Reply::keys(engine.view.list_long(&record_path(&folder(call)), after.as_deref(), limit).await?.iter())
 }
 
 async fn scan(engine: &Kv1, call: &Call<'_>) -> Result<Reply, Failure> {
     engine.check_upgrade()?;
-    scan_reply(keys_below(&engine.view, record_path(&folder(call))).await?)
+    scan_reply(&keys_below(&engine.view, record_path(&folder(call))).await?)
 }
 
 fn folder(call: &Call<'_>) -> String {

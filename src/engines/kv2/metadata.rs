@@ -1,11 +1,12 @@
 //! `metadata/` and `detailed-metadata/`: a key's settings, lists of keys, and removal.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Kv2,
     change::Change,
     custom,
+    keys::Keys,
     params::{Metadata, Page, count},
     record::{KEYS_FOLDER, KeyRecord, MountRecord},
     show,
@@ -13,7 +14,11 @@ use super::{
 use crate::{
     core::{engine::Call, failure::Failure, reply::Reply},
     engines::kv::{keys_below, scan_reply},
-    wire::{field::NoParams, json::push_name},
+    storage::Names,
+    wire::{
+        field::NoParams,
+        json::{push_name, push_text},
+    },
 };
 
 /// New settings; what is `None` stays.
@@ -149,7 +154,7 @@ pub async fn delete(engine: &Kv2, call: &Call<'_>, _: NoParams) -> Result<Reply,
 
 /// Lists one level.
 pub async fn list(engine: &Kv2, call: &Call<'_>, page: Page) -> Result<Reply, Failure> {
-    Reply::keys(names(engine, call, &page).await?)
+    Reply::keys(names(engine, call, &page).await?.iter())
 }
 
 /// Lists one level with what is known of each key.
@@ -158,42 +163,58 @@ pub async fn detailed_list(engine: &Kv2, call: &Call<'_>, page: Page) -> Result<
     if names.is_empty() {
         return Err(Failure::not_found());
     }
-    detailed(engine, call.capture("path"), &names)
+    detailed(engine, call.capture("path"), names).await
 }
 
 /// Lists everything below a path.
 pub async fn scan(engine: &Kv2, call: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
-    scan_reply(all_names(engine, call).await?)
+    scan_reply(&all_names(engine, call).await?)
 }
 
 /// Lists everything below a path with what is known of each key.
 pub async fn detailed_scan(engine: &Kv2, call: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
     let names = all_names(engine, call).await?;
-    if names.is_empty() { scan_reply(names) } else { detailed(engine, call.capture("path"), &names) }
+    if names.is_empty() { scan_reply(&names) } else { detailed(engine, call.capture("path"), names).await }
 }
 
-async fn names(engine: &Kv2, call: &Call<'_>, page: &Page) -> Result<Vec<String>, Failure> {
+async fn names(engine: &Kv2, call: &Call<'_>, page: &Page) -> Result<Names, Failure> {
     let after = Some(page.after.as_str()).filter(|after| !after.is_empty());
     let limit = usize::try_from(page.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
     Ok(engine.keys.view.list_long(&format!("{KEYS_FOLDER}{}", call.capture("path")), after, limit).await?)
 }
 
-async fn all_names(engine: &Kv2, call: &Call<'_>) -> Result<Vec<String>, Failure> {
+async fn all_names(engine: &Kv2, call: &Call<'_>) -> Result<Names, Failure> {
     keys_below(&engine.keys.view, format!("{KEYS_FOLDER}{}", call.capture("path"))).await
 }
 
-fn detailed(engine: &Kv2, folder: &str, names: &[String]) -> Result<Reply, Failure> {
+/// Records read at once; more are read off the async workers.
+const FEW: usize = 64;
+
+async fn detailed(engine: &Kv2, folder: &str, names: Names) -> Result<Reply, Failure> {
+    if names.len() <= FEW {
+        return described(&engine.keys, folder, &names);
+    }
+    let (keys, folder) = (Arc::clone(&engine.keys), folder.to_owned());
+    tokio::task::spawn_blocking(move || described(&keys, &folder, &names)).await.map_err(Failure::internal)?
+}
+
+fn described(keys: &Keys, folder: &str, names: &Names) -> Result<Reply, Failure> {
     let mut json = b"{\"key_info\":{".to_vec();
     for (index, name) in names.iter().enumerate() {
         if index > 0 {
             json.push(b',');
         }
         push_name(&mut json, name);
-        let record = if name.ends_with('/') { None } else { engine.keys.key(&format!("{folder}{name}"))? };
+        let record = if name.ends_with('/') { None } else { keys.key(&format!("{folder}{name}"))? };
         json.extend_from_slice(&record.map_or_else(|| b"{}".to_vec(), |record| show::key_json(&record)));
     }
-    json.extend_from_slice(b"},\"keys\":");
-    serde_json::to_writer(&mut json, names).map_err(Failure::internal)?;
-    json.push(b'}');
+    json.extend_from_slice(b"},\"keys\":[");
+    for (index, name) in names.iter().enumerate() {
+        if index > 0 {
+            json.push(b',');
+        }
+        push_text(&mut json, name);
+    }
+    json.extend_from_slice(b"]}");
     Ok(Reply::raw_data(json))
 }

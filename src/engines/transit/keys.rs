@@ -118,9 +118,8 @@ pub fn level_param(text: Option<&str>) -> Result<Option<Level>, Failure> {
 /// LIST `keys`.
 pub async fn list(engine: &Transit, call: &Call<'_>, _: ListParams) -> Result<Reply, Failure> {
     let (after, limit) = call.page()?;
-    let mut names = engine.store.view.list("key/", after.as_deref(), limit)?;
-    names.retain(|name| name != super::import::HIDDEN);
-    Reply::keys(names)
+    let names = engine.store.view.list_long("key/", after.as_deref(), limit).await?;
+    Reply::keys(names.iter().filter(|name| *name != super::import::HIDDEN))
 }
 
 /// POST `keys/:name`.
