@@ -46,6 +46,8 @@ mod memory;
 mod moving;
 #[path = "server/overload.rs"]
 mod overload;
+#[path = "server/rehearsal.rs"]
+mod rehearsal;
 #[path = "server/seal_crashes.rs"]
 mod seal_crashes;
 #[path = "server/seals.rs"]

@@ -8,6 +8,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use super::{BackupError, settle_folder};
 use crate::storage::{self, CommitFuture, Names, Record, SnapshotFuture, Storage, StorageConfig, StorageError, Txn};
@@ -22,6 +23,8 @@ pub struct Exchange {
     current: ArcSwapOption<Arc<dyn Storage>>,
     /// Writes are refused from the moment on when it is decided whether the store may be replaced.
     frozen: RwLock<bool>,
+    /// Set when neither the new store nor the old one could be opened.
+    lost: watch::Sender<bool>,
 }
 
 /// Writes are refused as long as it lives.
@@ -37,7 +40,12 @@ impl Exchange {
     /// Opens the configured store.
     pub fn open(config: StorageConfig) -> Result<Self, StorageError> {
         let store = storage::open(&config)?;
-        Ok(Self { config, current: ArcSwapOption::from_pointee(store), frozen: RwLock::new(false) })
+        Ok(Self {
+            config,
+            current: ArcSwapOption::from_pointee(store),
+            frozen: RwLock::new(false),
+            lost: watch::Sender::new(false),
+        })
     }
 
     /// How it was opened.
@@ -75,12 +83,21 @@ impl Exchange {
                     Some(old) => self.current.store(Some(old)),
                     None => match self.settled().and_then(|()| Ok(storage::open(&self.config)?)) {
                         Ok(old) => self.current.store(Some(Arc::new(old))),
-                        Err(again) => tracing::error!(error = %again, "the store cannot be opened again; restart the server"),
+                        Err(again) => {
+                            tracing::error!(error = %again, "the store cannot be opened again after a restore that failed: the server ends");
+                            self.lost.send_replace(true);
+                        }
                     },
                 }
                 Err(error)
             }
         }
+    }
+
+    /// Waits until there is no store any more that could be served: only a new start can look for one.
+    pub async fn lost(&self) {
+        // The sender lives as long as this does.
+        let _ = self.lost.subscribe().wait_for(|lost| *lost).await;
     }
 
     fn settled(&self) -> Result<(), BackupError> {
@@ -129,5 +146,37 @@ impl Storage for Exchange {
             Some(store) => store.snapshot(),
             None => Box::pin(async { Err(StorageError::Closed) }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{Kind, Options};
+
+    fn exchange(place: &std::path::Path) -> Exchange {
+        let options = Options { free_watermark: 0, reserve_bytes: 0, ..Options::default() };
+        Exchange::open(StorageConfig { kind: Kind::Redb, path: Some(place.join("store")), options }).unwrap()
+    }
+
+    fn is_lost(exchange: &Exchange) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(Duration::from_millis(20), exchange.lost()).await.is_ok() })
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_opened_again_is_told() {
+        let place = tempfile::tempdir().unwrap();
+        let exchange = exchange(place.path());
+        let failed = || BackupError::Busy("no".into());
+        exchange.replace(|| Err(failed())).unwrap_err();
+        assert!(exchange.get("k").unwrap().is_none() && !is_lost(&exchange));
+        let broken = exchange.replace(|| {
+            std::fs::rename(place.path().join("store"), place.path().join("elsewhere")).unwrap();
+            std::fs::write(place.path().join("store"), "").unwrap();
+            Err(failed())
+        });
+        assert!(broken.is_err() && is_lost(&exchange));
+        assert!(matches!(exchange.get("k"), Err(StorageError::Closed)));
     }
 }

@@ -30,10 +30,7 @@ pub struct Unfinished {
 impl Unfinished {
     /// Makes the file (0600) beside its final place, and locks it as long as it is written.
     pub fn create(path: &Path) -> Result<(BufWriter<File>, Self), BackupError> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".");
-        temporary.push(UNFINISHED);
-        let temporary = PathBuf::from(temporary);
+        let temporary = unfinished(path);
         let making = || format!("making {}", temporary.display());
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&temporary);
         let file = file.map_err(BackupError::io(making()))?;
@@ -102,6 +99,14 @@ pub fn head(path: &Path) -> Result<Header, BackupError> {
         (None, Err(error)) => Err(error),
         (None, Ok(contents)) => Ok(contents.header),
     }
+}
+
+/// Where a backup is written before it gets its name.
+pub fn unfinished(path: &Path) -> PathBuf {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".");
+    temporary.push(UNFINISHED);
+    PathBuf::from(temporary)
 }
 
 /// Locks a file; whether somebody else has done so. File systems without locks answer no.

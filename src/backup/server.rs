@@ -124,6 +124,14 @@ impl Backups {
         self.exchange.get().map(|exchange| exchange.config())
     }
 
+    /// Waits until a restore has left no store that could be served; see [`Exchange::lost`].
+    pub async fn store_lost(&self) {
+        match self.exchange.get() {
+            Some(exchange) => exchange.lost().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// What is known of scheduled backups.
     pub fn state(&self) -> State {
         self.state.lock().clone()

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use super::Failure;
 use super::client::{Client, ClientArgs};
+use super::interrupt::RemovedWhenInterrupted;
 use super::output::{self, Format, Rows};
 use super::progress::Progress;
 use super::terminal::Terminal;
@@ -107,6 +108,7 @@ fn create(args: &CreateArgs, terminal: &mut Terminal<'_>) -> Result<u8, Failure>
     }
     let body = client.download("sys/storage/raft/snapshot").map_err(|error| Failure::request("taking the backup", error))?;
     let progress = Progress::bytes("receiving", None);
+    let _interrupted = RemovedWhenInterrupted::new(files::unfinished(file))?;
     let contents = files::save(body, file, |done| progress.set(done)).map_err(failed)?;
     progress.finish();
     show(&contents, file, format, &[("Verified", "whole, read back from the disk".to_owned())], terminal)
@@ -291,16 +293,26 @@ fn restore_offline(args: &RestoreArgs, terminal: &mut Terminal<'_>) -> Result<u8
     show(&contents, &args.file, args.client.format(terminal)?, &more, terminal)
 }
 
-/// Files that another user than the server's makes are files that the server cannot open.
+/// Files that another user than the server's makes are files that the server cannot open. Where the store's folder is missing,
+/// the one that it is to be made in tells whose the server's files are.
 fn must_be_own(folder: &Path) -> Result<(), Failure> {
-    let Ok(meta) = std::fs::metadata(folder) else { return Ok(()) };
-    let (owner, us) = (meta.uid(), rustix::process::geteuid().as_raw());
-    if owner == us {
+    let us = rustix::process::geteuid().as_raw();
+    let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
+    let Some((there, meta)) =
+        [Some(folder), above].into_iter().flatten().find_map(|place| Some((place, std::fs::metadata(place).ok()?)))
+    else {
+        let above = above.unwrap_or(folder).display();
+        return Err(Failure::usage(format!(
+            "{above} is missing: make it for the server's user, as in `install -d -o sos -g sos -m 0700 {above}`, and run this command as that user"
+        )));
+    };
+    if meta.uid() == us {
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "{} belongs to user {owner} and this command runs as user {us}: run it as the server's user, as in `sudo -u sos sos backup restore ...`",
-        folder.display()
+        "{} belongs to user {} and this command runs as user {us}: run it as the server's user, as in `sudo -u sos sos backup restore ...`",
+        there.display(),
+        meta.uid()
     )))
 }
 

@@ -168,6 +168,11 @@ pub(super) enum ClientError {
 }
 
 impl Client {
+    /// Whether requests carry a token.
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
     pub(super) fn get(&self, path: &str) -> Result<Value, ClientError> {
         self.send("GET", path, None)
     }

@@ -14,6 +14,7 @@ mod client;
 mod generate_root;
 mod hsm;
 mod init;
+mod interrupt;
 mod output;
 mod progress;
 mod recover_hsm;

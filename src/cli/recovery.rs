@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::Failure;
-use super::client::{Client, ClientArgs};
+use super::client::{Client, ClientArgs, ClientError};
 use super::output::{self, Format};
 use super::progress::Progress;
 use super::shares;
 use super::terminal::Terminal;
 use crate::backup::{Header, Origin, Target, Wait, files};
 use crate::config;
-use crate::startup::drill::{Count, Drill, DrillError, Folder, Live, Report, Sample, Step, Token};
+use crate::startup::drill::{Count, Drill, DrillError, Folder, Live, Report, Sample, Step, Token, Unasked};
 use crate::startup::hsm;
 use crate::storage::{self, Kind, StorageConfig};
 
@@ -179,12 +179,23 @@ fn copy_of(backup: &Path, folder: &Path, runtime: &tokio::runtime::Handle) -> Re
 struct Running(Client);
 
 impl Live for Running {
-    fn read(&self, path: &str) -> Option<Value> {
-        self.0.get(path).ok()
+    fn read(&self, path: &str) -> Result<Option<Value>, Unasked> {
+        answered(self.0.get(path), 404)
     }
 
-    fn ask(&self, path: &str, body: &Value) -> Option<Value> {
-        self.0.put(path, body).ok()
+    fn ask(&self, path: &str, body: &Value) -> Result<Option<Value>, Unasked> {
+        answered(self.0.put(path, body), 400)
+    }
+}
+
+/// `no` is the code by which the server says that it has no such thing.
+fn answered(answer: Result<Value, ClientError>, no: u16) -> Result<Option<Value>, Unasked> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(ClientError::Refused { code, .. }) if code == no => Ok(None),
+        Err(ClientError::Refused { code: 403, .. }) => Err(Unasked("permission denied".to_owned())),
+        Err(ClientError::Refused { code, errors, .. }) => Err(Unasked(format!("{code} {}", errors.trim()))),
+        Err(error) => Err(Unasked(error.to_string())),
     }
 }
 
@@ -240,8 +251,8 @@ fn in_words(report: &Report, header: &Header, compared: bool) -> String {
         lines.push("Seal key: made anew on an empty token".to_owned());
         lines.push(format!("Zone master keys rebuilt from escrow: {}", list(&report.master_keys)));
     }
-    lines.push(counted("Secrets", "versions", report.secrets, compared));
-    lines.push(counted("Transit", "key versions", report.key_versions, compared));
+    lines.push(counted("Secrets", "versions", report.secrets, compared, report));
+    lines.push(counted("Transit", "key versions", report.key_versions, compared, report));
     if report.loses() {
         lines.push("Lost for good when the HSM is lost:".to_owned());
         lines.push(format!("  hsm-only key versions: {}", list(&report.hsm_only)));
@@ -255,13 +266,16 @@ fn in_words(report: &Report, header: &Header, compared: bool) -> String {
     lines.join("\n")
 }
 
-fn counted(what: &str, of: &str, count: Count, compared: bool) -> String {
-    let Count { tried, opened, same, moved } = count;
+fn counted(what: &str, of: &str, count: Count, compared: bool, report: &Report) -> String {
+    let Count { tried, opened, same, moved, unasked } = count;
     let mut text = format!("{what}: {opened} of {tried} {of} opened");
     if compared {
         text.push_str(&format!(", {same} the same on the running server"));
         if moved > 0 {
             text.push_str(&format!(", {moved} changed there since"));
+        }
+        if unasked > 0 {
+            text.push_str(&format!(", {unasked} not compared: {}", report.unasked.as_deref().unwrap_or("no answer")));
         }
     }
     text
@@ -272,8 +286,15 @@ fn list(names: &[String]) -> String {
 }
 
 fn as_json(report: &Report, header: &Header) -> Value {
-    let count =
-        |count: Count| json!({"tried": count.tried, "opened": count.opened, "same": count.same, "changed_since": count.moved});
+    let count = |count: Count| {
+        json!({
+            "tried": count.tried,
+            "opened": count.opened,
+            "same": count.same,
+            "changed_since": count.moved,
+            "not_compared": count.unasked,
+        })
+    };
     json!({
         "passed": report.is_good(),
         "cluster_id": report.cluster_id,
@@ -287,6 +308,7 @@ fn as_json(report: &Report, header: &Header) -> Value {
         "lost_hsm_only": report.hsm_only,
         "secrets": count(report.secrets),
         "key_versions": count(report.key_versions),
+        "not_compared_because": report.unasked,
         "failed": report.failed,
         "failures": report.failures,
     })

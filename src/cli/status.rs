@@ -7,7 +7,7 @@ use indicatif::{HumanBytes, HumanDuration};
 use serde_json::Value;
 
 use super::Failure;
-use super::client::{Client, ClientArgs};
+use super::client::{Client, ClientArgs, ClientError};
 use super::output::{Format, Rows, json, number, text, texts, truth};
 use super::terminal::Terminal;
 
@@ -41,7 +41,18 @@ pub(super) fn print(client: &Client, mut status: Value, format: Format, terminal
     // A sealed server may refuse this request; then there is nothing to add.
     let ha_enabled = client.get("sys/leader").is_ok_and(|leader| truth(&leader, "ha_enabled"));
     // Only a server of this program knows it, and unsealed only for who may read it.
-    let more = client.get("sys/sos/status").ok().map(|answer| answer.get("data").cloned().unwrap_or(answer));
+    let more = match client.get("sys/sos/status") {
+        Ok(answer) => Some(answer.get("data").cloned().unwrap_or(answer)),
+        Err(error) => {
+            if let (ClientError::Refused { code: 403, .. }, true) = (&error, client.has_token()) {
+                terminal.complain(
+                    "WARNING: no details are shown: the server refuses the token. It is expired or revoked, or its policies do not read \
+                     sys/sos/status",
+                );
+            }
+            None
+        }
+    };
     match format {
         Format::Table => {
             terminal.print(table(&status, ha_enabled))?;
@@ -96,7 +107,7 @@ fn details(more: &Value) -> Rows {
     for hsm in more.get("hsms").and_then(Value::as_array).into_iter().flatten() {
         let serial = match text(hsm, "serial") {
             serial if serial.is_empty() => String::new(),
-            serial => format!(" (serial {serial})"),
+            serial => format!(" (token {}, serial {serial})", text(hsm, "token")),
         };
         rows.add(format!("HSM {}", text(hsm, "name")), format!("{}{serial}", text(hsm, "state")));
     }

@@ -129,6 +129,14 @@ impl Failure {
         Self { cause: Some(cause.into()), ..Self::listed(Kind::Internal, "internal error") }
     }
 
+    /// The text with its causes: for the operator, and not for clients.
+    pub fn explained(&self) -> String {
+        match &self.cause {
+            Some(cause) => format!("{}: {}", self.text, super::pipeline::chain(cause.as_ref())),
+            None => self.text.clone(),
+        }
+    }
+
     /// Adds a cause for the log.
     #[must_use]
     pub fn caused_by(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {

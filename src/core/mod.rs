@@ -251,7 +251,7 @@ impl SealHost {
 #[async_trait]
 impl Host for SealHost {
     async fn unsealed(&self) -> Result<(), String> {
-        self.core()?.activate().await.map_err(|failure| format!("{failure:?}"))
+        self.core()?.activate().await.map_err(|failure| failure.explained())
     }
 
     async fn sealing(&self) {
@@ -266,7 +266,7 @@ impl Host for SealHost {
 
     async fn make_root_token(&self) -> Result<SecretString, String> {
         let active = self.core()?.active().map_err(|failure| failure.to_string())?;
-        active.tokens.create_root(None).await.map_err(|failure| format!("{failure:?}"))
+        active.tokens.create_root(None).await.map_err(|failure| failure.explained())
     }
 
     async fn revoke_root_token(&self, token: &SecretString) {

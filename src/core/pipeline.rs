@@ -328,7 +328,7 @@ fn outcome(result: &Result<Reply, Failure>) -> Outcome<'_> {
 }
 
 /// The causes of an error, outermost first.
-fn chain(error: &(dyn std::error::Error + Send + Sync)) -> String {
+pub(super) fn chain(error: &(dyn std::error::Error + Send + Sync)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

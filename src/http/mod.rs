@@ -181,9 +181,16 @@ fn upload(mut payload: Payload) -> Upload {
     let (pieces, upload) = Upload::new();
     actix_web::rt::spawn(async move {
         let mut wanted = true;
-        while let Ok(Some(piece)) = tokio::time::timeout(LONGEST_SILENCE, payload.next()).await {
+        loop {
+            let piece = match tokio::time::timeout(LONGEST_SILENCE, payload.next()).await {
+                Ok(None) => return,
+                Ok(Some(piece)) => piece.map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error.to_string())),
+                Err(_elapsed) => Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("the client sent nothing for {} seconds", LONGEST_SILENCE.as_secs()),
+                )),
+            };
             let broken = piece.is_err();
-            let piece = piece.map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error.to_string()));
             wanted = wanted && pieces.send(piece).await.is_ok();
             if broken {
                 return;

@@ -88,7 +88,7 @@ pub enum SealError {
     },
     /// The token holds objects under the cluster's label that its store does not know.
     #[error(
-        "the HSM {member:?} already holds {count} object(s) under key_label {key_label:?} that this cluster's store does not know          (first: {first:?}): it is another cluster's, or newer than this store; choose another key_label or token, or delete them there"
+        "the HSM {member:?} already holds {count} object(s) under key_label {key_label:?} that this cluster's store does not know (first: {first:?}): it is another cluster's, or newer than this store; choose another key_label or token, or delete them there"
     )]
     TokenInUse {
         /// The HSM.

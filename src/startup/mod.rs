@@ -66,6 +66,9 @@ pub enum StartError {
     /// An interrupted restore cannot be settled.
     #[error("an interrupted restore cannot be settled: {0}")]
     Restore(#[from] BackupError),
+    /// A restore failed and neither store could be opened.
+    #[error("a restore failed and the store could not be opened again; the next start settles what it left")]
+    StoreLost,
     /// The barrier cannot be made.
     #[error(transparent)]
     Barrier(#[from] BarrierError),
@@ -185,16 +188,18 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
     let mut terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(system("signals"))?;
-    loop {
+    let ended = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            // With an exit code by which whoever supervises starts it again; the start settles what the restore left.
+            () = core.backups.store_lost() => break Err(StartError::StoreLost),
             _ = hangup.recv() => {
                 reload(&args, &log, &reloaded);
                 core.audit.reopen();
             }
         }
-    }
+    };
     if let Some(supervisor) = &supervisor {
         supervisor.tell("STOPPING=1");
     }
@@ -214,7 +219,7 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
     }
     drop((token, certificates));
     tracing::info!("stopped");
-    Ok(())
+    ended
 }
 
 /// The token of the development server, unless a seal stanza names one.

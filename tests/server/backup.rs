@@ -181,6 +181,20 @@ fn an_altered_backup_is_not_served() {
     let done = std::process::Command::new("bash").args(["-c", script]).current_dir(&folder).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let forged = path_text(&place.path("forged.backup"));
+    // A drill says what is wrong, and blames neither the shares nor speaks of the program's inside.
+    let (code, out, err) = {
+        use std::io::Write;
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sos"));
+        command.env_clear().args(["recovery", "drill", &format!("-backup={forged}"), "-"]);
+        let piped = std::process::Stdio::piped;
+        let mut child = command.stdin(piped()).stdout(piped()).stderr(piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(made.shares[0].as_bytes()).unwrap();
+        let done = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (done.status.code(), text(&done.stdout), text(&done.stderr))
+    };
+    assert!(code == Some(1) && err.contains("the backup is not authentic"), "{out}{err}");
+    assert!(!err.contains("Failure(") && !err.contains("the shares do not open"), "{err}");
     let (done, out) = restore_offline(&place, &["-force", &forged]);
     assert!(done, "{out}");
     let mut server = place.start();
@@ -362,6 +376,116 @@ fn a_stalled_client_holds_up_neither_backups_nor_a_restore() {
         let _ = std::io::Read::read_to_end(&mut stream, &mut rest);
         assert!(!rest.ends_with(b"0\r\n\r\n"));
     }
+}
+
+/// A server that sends the beginning of a backup and then nothing more.
+#[test]
+fn an_interrupted_create_leaves_no_file() {
+    use std::io::{Read, Write};
+    let folder = tempfile::tempdir().unwrap();
+    for (signal, code) in [(rustix::process::Signal::INT, 130), (rustix::process::Signal::TERM, 143)] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let file = folder.path().join("x.backup");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sos"));
+        command.env_clear().env("VAULT_ADDR", format!("http://{}", listener.local_addr().unwrap())).env("VAULT_TOKEN", "t");
+        command.args(["backup", "create", &path_text(&file)]).stderr(std::process::Stdio::null());
+        let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/gzip\r\nContent-Length: 99999999\r\n\r\n").unwrap();
+        stream.write_all(&vec![7; 300_000]).unwrap();
+        let unfinished = folder.path().join("x.backup.part");
+        eventually("the file is begun", || unfinished.exists());
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
+
+/// Whoever reads the log sees how a restore ended that its client gave up.
+#[test]
+fn a_restore_whose_client_goes_away_changes_nothing_and_says_so() {
+    use std::io::Write;
+    let place = place_on("redb");
+    let (server, made) = started(&place);
+    for number in 0..10 {
+        server.put(&format!("kv/data/fill-{number}"), json!({"data": {"f": "f".repeat(200_000)}})).ok();
+    }
+    let file = created(&server, "good.backup");
+    server.put("kv/data/a", json!({"data": {"x": "after"}})).ok();
+    let bytes = std::fs::read(file).unwrap();
+    let mut stream = std::net::TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
+    let head = format!(
+        "POST /v1/sys/storage/raft/snapshot-force HTTP/1.1\r\nHost: x\r\nX-Vault-Token: {}\r\nContent-Length: {}\r\n\r\n",
+        made.root,
+        bytes.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&bytes[..bytes.len() / 2]).unwrap();
+    eventually("the restore begins", || server.log().contains("restoring with force"));
+    drop(stream);
+    eventually("its end is told", || server.log().contains("no backup was restored"));
+    assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "after");
+}
+
+/// Bad day two as docs/operating.md has it: the server's user owns the folder and the file before the restore.
+#[test]
+fn on_a_new_machine_a_restore_runs_as_the_servers_user() {
+    use std::os::unix::{fs::MetadataExt, process::CommandExt};
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        return crate::support::left_out("only root can take another user's place");
+    }
+    let old = place_on("sled");
+    let (server, _made) = started(&old);
+    let file = created(&server, "newest.sosbackup");
+    server.terminate();
+    let machine = place_on("sled");
+    std::fs::set_permissions(machine.path(""), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let home = machine.path("var/sos");
+    std::fs::create_dir(machine.path("var")).unwrap();
+    let store = home.join("store");
+    let config = machine.path("new.hcl");
+    std::fs::write(
+        &config,
+        format!("storage \"sled\" {{ path = \"{}\" }}\nlistener \"tcp\" {{ tls_disable = true }}\n", store.display()),
+    )
+    .unwrap();
+    let restore = |user: u32, file: &Path| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sos"));
+        command.env_clear().args(["backup", "restore", &path_text(file), &format!("-config={}", path_text(&config))]);
+        let done = command.uid(user).gid(user).current_dir("/").output().unwrap();
+        (done.status.success(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
+    };
+    for user in [0, NOBODY] {
+        let (done, out) = restore(user, &file);
+        assert!(!done && out.contains("is missing: make it for the server's user"), "{out}");
+        assert!(!home.exists());
+    }
+    let install = |arguments: &[&str]| {
+        let done = std::process::Command::new("install").args(["-o", "65534", "-g", "65534"]).args(arguments).status().unwrap();
+        assert!(done.success());
+    };
+    install(&["-d", "-m", "0700", &path_text(&home)]);
+    let (done, out) = restore(0, &file);
+    assert!(!done && out.contains("belongs to user 65534 and this command runs as user 0"), "{out}");
+    let (done, out) = restore(NOBODY, &file);
+    assert!(!done && out.contains("Permission denied"), "{out}");
+    install(&["-m", "0600", &path_text(&file), &path_text(&home)]);
+    let (done, out) = restore(NOBODY, &home.join("newest.sosbackup"));
+    assert!(done, "{out}");
+    let mut folders = vec![home.clone()];
+    let mut count = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            assert_eq!(entry.metadata().unwrap().uid(), NOBODY, "{}", entry.path().display());
+            count += 1;
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    assert!(count > 3, "{count}");
 }
 
 #[test]

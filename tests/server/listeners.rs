@@ -87,6 +87,33 @@ fn tls_listener(place: &Place, more: &str) -> String {
     )
 }
 
+/// The command of the container's health check against this server.
+fn is_healthy(url: &str) -> bool {
+    let file = include_str!("../../packaging/container/Containerfile");
+    let command = file.split("HEALTHCHECK ").nth(1).unwrap().split_once("CMD ").unwrap().1;
+    let command = command.split("\nENTRYPOINT").next().unwrap().replace("\\\n", " ");
+    let command = command.replace("/usr/bin/sos", env!("CARGO_BIN_EXE_sos"));
+    let command = command.replace("127.0.0.1:8200", url.split("//").nth(1).unwrap());
+    let done = std::process::Command::new("/bin/sh").args(["-c", &command]).env_clear().status().unwrap();
+    assert!(matches!(done.code(), Some(0 | 1)));
+    done.success()
+}
+
+#[test]
+fn the_containers_health_check_finds_sealed_servers_healthy_with_tls_and_without() {
+    let (authority, place) = (Authority::new(), Place::shamir());
+    let mut server = place.start();
+    assert!(is_healthy(server.url()));
+    server.init_shamir(1, 1);
+    assert!(is_healthy(server.url()));
+    let url = server.url().to_owned();
+    server.terminate();
+    assert!(!is_healthy(&url));
+    install(&place, authority.issue(ExtendedKeyUsagePurpose::ServerAuth));
+    place.configure(&tls_listener(&place, ""));
+    assert!(is_healthy(place.start().url()));
+}
+
 #[test]
 fn tls_versions_and_a_new_certificate_on_sighup() {
     let (authority, place) = (Authority::new(), Place::shamir());

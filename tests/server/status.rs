@@ -32,7 +32,7 @@ fn status_and_metrics_tell_what_an_operator_watches() {
         let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
         assert_eq!(line.and_then(|line| line.rsplit(' ').next()), Some(value), "{name}: {text}");
     }
-    assert!(text.contains("hsm=\"sos-test\"") && text.contains("sos_store_disk_free_bytes{"), "{text}");
+    assert!(text.contains("hsm=\"pkcs11\"") && text.contains("sos_store_disk_free_bytes{"), "{text}");
     assert_eq!(metrics(&server, 0, None).status, 403);
     let json = server.get("sys/metrics").ok();
     assert!(
@@ -43,7 +43,8 @@ fn status_and_metrics_tell_what_an_operator_watches() {
 
     let (code, out, err) = server.operator(&["status"], "");
     assert_eq!(code, Some(0), "{err}");
-    for part in ["HSM sos-test", "ready (serial ", "Last Commit", "Disk Free", "Store Key", "term 1", "Last Backup"] {
+    for part in ["HSM pkcs11", "ready (token sos-test, serial ", "Last Commit", "Disk Free", "Store Key", "term 1", "Last Backup"]
+    {
         assert!(out.contains(part), "{part} is missing:\n{out}");
     }
     assert!(err.is_empty() && !out.contains("never") && !out.contains("Restored"), "{out}{err}");
@@ -52,6 +53,10 @@ fn status_and_metrics_tell_what_an_operator_watches() {
     assert_eq!(server.get("sys/sos/status").status, 403);
     let (code, out, _) = server.operator(&["status"], "");
     assert!(code == Some(0) && !out.contains("Disk Free"), "{out}");
+    // A token that does not count any more is not passed over in silence.
+    server.token = Some("hvs.gone".to_owned());
+    let (code, out, err) = server.operator(&["status"], "");
+    assert!(code == Some(0) && !out.contains("Disk Free") && err.contains("the server refuses the token"), "{out}{err}");
 
     server.token = Some(made.root.clone());
     server.put("sys/seal", json!({})).ok();
@@ -61,5 +66,5 @@ fn status_and_metrics_tell_what_an_operator_watches() {
     assert!(sealed.get("store").is_none(), "{sealed}");
     let (code, out, _) = server.operator(&["status"], "");
     assert_eq!(code, Some(2));
-    assert!(out.contains("Sealed Reason") && out.contains("HSM sos-test"), "{out}");
+    assert!(out.contains("Sealed Reason") && out.contains("HSM pkcs11"), "{out}");
 }

@@ -70,10 +70,13 @@ pub struct ServerStatus {
 /// One HSM.
 #[derive(Debug, Serialize)]
 pub struct HsmStatus {
-    /// The stanza's name where there are several; else the token's label where it is known, or a number.
+    /// The stanza's name, as in the list of seals.
     pub name: String,
     /// `ready`, `starting`, or why it cannot be used.
     pub state: &'static str,
+    /// The token's label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
     /// The token's serial number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
@@ -225,23 +228,18 @@ pub const READY: &str = "ready";
 pub fn hsms(core: &Core) -> Vec<HsmStatus> {
     let Some(hsm) = &core.services.hsm else { return Vec::new() };
     let group = Arc::clone(hsm).into_group();
-    match group.members() {
-        [only] => vec![of_hsm("1", &only.hsm.status())],
-        several => several
-            .iter()
-            .map(|member| HsmStatus { name: member.name.clone(), ..of_hsm(&member.name, &member.hsm.status()) })
-            .collect(),
-    }
+    group.members().iter().map(|member| of_hsm(&member.name, &member.hsm.status())).collect()
 }
 
 fn of_hsm(name: &str, status: &Status) -> HsmStatus {
-    let unknown = |state| HsmStatus { name: name.to_owned(), state, serial: None, module: None };
+    let unknown = |state| HsmStatus { name: name.to_owned(), state, token: None, serial: None, module: None };
     match status {
         Status::Starting => unknown("starting"),
         Status::Down { reason, .. } => unknown(reason.word()),
         Status::Ready(facts) => HsmStatus {
-            name: facts.label.clone(),
+            name: name.to_owned(),
             state: READY,
+            token: Some(facts.label.clone()),
             serial: Some(facts.serial.clone()),
             module: Some(facts.module.clone()),
         },

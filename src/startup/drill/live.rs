@@ -14,12 +14,16 @@ use crate::{
 
 /// The running server. It is only read: reads of secrets, decryptions, verifications.
 pub trait Live: Send + Sync {
-    /// GET; `None` when there is nothing or it is refused.
-    fn read(&self, path: &str) -> Option<Value>;
+    /// GET; `None` when there is nothing.
+    fn read(&self, path: &str) -> Result<Option<Value>, Unasked>;
 
-    /// PUT on an endpoint that changes nothing; `None` when it is refused.
-    fn ask(&self, path: &str, body: &Value) -> Option<Value>;
+    /// PUT on an endpoint that changes nothing; `None` when the server cannot do it with what it has.
+    fn ask(&self, path: &str, body: &Value) -> Result<Option<Value>, Unasked>;
 }
+
+/// The running server does not say, so nothing can be compared with it: it refuses the token, or cannot be reached.
+#[derive(Clone, Debug)]
+pub struct Unasked(pub String);
 
 /// The rebuilt server, asked by its own request path.
 pub struct Rebuilt {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use live::Live;
+pub use live::{Live, Unasked};
 pub use sample::Sample;
 
 use super::hsm::ThrowAwayToken;
@@ -88,6 +88,8 @@ pub struct Count {
     pub same: u64,
     /// Not there any more on the running server, or changed since the copy was taken.
     pub moved: u64,
+    /// Not compared, as the running server does not answer; see [`Report::unasked`].
+    pub unasked: u64,
 }
 
 /// What the drill found.
@@ -111,6 +113,8 @@ pub struct Report {
     pub secrets: Count,
     /// Transit key versions.
     pub key_versions: Count,
+    /// Why the running server did not answer, the first time.
+    pub unasked: Option<String>,
     /// What did not open, or opened to something else than the running server has; the first of them.
     pub failures: Vec<String>,
     /// How many failures there were.
@@ -123,6 +127,10 @@ impl Report {
         if self.failures.len() < NAMED {
             self.failures.push(text);
         }
+    }
+
+    fn could_not_ask(&mut self, Unasked(why): Unasked) {
+        self.unasked.get_or_insert(why);
     }
 
     /// Whether everything that was tried came back.
@@ -204,7 +212,7 @@ async fn open_all(
     report: &mut Report,
     progress: Progress<'_>,
 ) -> Result<(), DrillError> {
-    let server = |failure: crate::core::failure::Failure| DrillError::Server(format!("{failure:?}"));
+    let server = |failure: crate::core::failure::Failure| DrillError::Server(failure.explained());
     if record.seal_type == SealType::Pkcs11 {
         progress(Step::Stage("rebuilding seal key and zone master keys from escrow"));
         let recovered = core.seal.recover_hsm(&core.services.zones, shares).await.map_err(DrillError::Rebuild)?;
@@ -220,7 +228,9 @@ async fn open_all(
         let path = mounted.entry.full_path();
         let version = mounted.entry.options.get("version").map(String::as_str);
         if mounted.entry.kind == "kv" {
-            secrets::open(&rebuilt, live, &path, version == Some("2"), sample, report, progress).await?;
+            let kind =
+                if version == Some("2") { secrets::Kind::Versioned { now: core.clock.now() } } else { secrets::Kind::Plain };
+            secrets::open(&rebuilt, live, &path, kind, sample, report, progress).await?;
         }
     }
     progress(Step::Stage("opening Transit key versions"));
@@ -237,6 +247,8 @@ async fn unseal(core: &Core, shares: &[SecretString]) -> Result<(), DrillError> 
         let request = UnsealRequest { key: share.duplicate(), ..UnsealRequest::default() };
         let status = core.seal.unseal(request).await.map_err(|error| match error {
             SealError::InvalidKey => DrillError::Shares("wrong shares, or those of another cluster".into()),
+            // The shares have opened it by then.
+            SealError::Host(why) => DrillError::Server(why),
             other => DrillError::Shares(other.to_string()),
         })?;
         if !status.sealed {

@@ -4,7 +4,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-use super::live::{Live, Rebuilt};
+use super::live::{Live, Rebuilt, Unasked};
 use super::sample::{Drawn, Sample};
 use super::secrets::escaped;
 use super::{DrillError, Progress, Report, Step};
@@ -72,7 +72,11 @@ async fn open_key(
                 match verdict {
                     Verdict::Alone => {}
                     Verdict::Same => report.key_versions.same += 1,
-                    Verdict::NotCompared => report.key_versions.moved += 1,
+                    Verdict::NotInUse => report.key_versions.moved += 1,
+                    Verdict::Unasked(unasked) => {
+                        report.key_versions.unasked += 1;
+                        report.could_not_ask(unasked);
+                    }
                     Verdict::Different => report.fail(format!("{shown}: it is another key than the running server has")),
                 }
             }
@@ -89,7 +93,9 @@ enum Verdict {
     /// The running server has the same key.
     Same,
     /// The running server does not use this version (any more).
-    NotCompared,
+    NotInUse,
+    /// The running server does not say.
+    Unasked(Unasked),
     /// The running server has another key.
     Different,
 }
@@ -132,15 +138,20 @@ async fn open_version(
         return Err("what it makes it does not open".to_owned());
     }
     let Some(live) = live else { return Ok(Verdict::Alone) };
-    let Some(key) = live.read(&escaped(&format!("{mount}keys/{name}"))) else { return Ok(Verdict::NotCompared) };
+    let key = match live.read(&escaped(&format!("{mount}keys/{name}"))) {
+        Ok(Some(key)) => key,
+        Ok(None) => return Ok(Verdict::NotInUse),
+        Err(unasked) => return Ok(Verdict::Unasked(unasked)),
+    };
     let theirs = |field: &str| key.pointer(&format!("/data/{field}")).and_then(Value::as_u64).unwrap_or(0);
     let in_use = (theirs("min_decryption_version")..=theirs("latest_version")).contains(&version);
     if !in_use || key.pointer("/data/type").and_then(Value::as_str) != Some(&facts.kind) {
-        return Ok(Verdict::NotCompared);
+        return Ok(Verdict::NotInUse);
     }
     match live.ask(&escaped(&format!("{mount}{check}/{name}")), &body) {
-        Some(answer) if holds(answer.get("data").unwrap_or(&Value::Null)) => Ok(Verdict::Same),
-        _ => Ok(Verdict::Different),
+        Ok(Some(answer)) if holds(answer.get("data").unwrap_or(&Value::Null)) => Ok(Verdict::Same),
+        Ok(_) => Ok(Verdict::Different),
+        Err(unasked) => Ok(Verdict::Unasked(unasked)),
     }
 }
 
