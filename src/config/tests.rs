@@ -163,6 +163,7 @@ fn errors_name_file_line_and_fix() {
         ("seal \"shamir\" {}\nseal \"pkcs11\" { lib = \"x\" slot = 0 }", "sos.hcl:1:6: seal \"shamir\" beside"),
         ("zone {}", "write zone \"tk1a\""),
         ("zone \"a\" { rotation_period = \"often\" }", "write rotation_period = \"768h\""),
+        ("zone \"a\" { rotation_period = \"1s\" }", "must be an hour or more"),
         ("log_level = \"loud\"", "log_level cannot be \"loud\""),
         ("default_lease_ttl = []", "default_lease_ttl must be a duration"),
         ("vault_version = \"one\"", "the form \"1.14.0\""),

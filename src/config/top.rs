@@ -1,6 +1,6 @@
 //! One document's top level.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use super::{Config, LogFormat, LogLevel, Protection, Warning, Zone, auth_limit, backup, listener, seal, storage, values};
 use crate::hcl::{Error, Reader};
@@ -139,6 +139,11 @@ fn zones(top: Reader<'_>, warnings: &mut Vec<Warning>) -> Result<Vec<Zone>, Erro
         let name = block.label().filter(valid).ok_or_else(wrong)?.to_string();
         values::warn_of_others(block.body, "zone", &["rotation_period"], &[], warnings);
         let rotation_period = values::duration(block.body, "rotation_period")?.filter(|period| !period.is_zero());
+        if rotation_period.is_some_and(|period| period < Duration::from_secs(3600)) {
+            let text =
+                "rotation_period must be an hour or more: old master keys stay on the HSM. Write rotation_period = \"768h\"";
+            return Err(top.error(block.at, text));
+        }
         zones.push(Zone { name, rotation_period });
     }
     Ok(zones)

@@ -324,7 +324,11 @@ fn stored(server: &Server, choice: u8, record: &[u8]) {
                 (Update, "transit/keys/*/rotate"),
                 (Delete, "transit/keys/*"),
             ] {
-                read(&[(operation, &path(pattern))]);
+                // Making an RSA key takes seconds and reads nothing.
+                let makes_rsa = pattern.ends_with("/rotate") && String::from_utf8_lossy(key).contains("rsa-");
+                if !makes_rsa {
+                    read(&[(operation, &path(pattern))]);
+                }
             }
             server.remove("transit", &format!("key/{name}"));
         }

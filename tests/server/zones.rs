@@ -9,6 +9,8 @@ fn made_listed_rotated_and_used() {
     let Some(place) = Place::hsm() else { return };
     let mut server = place.start();
     server.init(1, 1);
+    let often = server.put("sys/sos/zones/tk1a", json!({"rotation_period": "1s"}));
+    assert!(often.status == 400 && often.errors().contains("an hour or more"), "{}", often.text);
     server.put("sys/sos/zones/tk1a", json!({"rotation_period": "8760h"})).ok();
     assert_eq!(server.put("sys/sos/zones/tk1a", json!({})).ok()["data"]["current_version"], 1);
     assert_eq!(server.put("sys/sos/zones/-bad", json!({})).status, 404, "no such path");

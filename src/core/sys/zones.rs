@@ -63,6 +63,9 @@ crate::params! {
     }
 }
 
+/// The shortest period of rotation. Each rotation leaves an object on the HSM for ever.
+const SHORTEST_PERIOD: Duration = Duration::HOUR;
+
 /// A zone that is asked for by its own path and not there is a 404.
 fn at_path(error: ZoneError) -> Failure {
     match error {
@@ -85,6 +88,9 @@ async fn write(system: &System, call: &Call<'_>, params: WriteParams) -> Result<
     let core = system.core()?;
     let zones = &core.services.zones;
     let period = params.rotation_period.map(|seconds| Duration::seconds(seconds.0));
+    if period.is_some_and(|period| period != Duration::ZERO && period < SHORTEST_PERIOD) {
+        return Err(Failure::invalid("rotation_period must be 0 for never, or an hour or more: old master keys stay on the HSM"));
+    }
     if zones.exists(&params.name)? {
         if let Some(period) = period {
             zones.set_rotation_period(&params.name, period).await?;

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Transit,
-    alg::kdf::Kdf,
+    alg::{KeyType, kdf::Kdf},
     b64,
     blob::{self, Blob, Entry, Policy},
     export::Shown,
@@ -177,6 +177,13 @@ fn read(mut policy: Policy<'_>, archive: &[Entry<'_>], now: i64) -> Result<(KeyR
     let keys = policy.keys.take().unwrap_or_default();
     let bounds = Bounds::of(&policy, |version| keys.contains_key(version.to_string().as_str()))?;
     let convergent = policy.convergent_encryption.unwrap_or(false);
+    if convergent && !policy.derived.unwrap_or(false) {
+        // Its nonces would be a hash of the plaintext that anybody can compute.
+        return Err("convergent encryption requires derivation to be enabled".to_owned());
+    }
+    if policy.derived.unwrap_or(false) && !kind.supports_derivation() {
+        return Err(format!("key derivation is not supported for keys of type {}", kind.name()));
+    }
     let fallback = match policy.convergent_version.unwrap_or(0) {
         // Keys of the first servers that knew convergent encryption do not say so.
         0 if convergent => 1,
@@ -202,7 +209,15 @@ fn read(mut policy: Policy<'_>, archive: &[Entry<'_>], now: i64) -> Result<(KeyR
         }
     }
     let mut record = KeyRecord::empty(kind, Level::Software);
-    record.key_size = if kind == super::alg::KeyType::Hmac { key_size } else { 0 };
+    if kind == KeyType::Hmac {
+        // Where a backup does not say it, the newest key does: a rotation makes another of its size.
+        let newest = versions.last().map_or(0, |(_, given)| given.material.key.len());
+        let bytes = if key_size == 0 { newest } else { usize::try_from(key_size).unwrap_or(0) };
+        if bytes == 0 {
+            return Err("the hmac key is empty".to_owned());
+        }
+        record.key_size = u32::try_from(bytes).unwrap_or(0);
+    }
     record.kdf = kdf;
     record.convergent = convergent;
     record.convergent_version = i32::try_from(fallback).unwrap_or(0);

@@ -16,6 +16,7 @@ use super::{
     ops::{ItemError, Opened},
     sign::{Results, VerifyParams, hash_of, input_of, known_hash, valid},
     store::{Key, Loaded},
+    turn::Turn,
 };
 use crate::{
     core::{engine::Call, failure::Failure, reply::Reply},
@@ -122,11 +123,16 @@ pub async fn hmac(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
         None => Vec::new(),
     };
     let items = batch.as_deref().unwrap_or(&single);
-    let made = items.iter().map(|item| {
+    let make = |item| {
         let sum = mac(&loaded, hash, &input_of(item, "missing input for HMAC")?)?;
         Ok(format!("vault:v{version}:{}", b64::encode(&sum)))
-    });
-    let made: Vec<Result<String, ItemError>> = made.collect();
+    };
+    let mut turn = Turn::begin();
+    let mut made: Vec<Result<String, ItemError>> = Vec::with_capacity(items.len());
+    for item in items {
+        turn.give_way().await;
+        made.push(make(item));
+    }
     let mut reply = if batch.is_none() {
         let missing = || Failure::internal("no HMAC was made");
         let hmac = made.into_iter().next().ok_or_else(missing)?.map_err(ItemError::into_failure)?;
@@ -150,8 +156,10 @@ pub async fn verify(engine: &Transit, params: &VerifyParams, items: &[TextItem<'
     let key = engine.existing(&params.name, "encryption key not found")?;
     let hash = known_hash(hash_of(&params.urlalgorithm, params.hash_algorithm.as_deref(), params.algorithm.as_deref()))?;
     let mut opened = Opened::default();
+    let mut turn = Turn::begin();
     let mut results = Vec::with_capacity(items.len());
     for item in items {
+        turn.give_way().await;
         let parsed = input_of(item, "missing input").and_then(|input| Ok((input, parse(&key, item)?)));
         let result = match parsed {
             Err(error) => Err(error),

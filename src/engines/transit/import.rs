@@ -105,11 +105,14 @@ fn stop(text: impl Into<String>) -> Failure {
 
 /// What a caller hands in.
 enum Handed {
-    /// Unwrapped material.
-    Private(SecretBytes),
+    /// Unwrapped material of a type, as it is stored, or why it is none.
+    Private(KeyType, Result<Half, String>),
     /// A public key in PEM.
     Public(String),
 }
+
+/// Material as it is stored, and its public half.
+type Half = (SecretBytes, Option<String>);
 
 impl Transit {
     /// The key that wraps imports, made on first use.
@@ -172,7 +175,9 @@ impl Transit {
         }
         let hash = oaep_hash(hash.unwrap_or("SHA256")).map_err(Failure::invalid)?;
         let ciphertext = b64::decode(ciphertext).map_err(|error| stop(error.to_string()))?;
-        Ok(Handed::Private(self.unwrap_import(&ciphertext, hash).await?))
+        let material = self.unwrap_import(&ciphertext, hash).await?;
+        let half = tokio::task::spawn_blocking(move || private_half(kind, &material)).await.map_err(Failure::internal)?;
+        Ok(Handed::Private(kind, half))
     }
 
     fn given(&self, kind: KeyType, derived: bool, handed: &Handed) -> Result<Given, String> {
@@ -183,7 +188,7 @@ impl Transit {
                     .to_owned());
             }
             Handed::Public(text) => (SecretBytes::default(), Some(public_half(kind, text)?)),
-            Handed::Private(material) => private_half(kind, material)?,
+            Handed::Private(of, half) => half_of(kind, *of, half)?,
         };
         let hmac_key = if kind == KeyType::Hmac { key.duplicate() } else { SecretBytes::random(32) };
         Ok(Given {
@@ -211,7 +216,7 @@ pub fn oaep_hash(name: &str) -> Result<HashAlgorithm, String> {
 /// A public key in PEM as it is stored.
 pub(super) fn public_half(kind: KeyType, text: &str) -> Result<String, String> {
     let der = pem_contents(text).ok_or("error parsing public key: not in PEM format")?;
-    let key = PublicKey::from_der(kind, &der).and_then(|key| key.to_text());
+    let key = PublicKey::from_der(kind, &der).and_then(PublicKey::sound).and_then(|key| key.to_text());
     key.map_err(|error| error.to_string())
 }
 
@@ -224,8 +229,16 @@ pub fn pem_contents(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(body).ok()
 }
 
-/// Material as it is stored, and its public half.
-pub(super) fn private_half(kind: KeyType, material: &SecretBytes) -> Result<(SecretBytes, Option<String>), String> {
+/// What was handed in as a key of type `of`, for a key of type `kind`.
+fn half_of(kind: KeyType, of: KeyType, half: &Result<Half, String>) -> Result<Half, String> {
+    if of != kind {
+        return Err("the key became one of another type meanwhile".to_owned());
+    }
+    half.as_ref().map(|(key, public)| (key.duplicate(), public.clone())).map_err(Clone::clone)
+}
+
+/// Reads material. Takes long for RSA: not for the threads that serve requests.
+pub(super) fn private_half(kind: KeyType, material: &SecretBytes) -> Result<Half, String> {
     let size = || Err(format!("invalid key size {} bytes for key type {}", material.len(), kind.name()));
     if kind.is_cipher() || kind == KeyType::Hmac {
         let fits =
@@ -233,7 +246,10 @@ pub(super) fn private_half(kind: KeyType, material: &SecretBytes) -> Result<(Sec
         return if fits { Ok((material.duplicate(), None)) } else { size() };
     }
     let parsed = |key: PrivateKey| -> Result<_, AsymError> { Ok((key.to_stored()?, Some(key.public()?.to_text()?))) };
-    PrivateKey::from_pkcs8(kind, material.expose()).and_then(parsed).map_err(|error| error.to_string())
+    PrivateKey::from_pkcs8(kind, material.expose())
+        .and_then(PrivateKey::sound)
+        .and_then(parsed)
+        .map_err(|error| error.to_string())
 }
 
 /// GET `wrapping_key`.
@@ -360,7 +376,7 @@ impl Transit {
             return Ok(Decision::Write(Change { record: Some(record), txn, outcome: () }));
         }
         // A private key that fits the latest public one completes it; any other becomes a version of its own.
-        if matches!(handed, Handed::Private(_))
+        if matches!(handed, Handed::Private(..))
             && record.line(record.latest_version).is_some_and(|line| line.public_only)
             && let Ok(txn) = self.complete(&mut record, i64::from(key.record.latest_version), handed).await
         {
@@ -382,15 +398,15 @@ impl Transit {
         if !record.kind.is_asymmetric() {
             return Err(stop("provided type does not support importing key versions"));
         }
-        let material = match handed {
+        let (of, half) = match handed {
             Handed::Public(_) if line.public_only => {
                 return Err(stop("cannot add a public key to a key version that already has a public key set"));
             }
             _ if !line.public_only => return Err(stop("private key imported, key version cannot be updated")),
             Handed::Public(_) => return Err(stop("no private key was given")),
-            Handed::Private(material) => material,
+            Handed::Private(of, half) => (*of, half),
         };
-        let (key, public_key) = private_half(record.kind, material).map_err(stop)?;
+        let (key, public_key) = half_of(record.kind, of, half).map_err(stop)?;
         if public_key != line.public_key {
             return Err(stop("cannot import key, key pair does not match"));
         }

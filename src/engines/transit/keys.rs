@@ -223,6 +223,7 @@ async fn mark(engine: &Transit, name: &str, deleted: bool, already: &str) -> Res
         })
         .await?;
     let Some(key) = key else { return Ok(Reply::empty()) };
+    engine.reschedule(&key);
     let answer = reply(engine, &key)?;
     Ok(if changed { answer } else { answer.with_warning(already) })
 }

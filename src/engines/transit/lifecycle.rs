@@ -196,6 +196,13 @@ impl Transit {
     }
 
     async fn add_version(&self, name: &str, mut record: KeyRecord) -> Result<(KeyRecord, Txn, Committing), Failure> {
+        if let Some(required) = self.mount.required.filter(|required| *required != record.level) {
+            return Err(Failure::invalid(format!(
+                "this mount requires protection_level {:?}, and the key has {:?}: change it with keys/{name}/config first, or make a new key",
+                required.word(),
+                record.level.word()
+            )));
+        }
         let version = self.store.next_version(&record)?;
         let made = self.make_version(name, &record, version).await?;
         record.latest_version = version;

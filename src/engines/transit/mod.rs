@@ -44,6 +44,7 @@ mod sign;
 mod signing;
 mod store;
 pub mod survey;
+mod turn;
 mod usage;
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use super::{
     protect::Level,
     rsa_in_hsm::RsaItem,
     store::{Key, Loaded, LoadedKey},
+    turn::Turn,
     usage::Wear,
 };
 use crate::{
@@ -35,9 +36,6 @@ pub const NO_CONTEXT: &str = "missing 'context' for key derivation; the key was 
 pub const TOO_OLD: &str = "ciphertext or signature version is disallowed by policy (too old)";
 const NOT_AUTHENTIC: &str = "cipher: message authentication failed";
 const BAD_LENGTH: &str = "invalid ciphertext length";
-
-/// After so many bytes of work other requests of this thread get their turn.
-pub const TURN: usize = 1 << 20;
 
 /// Why one text could not be processed.
 #[derive(Debug)]
@@ -188,10 +186,14 @@ impl Transit {
         let mut opened = Opened::default();
         let mut results: Results<Encrypted> = Vec::with_capacity(texts.len());
         let mut batches = Vec::new();
-        let mut worked = 0;
         let mut nonces = Nonces::for_texts(texts.len());
         self.count(key, &texts, &mut opened, &mut wear).await?;
+        let mut turn = Turn::begin();
         for (place, text) in texts.into_iter().enumerate() {
+            match &text {
+                Ok(text) if key.record.kind.is_cipher() => turn.give_way_for(text.plaintext.len()).await,
+                _ => turn.give_way().await,
+            }
             let text = match text.and_then(|text| check_encrypt(key, place, text)) {
                 Ok(text) => text,
                 Err(error) => {
@@ -201,7 +203,6 @@ impl Transit {
             };
             let (text, version) = text;
             let loaded = opened.version(self, key, version).await?;
-            worked += text.plaintext.len();
             let result = match loaded {
                 None => Some(Err(ItemError::user("no such key version"))),
                 Some(loaded) => match &loaded.key {
@@ -218,10 +219,6 @@ impl Transit {
                 },
             };
             results.push(result);
-            if worked > TURN {
-                worked = 0;
-                tokio::task::yield_now().await;
-            }
         }
         for batch in batches {
             self.encrypt_in_hsm(batch, &mut results).await?;
@@ -305,8 +302,12 @@ impl Transit {
         let mut opened = Opened::default();
         let mut results: Results<SecretBytes> = Vec::with_capacity(texts.len());
         let (mut batches, mut rsa_items) = (Vec::new(), Vec::new());
-        let mut worked = 0;
+        let mut turn = Turn::begin();
         for (place, text) in texts.into_iter().enumerate() {
+            match &text {
+                Ok(text) if key.record.kind.is_cipher() => turn.give_way_for(text.ciphertext.len()).await,
+                _ => turn.give_way().await,
+            }
             let checked = text.and_then(|text| check_decrypt(key, place, &text).map(|(version, sealed)| (text, version, sealed)));
             let (text, version, sealed) = match checked {
                 Ok(checked) => checked,
@@ -315,13 +316,10 @@ impl Transit {
                     continue;
                 }
             };
-            // A private RSA operation takes as long as a megabyte of a cipher.
-            worked += if key.record.kind.rsa_bits().is_some() { TURN + 1 } else { sealed.len() };
             let result = match opened.version(self, key, version).await? {
                 None => Some(Err(ItemError::user("no such key version"))),
                 Some(loaded) => match &loaded.key {
                     LoadedKey::Wrapped(_) | LoadedKey::Token(_) if key.record.kind.rsa_bits().is_some() => {
-                        worked = 0;
                         rsa_items.push(RsaItem { place, loaded, sealed, padding: text.padding });
                         None
                     }
@@ -336,10 +334,6 @@ impl Transit {
                 },
             };
             results.push(result);
-            if worked > TURN {
-                worked = 0;
-                tokio::task::yield_now().await;
-            }
         }
         for batch in batches {
             self.decrypt_in_hsm(batch, &mut results).await?;

@@ -16,7 +16,7 @@ params! {
         pub bytes: Option<i64>,
         /// `base64` (the default) or `hex`.
         pub format: Option<String>,
-        /// `platform`, `seal` or `all`: all are the operating system's source here.
+        /// `platform`, `seal` or `all`: all are the operating system's source here; `seal` is answered with a warning.
         pub source: Option<String>,
         /// Source and number of bytes in the path.
         pub urlbytes: Option<String>,
@@ -59,5 +59,9 @@ pub async fn random(_: &Transit, _: &Call<'_>, params: RandomParams) -> Result<R
         _ => b64::push(made.expose(), &mut out),
     }
     out.extend_from_slice(b"\"}");
-    Ok(Reply::raw_data(out))
+    let reply = Reply::raw_data(out);
+    Ok(match source {
+        "seal" => reply.with_warning("no seal/entropy augmentation available, using platform entropy source"),
+        _ => reply,
+    })
 }

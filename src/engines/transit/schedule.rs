@@ -7,6 +7,8 @@ use crate::core::failure::Failure;
 
 /// Keys looked at in one tick.
 const AT_ONCE: usize = 100;
+/// The shortest period, in seconds.
+const SHORTEST_PERIOD: i64 = 60 * 60;
 
 impl Transit {
     /// Reads which keys rotate by themselves; when each is due is found out at the next tick.
@@ -44,8 +46,10 @@ impl Transit {
         let now = self.clock.now().unix_timestamp();
         let due: Vec<(String, i64)> = {
             let schedule = self.store.schedule.lock();
-            let due = schedule.iter().filter(|(_, due)| **due <= now);
-            due.take(AT_ONCE).map(|(name, due)| (name.clone(), *due)).collect()
+            let mut due: Vec<_> = schedule.iter().filter(|(_, due)| **due <= now).map(|(name, due)| (*due, name)).collect();
+            // Who has waited longest comes first, so that none is passed over again and again.
+            due.sort_unstable();
+            due.into_iter().take(AT_ONCE).map(|(due, name)| (name.clone(), due)).collect()
         };
         for (name, noted) in due {
             let worn = noted == i64::MIN;
@@ -63,7 +67,7 @@ impl Transit {
             return Ok(());
         };
         let seen = key.record.latest_version;
-        if due_at(&key).is_none_or(|due| due > now && !worn) || key.record.soft_deleted {
+        if due_at(&key).is_none_or(|due| due > now && !worn) {
             self.reschedule(&key);
             return Ok(());
         }
@@ -76,10 +80,13 @@ impl Transit {
     }
 }
 
-/// When a key is due, in Unix seconds; `None` when it does not rotate by itself.
+/// When a key is due, in Unix seconds; `None` when it does not rotate by itself, as while it is soft-deleted.
+///
+/// Imported and restored keys may ask for less than the hour that a configuration must ask for; no server looks more often.
 fn due_at(key: &Key) -> Option<i64> {
     let record = &key.record;
     let newest = record.versions.last()?.created.div_euclid(1_000_000_000);
     let rotatable = !record.imported || record.allow_imported_key_rotation;
-    (record.auto_rotate_period > 0 && rotatable).then(|| newest.saturating_add(record.auto_rotate_period))
+    let by_itself = record.auto_rotate_period > 0 && rotatable && !record.soft_deleted;
+    by_itself.then(|| newest.saturating_add(record.auto_rotate_period.max(SHORTEST_PERIOD)))
 }

@@ -1,9 +1,6 @@
 //! `sign/:name` and `verify/:name`.
 
-use std::{
-    borrow::Cow,
-    time::{Duration, Instant},
-};
+use std::borrow::Cow;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
@@ -20,6 +17,7 @@ use super::{
     rsa_in_hsm::AT_ONCE,
     signing::{Options, Signed},
     store::Key,
+    turn::Turn,
 };
 use crate::{
     core::{engine::Call, failure::Failure, reply::Reply},
@@ -274,26 +272,6 @@ async fn sign_item(
     match decoded {
         Ok((input, context)) => engine.sign_one(key, opened, version, &input, &context, options).await,
         Err(error) => Ok(Err(error)),
-    }
-}
-
-/// How long a batch keeps a thread before others get their turn.
-const TURN: Duration = Duration::from_micros(200);
-
-/// The turn of a batch whose items differ too much in cost to be counted.
-struct Turn(Instant);
-
-impl Turn {
-    fn begin() -> Self {
-        Self(Instant::now())
-    }
-
-    /// Lets others go on once this one has had its time.
-    async fn give_way(&mut self) {
-        if self.0.elapsed() >= TURN {
-            tokio::task::yield_now().await;
-            self.0 = Instant::now();
-        }
     }
 }
 

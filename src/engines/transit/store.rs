@@ -100,6 +100,8 @@ pub struct Store {
     pub schedule: Mutex<BTreeMap<String, i64>>,
     keys: Cache<String, Arc<Key>>,
     fill: Mutex<()>,
+    /// One lock per key that is being changed.
+    changing: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     loaded: Cache<LoadedId, Arc<Loaded>>,
     usages: Mutex<HashMap<(KeyUid, u32), Arc<Usage>>>,
 }
@@ -160,6 +162,7 @@ impl Store {
             schedule: Mutex::default(),
             keys: Cache::new(KEYS),
             fill: Mutex::default(),
+            changing: Mutex::default(),
             loaded: Cache::new(LOADED),
             usages: Mutex::default(),
         }
@@ -200,13 +203,15 @@ impl Store {
         task.await.unwrap_or_else(|error| Err(Conflicted::No(Failure::internal(error))))
     }
 
-    /// Changes a key: `decide` looks at it and says what to write; when somebody else was faster it is asked again.
-    /// Answers the key as it is afterwards.
+    /// Changes a key: `decide` looks at it and says what to write. Changes of one key follow each other, so that none makes
+    /// material in vain; where a re-wrap in the background was faster, `decide` is asked again. Answers the key as it is
+    /// afterwards.
     pub async fn change<'a, T: Send>(
         self: &Arc<Self>,
         name: &str,
         mut decide: impl FnMut(Option<Arc<Key>>) -> BoxFuture<'a, Result<Decision<T>, Failure>> + Send,
     ) -> Result<(Option<Arc<Key>>, T), Failure> {
+        let _alone = Changing::begin(self, name).await;
         for _ in 0..TRIES {
             let key = self.key(name)?;
             let change = match decide(key.clone()).await? {
@@ -331,11 +336,44 @@ impl Store {
         self.loaded.len()
     }
 
+    /// How many keys are being changed.
+    #[cfg(test)]
+    pub fn changing(&self) -> usize {
+        self.changing.lock().len()
+    }
+
     /// Forgets everything opened of a key that is gone.
     pub fn forget(&self, record: &KeyRecord) {
         for line in &record.versions {
             self.loaded.remove(&(record.uid, line.version, line.revision));
             self.usages.lock().remove(&(record.uid, line.version));
+        }
+    }
+}
+
+/// The right to change a key, until it is dropped.
+struct Changing<'a> {
+    store: &'a Store,
+    name: &'a str,
+    held: Option<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+impl<'a> Changing<'a> {
+    async fn begin(store: &'a Store, name: &'a str) -> Self {
+        let lock = Arc::clone(store.changing.lock().entry(name.to_owned()).or_default());
+        // Whoever goes away while waiting leaves the map's entry to those behind.
+        let mut changing = Self { store, name, held: None };
+        changing.held = Some(lock.lock_owned().await);
+        changing
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.held = None;
+        let mut changing = self.store.changing.lock();
+        if changing.get(self.name).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            changing.remove(self.name);
         }
     }
 }

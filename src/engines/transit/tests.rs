@@ -338,6 +338,65 @@ async fn on_a_restored_store_every_version_counts_a_block_more() {
 }
 
 #[tokio::test]
+async fn keys_that_cannot_rotate_now_do_not_hold_up_those_that_can() {
+    let bench = Bench::new().await;
+    for index in 0..120 {
+        bench.post(&format!("keys/a{index:03}"), json!({ "auto_rotate_period": "1h" })).await;
+        bench.call(Operation::Delete, &format!("keys/a{index:03}/soft-delete"), json!({})).await.unwrap();
+    }
+    bench.post("keys/zzz", json!({ "auto_rotate_period": "1h" })).await;
+    bench.clock.advance(Duration::from_secs(3601));
+    Engine::tick(bench.transit.as_ref()).await.unwrap();
+    assert!(bench.encrypt("zzz", "x").await.starts_with("vault:v2:"));
+    bench.post("keys/a000/soft-delete-restore", json!({})).await;
+    Engine::tick(bench.transit.as_ref()).await.unwrap();
+    assert!(bench.encrypt("a000", "x").await.starts_with("vault:v2:"));
+}
+
+#[tokio::test]
+async fn many_changes_of_one_key_at_once_all_happen() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({ "exportable": true, "allow_plaintext_backup": true })).await;
+    let rotations = (0..60).map(|_| bench.call(Operation::Update, "keys/k/rotate", json!({})));
+    let backups = (0..20).map(|_| bench.call(Operation::Read, "backup/k", json!({})));
+    let (rotated, backed_up) =
+        futures_util::future::join(futures_util::future::join_all(rotations), futures_util::future::join_all(backups)).await;
+    for answer in rotated.into_iter().chain(backed_up) {
+        answer.unwrap();
+    }
+    assert_eq!(bench.transit.store.key("k").unwrap().unwrap().record.latest_version, 61);
+    assert_eq!(bench.transit.store.changing(), 0);
+}
+
+#[tokio::test]
+async fn backups_that_contradict_themselves_are_refused() {
+    let bench = Bench::new().await;
+    let leaves = |mut options: Value| {
+        options["exportable"] = json!(true);
+        options["allow_plaintext_backup"] = json!(true);
+        options
+    };
+    bench.post("keys/plain", leaves(json!({}))).await;
+    bench.post("keys/convergent", leaves(json!({ "derived": true, "convergent_encryption": true }))).await;
+    let backup = async |name: &str, from: &str, to: &str| {
+        let reply = bench.call(Operation::Read, &format!("backup/{name}"), json!({})).await.unwrap();
+        let text = String::from_utf8(b64::decode(data(reply)["backup"].as_str().unwrap()).unwrap()).unwrap();
+        assert!(text.contains(from), "{from}");
+        json!({ "backup": b64::encode(text.replace(from, to).as_bytes()) })
+    };
+    let said = bench.refused("restore/a", backup("convergent", "\"derived\":true", "\"derived\":false").await).await;
+    assert!(said.contains("convergent encryption requires derivation"), "{said}");
+    let said = bench.refused("restore/a", backup("convergent", "\"type\":0", "\"type\":1").await).await;
+    assert!(said.contains("key derivation is not supported for keys of type ecdsa-p256"), "{said}");
+    // An hmac key whose size is not told: a rotation makes another of the same size.
+    let unnamed = backup("plain", "\"type\":0", "\"type\":10").await;
+    bench.call(Operation::Update, "restore/b", unnamed).await.unwrap();
+    bench.post("keys/b/rotate", json!({})).await;
+    let made = bench.post("hmac/b", json!({ "input": "" })).await;
+    assert!(made["hmac"].as_str().unwrap().starts_with("vault:v2:"), "{made}");
+}
+
+#[tokio::test]
 async fn worn_versions_are_named() {
     let mut bench = Bench::new().await;
     bench.post("keys/k", json!({})).await;

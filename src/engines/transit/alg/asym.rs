@@ -6,8 +6,8 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use openssl::{
-    bn::BigNumContext,
-    ec::{EcGroup, EcKey, PointConversionForm},
+    bn::{BigNum, BigNumContext, BigNumRef},
+    ec::{EcGroup, EcKey, EcPoint, PointConversionForm},
     error::ErrorStack,
     nid::Nid,
     pkey::{HasPublic, Id, PKey, PKeyRef, Private, Public},
@@ -30,8 +30,14 @@ pub enum AsymError {
     #[error("{0}")]
     Input(String),
     /// The library refuses.
-    #[error("{0}")]
+    #[error("{}", reason(.0))]
     Library(#[from] ErrorStack),
+}
+
+/// Why the library refuses, without the places in its source that its own text names.
+fn reason(stack: &ErrorStack) -> String {
+    let first = stack.errors().iter().find_map(|error| error.reason());
+    first.unwrap_or("the cryptographic library refuses").to_owned()
 }
 
 /// A private key ready for use; the library overwrites it when it is dropped.
@@ -150,13 +156,43 @@ impl PrivateKey {
             Some(changed) => PKey::private_key_from_pkcs8(&changed),
             None => PKey::private_key_from_pkcs8(der),
         };
-        let key = parsed.map_err(|error| AsymError::Key(format!("error parsing asymmetric key: {error}")))?;
+        let key = parsed.map_err(|error| AsymError::Key(format!("error parsing asymmetric key: {}", reason(&error))))?;
         check(kind, &key, true)?;
         Ok(match key.id() {
             Id::EC => Self::Ec(key.ec_key()?),
             Id::ED25519 => Self::Ed(key),
             _ => Self::Rsa(key),
         })
+    }
+
+    /// A key from outside once its parts are found to fit together: what is wrong in one would give it away with the first
+    /// signature, or fail long after it was taken. The point of an EC key is computed anew, whatever came with it. Takes
+    /// long for RSA: not for the threads that serve requests.
+    pub fn sound(self) -> Result<Self, AsymError> {
+        let refuse = |text: &str| Err(AsymError::Key(text.to_owned()));
+        match self {
+            Self::Ed(_) => Ok(self),
+            Self::Rsa(key) => {
+                let rsa = key.rsa()?;
+                sound_rsa_public(rsa.n(), rsa.e())?;
+                match rsa.check_key() {
+                    Ok(true) => Ok(Self::Rsa(key)),
+                    Ok(false) | Err(_) => refuse("the numbers of the RSA key do not fit together"),
+                }
+            }
+            Self::Ec(key) => {
+                let (group, number) = (key.group(), key.private_key());
+                let mut order = BigNum::new()?;
+                let mut context = BigNumContext::new_secure()?;
+                group.order(&mut order, &mut context)?;
+                if number.is_negative() || number.num_bits() == 0 || number >= &*order {
+                    return refuse("invalid elliptic curve private key value");
+                }
+                let mut point = EcPoint::new(group)?;
+                point.mul_generator2(group, number, &mut context)?;
+                Ok(Self::Ec(EcKey::from_private_components(group, number, &point)?))
+            }
+        }
     }
 
     /// The stored form.
@@ -242,6 +278,15 @@ impl PublicKey {
         })
     }
 
+    /// A key from outside once its numbers are found to be those of its type. The library sees to points itself.
+    pub fn sound(self) -> Result<Self, AsymError> {
+        if let Self::Rsa(key) = &self {
+            let rsa = key.rsa()?;
+            sound_rsa_public(rsa.n(), rsa.e())?;
+        }
+        Ok(self)
+    }
+
     /// The text form.
     pub fn to_text(&self) -> Result<String, AsymError> {
         let pem = match self {
@@ -268,6 +313,22 @@ impl PublicKey {
             Self::Rsa(_) | Self::Ec(_) => Err(AsymError::Key("the key is not an Ed25519 key".into())),
         }
     }
+}
+
+/// What every RSA key must have: an odd modulus, and an odd exponent from 3 to 2^31-1 (as Go's crypto/rsa, which Vault's
+/// clients know). With an exponent of 1 a ciphertext is its plaintext.
+fn sound_rsa_public(modulus: &BigNumRef, exponent: &BigNumRef) -> Result<(), AsymError> {
+    let refuse = |text: &str| Err(AsymError::Key(text.to_owned()));
+    if !modulus.is_bit_set(0) {
+        return refuse("crypto/rsa: public modulus is even");
+    }
+    if exponent.num_bits() < 2 || !exponent.is_bit_set(0) {
+        return refuse("crypto/rsa: public exponent too small or even");
+    }
+    if exponent.num_bits() > 31 {
+        return refuse("crypto/rsa: public exponent too large");
+    }
+    Ok(())
 }
 
 /// What the layouts of an EC key are made of.
@@ -324,6 +385,52 @@ mod tests {
         assert_eq!(refused(KeyType::Rsa2048), "invalid key type: expected rsa-2048, got *ecdsa.PrivateKey");
         assert_eq!(refused(KeyType::Ed25519), "invalid key type: expected ed25519, got *ecdsa.PrivateKey");
         assert!(PrivateKey::from_pkcs8(KeyType::EcdsaP256, b"junk").is_err());
+    }
+
+    #[test]
+    fn keys_from_outside_must_fit_together() {
+        let rsa = Rsa::generate(2048).unwrap();
+        let part = |number: &BigNumRef| number.to_owned().unwrap();
+        let plus = |number: &BigNumRef, more: u32| {
+            let mut sum = number.to_owned().unwrap();
+            sum.add_word(more).unwrap();
+            sum
+        };
+        let build = |n: BigNum, e: BigNum, d: BigNum, dp: BigNum, q_inverse: BigNum| {
+            let builder = openssl::rsa::RsaPrivateKeyBuilder::new(n, e, d).unwrap();
+            let builder = builder.set_factors(part(rsa.p().unwrap()), part(rsa.q().unwrap())).unwrap();
+            let key = builder.set_crt_params(dp, part(rsa.dmq1().unwrap()), q_inverse).unwrap().build();
+            PrivateKey::Rsa(PKey::from_rsa(key).unwrap()).sound()
+        };
+        let (n, e, d) = (|| part(rsa.n()), || part(rsa.e()), || part(rsa.d()));
+        let (dp, inverse) = (|| part(rsa.dmp1().unwrap()), || part(rsa.iqmp().unwrap()));
+        assert!(build(n(), e(), d(), dp(), inverse()).is_ok());
+        assert!(build(plus(rsa.n(), 1), e(), d(), dp(), inverse()).is_err());
+        assert!(build(n(), e(), plus(rsa.d(), 2), dp(), inverse()).is_err());
+        assert!(build(n(), e(), d(), plus(rsa.dmp1().unwrap(), 2), inverse()).is_err());
+        assert!(build(n(), e(), d(), dp(), plus(rsa.iqmp().unwrap(), 1)).is_err());
+        let exponent = |value: u32| BigNum::from_u32(value).unwrap();
+        assert!(build(n(), exponent(1), exponent(1), dp(), inverse()).is_err());
+        let public = |n: BigNum, e: BigNum| {
+            let key = Rsa::from_public_components(n, e).unwrap();
+            PublicKey::Rsa(PKey::from_rsa(key).unwrap()).sound()
+        };
+        assert!(public(n(), e()).is_ok());
+        for (n, e) in [(n(), exponent(1)), (n(), exponent(4)), (n(), part(rsa.n())), (plus(rsa.n(), 1), e())] {
+            assert!(public(n, e).is_err());
+        }
+        let group = group(KeyType::EcdsaP256).unwrap();
+        let (ours, other) = (EcKey::generate(&group).unwrap(), EcKey::generate(&group).unwrap());
+        let mixed = EcKey::from_private_components(&group, ours.private_key(), other.public_key()).unwrap();
+        let mended = PrivateKey::Ec(mixed).sound().unwrap().public().unwrap().to_text().unwrap();
+        assert_eq!(mended, PrivateKey::Ec(ours.clone()).public().unwrap().to_text().unwrap());
+        let mut order = BigNum::new().unwrap();
+        group.order(&mut order, &mut BigNumContext::new().unwrap()).unwrap();
+        for number in [exponent(0), part(&order), plus(&order, 5)] {
+            if let Ok(key) = EcKey::from_private_components(&group, &number, ours.public_key()) {
+                assert!(PrivateKey::Ec(key).sound().is_err());
+            }
+        }
     }
 
     /// RFC 8032, section 7.1, tests 1 and 2.

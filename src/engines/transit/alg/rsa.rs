@@ -162,6 +162,12 @@ pub fn verify(
     if check_length(digest, hash).is_err() || signature.len() != key.size() {
         return Ok(false);
     }
+    if hash == HashAlgorithm::None && matches!(scheme, Scheme::Pkcs1v15) {
+        // The library knows no signature of an empty text; the block that a signature encloses tells.
+        let mut block = vec![0; key.size()];
+        let recovered = key.rsa()?.public_decrypt(signature, &mut block, Padding::PKCS1);
+        return Ok(recovered.is_ok_and(|len| block.get(..len) == Some(digest)));
+    }
     // One that decodes to nothing is not right either.
     Ok(context.verify(digest, signature).unwrap_or(false))
 }
@@ -178,6 +184,14 @@ pub fn check_length(digest: &[u8], hash: HashAlgorithm) -> Result<(), AsymError>
 
 /// Encrypts a text.
 pub fn encrypt(key: &PKeyRef<Public>, plaintext: &[u8], padding: Encryption) -> Result<Vec<u8>, AsymError> {
+    let taken = match padding {
+        // RFC 8017, sections 7.1.1 and 7.2.1.
+        Encryption::Oaep => 2 * 32 + 2,
+        Encryption::Pkcs1v15 => 11,
+    };
+    if plaintext.len() > key.size().saturating_sub(taken) {
+        return Err(AsymError::Input("crypto/rsa: message too long for RSA key size".into()));
+    }
     let mut context = PkeyCtx::new(key)?;
     context.encrypt_init()?;
     pad(&mut context, padding, HashAlgorithm::Sha2_256)?;
@@ -241,6 +255,28 @@ mod tests {
         KeyType,
         asym::{PrivateKey, PublicKey},
     };
+
+    #[test]
+    fn a_signature_of_nothing_at_all_verifies() {
+        let key = openssl::pkey::PKey::from_rsa(openssl::rsa::Rsa::generate(2048).unwrap()).unwrap();
+        let public = openssl::pkey::PKey::public_key_from_der(&key.public_key_to_der().unwrap()).unwrap();
+        for digest in [&b""[..], b"any text"] {
+            let signature = sign(&key, digest, HashAlgorithm::None, Scheme::Pkcs1v15).unwrap();
+            assert!(verify(&public, digest, &signature, HashAlgorithm::None, Scheme::Pkcs1v15).unwrap());
+            assert!(!verify(&public, b"another", &signature, HashAlgorithm::None, Scheme::Pkcs1v15).unwrap());
+        }
+    }
+
+    #[test]
+    fn too_long_a_text_is_refused_in_the_words_of_the_api() {
+        let key = openssl::pkey::PKey::from_rsa(openssl::rsa::Rsa::generate(2048).unwrap()).unwrap();
+        let public = openssl::pkey::PKey::public_key_from_der(&key.public_key_to_der().unwrap()).unwrap();
+        for (padding, most) in [(Encryption::Oaep, 190), (Encryption::Pkcs1v15, 245)] {
+            assert!(encrypt(&public, &vec![1; most], padding).is_ok());
+            let said = encrypt(&public, &vec![1; most + 1], padding).unwrap_err().to_string();
+            assert_eq!(said, "crypto/rsa: message too long for RSA key size");
+        }
+    }
 
     #[test]
     fn every_hash_signs_with_every_scheme() {

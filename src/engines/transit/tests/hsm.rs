@@ -122,6 +122,18 @@ async fn hsm_only_refuses_what_needs_the_material() {
 }
 
 #[tokio::test]
+async fn what_a_mount_requires_holds_for_new_versions_too() {
+    let mut bench = Bench::with(Some(FakeHsm::new()), &[]).await;
+    bench.post("keys/k", json!({ "protection_level": "software" })).await;
+    bench.options.insert("protection_required".into(), "hsm".into());
+    bench.restart();
+    let said = bench.refused("keys/k/rotate", json!({})).await;
+    assert!(said.contains("requires protection_level \"hsm\", and the key has \"software\""), "{said}");
+    bench.post("keys/k/config", json!({ "protection_level": "hsm" })).await;
+    bench.post("keys/k/rotate", json!({})).await;
+}
+
+#[tokio::test]
 async fn a_mount_can_require_a_level() {
     let bench = Bench::with(Some(FakeHsm::new()), &[("protection_required", "hsm-only")]).await;
     assert_eq!(bench.post("keys/k", json!({})).await["protection_level"], "hsm-only");
