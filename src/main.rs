@@ -10,6 +10,7 @@ use zeroizing_alloc::ZeroAlloc;
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
+    sos::startup::process::keep_private();
     if !sos::startup::memory::overwrite_what_libcrypto_frees() {
         eprintln!("warning: libcrypto was in use before the program began; copies of keys that it frees are not overwritten");
     }

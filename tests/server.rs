@@ -46,6 +46,8 @@ mod memory;
 mod moving;
 #[path = "server/overload.rs"]
 mod overload;
+#[path = "server/private.rs"]
+mod private;
 #[path = "server/rehearsal.rs"]
 mod rehearsal;
 #[path = "server/seal_crashes.rs"]

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -61,7 +62,7 @@ pub fn start_all(stanzas: &[Pkcs11Seal], folder: Option<&Path>) -> io::Result<Op
 fn pin_memory(folder: Option<&Path>) -> io::Result<Arc<dyn PinMemory>> {
     match folder {
         Some(folder) => {
-            fs::create_dir_all(folder)?;
+            fs::DirBuilder::new().mode(0o700).recursive(true).create(folder)?;
             Ok(Arc::new(FilePinMemory::open(folder.join(PIN_MEMORY))?))
         }
         None => Ok(Arc::new(VolatilePinMemory::default())),
@@ -102,7 +103,6 @@ impl ThrowAwayToken {
     }
 
     fn initialize(&self) -> io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt;
         let tokens = self.folder.join("tokens");
         fs::DirBuilder::new().mode(0o700).recursive(true).create(&tokens)?;
         let text = format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());

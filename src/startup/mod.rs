@@ -107,7 +107,6 @@ pub fn run(args: ServerArgs) -> Result<(), StartError> {
         tracing::warn!("{warning}");
     }
     process::log_panics_without_message();
-    process::forbid_core_dumps();
     process::raise_file_limit();
     if !config.disable_mlock
         && let Err(error) = memory::lock_memory()

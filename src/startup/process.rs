@@ -1,16 +1,26 @@
-//! The process itself: no core dumps, the pid file.
+//! The process itself: nothing of it for others, the pid file.
 
 use std::{fs, io, path::PathBuf};
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::{
+    fs::Mode,
+    process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit, umask},
+};
+
+/// What every `sos` process does first, the HSM's worker too: whatever it and its libraries (sled, redb, a vendor's module) write
+/// is for its own user alone, and nobody dumps or traces it.
+pub fn keep_private() {
+    umask(Mode::RWXG | Mode::RWXO);
+    forbid_core_dumps();
+}
 
 /// Forbids core dumps and tracing by other processes of the same user: they would show keys.
-pub fn forbid_core_dumps() {
+fn forbid_core_dumps() {
     if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }) {
-        tracing::warn!(%error, "core dumps could not be switched off");
+        eprintln!("warning: core dumps could not be switched off: {error}");
     }
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tracing::warn!(%error, "the process could not be protected from being dumped");
+        eprintln!("warning: the process could not be protected from being dumped: {error}");
     }
 }
 

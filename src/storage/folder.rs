@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,13 @@ impl Folder {
     pub(crate) fn open(path: &Path) -> Result<Self, StorageError> {
         let failed = |doing: &str, error: io::Error| StorageError::Io(format!("{doing} {}: {error}", path.display()));
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| failed("making the folder", error))?;
+        // Values are encrypted, paths of secrets are not.
+        if let Ok(found) = fs::metadata(path)
+            && found.mode() & 0o077 != 0
+        {
+            let mode = format!("{:04o}", found.mode() & 0o7777);
+            tracing::warn!(folder = %path.display(), mode, "others can look into the store's folder: chmod 0700 it");
+        }
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)

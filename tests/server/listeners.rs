@@ -140,6 +140,39 @@ fn tls_versions_and_a_new_certificate_on_sighup() {
     assert!(server.log().contains("the old one stays in use"), "{}", server.log());
 }
 
+/// A handshake with this protocol alone, by a library that still speaks the old ones; the protocol it came to.
+fn handshake(url: &str, version: openssl::ssl::SslVersion) -> Result<String, String> {
+    use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
+    let mut connector = SslConnector::builder(SslMethod::tls_client()).unwrap();
+    connector.set_verify(SslVerifyMode::NONE);
+    // The library itself refuses old protocols unless told to accept weak ciphers.
+    connector.set_cipher_list("ALL:@SECLEVEL=0").unwrap();
+    connector.set_min_proto_version(Some(version)).unwrap();
+    connector.set_max_proto_version(Some(version)).unwrap();
+    let socket = TcpStream::connect(url.trim_start_matches("https://")).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let stream = connector.build().connect("localhost", socket).map_err(|error| error.to_string())?;
+    Ok(stream.ssl().version_str().to_owned())
+}
+
+#[test]
+fn nothing_older_than_tls_1_2_is_spoken() {
+    use openssl::ssl::SslVersion;
+    let (authority, place) = (Authority::new(), Place::shamir());
+    install(&place, authority.issue(ExtendedKeyUsagePurpose::ServerAuth));
+    // Also where the configuration would allow it.
+    for more in ["", "tls_min_version = \"tls10\""] {
+        place.configure(&tls_listener(&place, more));
+        let server = place.start();
+        for old in [SslVersion::TLS1, SslVersion::TLS1_1] {
+            let refused = handshake(server.url(), old).unwrap_err();
+            assert!(refused.contains("alert"), "refused by the server, not by this library: {more} {refused}");
+        }
+        assert_eq!(handshake(server.url(), SslVersion::TLS1_2).unwrap(), "TLSv1.2");
+        assert_eq!(handshake(server.url(), SslVersion::TLS1_3).unwrap(), "TLSv1.3");
+    }
+}
+
 #[test]
 fn client_certificates_are_required_and_verified() {
     let (authority, place) = (Authority::new(), Place::shamir());

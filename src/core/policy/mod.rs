@@ -7,6 +7,8 @@
 pub mod acl;
 pub mod builtin;
 pub mod capability;
+#[cfg(test)]
+mod model_tests;
 pub mod parse;
 mod pattern;
 mod prefix;
