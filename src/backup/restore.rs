@@ -49,8 +49,14 @@ pub struct Restored {
 }
 
 impl Restored {
-    fn fork(&self) -> Fork {
-        Fork { left: self.sequence, joined: self.sequence.max(self.replaced.unwrap_or(0)).saturating_add(GAP) }
+    /// `noted` is the version of this record and `last` the store's last commit.
+    fn fork(&self, noted: Version, last: Version) -> Fork {
+        Fork {
+            left: self.sequence,
+            joined: self.sequence.max(self.replaced.unwrap_or(0)).saturating_add(GAP),
+            // The record is written last of all that the restore and the first unseal write; before that nobody else writes.
+            own: if self.settled { last.saturating_sub(noted) } else { 0 },
+        }
     }
 
     /// The record, where the store was restored.
@@ -72,6 +78,15 @@ pub struct Fork {
     pub left: Version,
     /// Its own first commit comes behind this one.
     pub joined: Version,
+    /// How many commits were made in it since, without those of the restore itself.
+    pub own: Version,
+}
+
+impl Fork {
+    /// Whether a commit belongs to what the cluster went on with elsewhere: this store has not had it.
+    fn is_beside(self, commit: Version) -> bool {
+        commit > self.left && commit <= self.joined
+    }
 }
 
 /// What a restore would replace.
@@ -100,7 +115,7 @@ impl Target {
         let Some(record) = storage.get(SEAL_PATH)? else { return Ok(Self::Empty) };
         match serde_json::from_slice::<SealRecord>(&record.value) {
             Ok(seal) => {
-                let fork = Restored::load(storage)?.map(|(restored, _)| restored.fork());
+                let fork = Restored::load(storage)?.map(|(restored, noted)| restored.fork(noted, sequence));
                 Ok(Self::Cluster { id: seal.cluster_id, name: seal.cluster_name, sequence, fork })
             }
             Err(error) => Ok(Self::Unreadable(format!("its record {SEAL_PATH:?} cannot be read: {error}"))),
@@ -140,12 +155,19 @@ impl Target {
                 "the backup is of another cluster: {:?} ({}), while here is {name:?} ({id}); restoring with force replaces this one",
                 header.cluster_name, header.cluster_id
             ),
-            Self::Cluster { sequence, fork, .. } if *sequence > header.sequence => format!(
-                "the backup of {} is older than what is here: {} commit(s) made since would be lost; restoring with force gives them up",
-                header.created,
-                made_since(*sequence, *fork, header.sequence)
-            ),
-            Self::Cluster { .. } => return Ok(()),
+            Self::Cluster { sequence, fork, .. } => match made_since(*sequence, *fork, header.sequence) {
+                0 => return Ok(()),
+                lost if fork.is_some_and(|fork| fork.is_beside(header.sequence)) => format!(
+                    "the backup of {} is newer than the one that was restored here, but {lost} commit(s) made here since would be lost; \
+                     restoring with force gives them up",
+                    header.created
+                ),
+                lost => format!(
+                    "the backup of {} is older than what is here: {lost} commit(s) made since would be lost; restoring with force gives \
+                     them up",
+                    header.created
+                ),
+            },
         };
         match force {
             false => Err(BackupError::Refused(refusal)),
@@ -161,8 +183,7 @@ impl Target {
     fn goes_on_from(&self, header: &Header) -> bool {
         match self {
             Self::Cluster { id, sequence, fork, .. } if *id == header.cluster_id => {
-                let off_its_line = fork.is_some_and(|fork| header.sequence > fork.left && header.sequence <= fork.joined);
-                *sequence >= header.sequence && !off_its_line
+                *sequence >= header.sequence && !fork.is_some_and(|fork| fork.is_beside(header.sequence))
             }
             _ => false,
         }
@@ -180,13 +201,12 @@ impl Target {
     }
 }
 
-/// Commits behind `backup`, without the numbers that a restore left out.
+/// Commits that `backup` does not have, without the numbers that restores left out.
 fn made_since(sequence: Version, fork: Option<Fork>, backup: Version) -> Version {
     match fork {
-        Some(fork) if backup <= fork.joined => {
-            fork.left.saturating_sub(backup).saturating_add(sequence.saturating_sub(fork.joined))
-        }
-        _ => sequence.saturating_sub(backup),
+        // The remainder leaves out what earlier restores left out.
+        Some(fork) if backup <= fork.joined => (fork.left.saturating_sub(backup) % GAP).saturating_add(fork.own),
+        _ => sequence.saturating_sub(backup) % GAP,
     }
 }
 

@@ -294,6 +294,56 @@ fn another_cluster_a_newer_store_and_an_unreadable_one_need_force() {
     assert_eq!(Restored::load(&*bench.open()).unwrap().unwrap().0.replaced, None);
 }
 
+/// Writes the record again as the first unseal does at its end.
+fn settled(bench: &Bench, store: &dyn Storage) {
+    let (mut restored, _) = Restored::load(store).unwrap().unwrap();
+    restored.settled = true;
+    bench.put(store, RESTORED_PATH, &serde_json::to_string(&restored).unwrap());
+}
+
+#[test]
+fn a_restored_store_counts_its_own_commits_and_none_that_were_left_out() {
+    let bench = Bench::new(Kind::Redb);
+    // A store of this cluster, as a backup makes it.
+    let seal = r#"{"format":1,"type":"shamir","cluster_id":"c","cluster_name":"n","shares":1,"threshold":1,"wrappers":[],"escrow":null}"#;
+    let archive = |sequence: u64| {
+        let barrier = bench.runtime.block_on(barrier(Arc::new(InMem::open().unwrap())));
+        let key = bench.runtime.block_on(BackupKey::open(&barrier)).unwrap();
+        let mut writer = Writer::new(Vec::new(), &header(sequence, "c")).unwrap();
+        writer.add(crate::seal::SEAL_PATH, &Record { version: 1, value: seal.into() }).unwrap();
+        writer.finish(&key).unwrap().0
+    };
+    let over = |sequence: u64| {
+        let target = Target::in_folder(&bench.config(), Wait(bench.runtime.handle())).unwrap();
+        bench.restore(&archive(sequence), &target, false).map(|_| ()).map_err(|error| error.to_string())
+    };
+    over(10).unwrap();
+    // Not even unsealed, or with nothing written since: the right backup may follow.
+    over(10).unwrap();
+    over(15).unwrap();
+    settled(&bench, &*bench.open());
+    over(20).unwrap();
+    let store = bench.open();
+    settled(&bench, &*store);
+    for _ in 0..3 {
+        bench.put(&*store, "k", "v");
+    }
+    drop(store);
+    for (backup, text) in [
+        (20, "is older than what is here: 3 commit(s) made since would be lost"),
+        (4, "is older than what is here: 19 commit(s)"),
+        (25, "is newer than the one that was restored here, but 3 commit(s) made here since would be lost"),
+    ] {
+        let error = over(backup).unwrap_err();
+        assert!(error.contains(text), "{error}");
+    }
+    // A backup taken of the restored store is on its own line.
+    let last = bench.put(&*bench.open(), "k", "v");
+    let error = over(last - 2).unwrap_err();
+    assert!(error.contains("is older than what is here: 2 commit(s)"), "{error}");
+    over(last).unwrap();
+}
+
 #[test]
 fn a_store_in_use_is_not_replaced() {
     for kind in [Kind::Sled, Kind::Redb] {

@@ -1,11 +1,8 @@
 //! `sos backup create|verify|list|restore`.
 
-use std::collections::HashSet;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -16,11 +13,10 @@ use super::client::{Client, ClientArgs};
 use super::interrupt::RemovedWhenInterrupted;
 use super::output::{self, Format, Rows};
 use super::progress::Progress;
+use super::restore_needs;
 use super::terminal::Terminal;
-use crate::backup::{BackupError, Contents, Header, Needs, Origin, Seal, Target, Wait, files, settle_folder, some_of};
-use crate::config::{self, Config};
-use crate::hsm::{self, Hsm, KeyId, VolatilePinMemory};
-use crate::startup;
+use crate::backup::{BackupError, Contents, Header, Origin, Seal, Target, Wait, files, settle_folder};
+use crate::config;
 
 /// Commands of `backup`.
 #[derive(Subcommand, Debug)]
@@ -274,7 +270,7 @@ fn restore_offline(args: &RestoreArgs, terminal: &mut Terminal<'_>) -> Result<u8
         force: args.force,
         skip_versions: args.skip_versions,
         now: OffsetDateTime::now_utc(),
-        begin: &mut |header| match missing_seal(&config, header).or_else(|| lost_keys(&config, header)) {
+        begin: &mut |header| match restore_needs::missing(&config, header) {
             Some(why) if !args.force => Err(BackupError::Refused(why)),
             Some(why) => {
                 terminal.complain(format!("Restoring with -force: {why}"));
@@ -314,67 +310,6 @@ fn must_be_own(folder: &Path) -> Result<(), Failure> {
         there.display(),
         meta.uid()
     )))
-}
-
-/// Why the configured seals would not open the backup.
-fn missing_seal(config: &Config, header: &Header) -> Option<String> {
-    let needs = &header.needs;
-    let fits = |label: &String| config.seals.iter().any(|seal| !seal.disabled && seal.key_label == *label);
-    if needs.hsms.is_empty() || needs.hsms.iter().any(|hsm| fits(&hsm.key_label)) {
-        return None;
-    }
-    Some(format!(
-        "the backup opens with {}; the configuration has no seal \"pkcs11\" stanza with that key_label, so only shares would open it. \
-         Add the stanza, or restore with -force",
-        needs.sentence()
-    ))
-}
-
-/// How long the HSMs may take to come up.
-const HSM_PATIENCE: Duration = Duration::from_secs(30);
-
-/// What would be lost for good with the HSMs that the configuration names: keys of the backup that only an HSM has. They are
-/// looked at only where there are such keys.
-fn lost_keys(config: &Config, header: &Header) -> Option<String> {
-    let needs = &header.needs;
-    let alone = needs.lost_without(&HashSet::new());
-    if alone.is_empty() {
-        return None;
-    }
-    let found = held(config, needs);
-    let lost = match &found {
-        Ok(held) => needs.lost_without(held),
-        Err(_) => alone,
-    };
-    let why = match found {
-        Ok(_) => "the configured HSMs do not hold them".to_owned(),
-        Err(error) => format!("the configured HSMs cannot be asked ({error})"),
-    };
-    (!lost.is_empty()).then(|| {
-        format!(
-            "these keys of the backup live in an HSM alone, and {why}: {}. Without that HSM what they encrypted is lost; restore with              -force all the same",
-            some_of(&lost)
-        )
-    })
-}
-
-/// The objects of the cluster on the configured HSMs.
-fn held(config: &Config, needs: &Needs) -> Result<HashSet<KeyId>, String> {
-    let of_cluster = |label: &str| needs.hsms.iter().any(|need| need.key_label == label);
-    let stanzas = config.seals.iter().filter(|seal| !seal.disabled && of_cluster(&seal.key_label));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let mut held = HashSet::new();
-        for stanza in stanzas {
-            let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", stanza.name);
-            let client = hsm::Client::start(startup::hsm::config(stanza), Arc::new(VolatilePinMemory::default()));
-            let ready = tokio::time::timeout(HSM_PATIENCE, client.ready()).await;
-            ready.map_err(|elapsed| failed(&elapsed))?.map_err(|error| failed(&error))?;
-            let found = client.find(&format!("sos/{}/", stanza.key_label)).await.map_err(|error| failed(&error))?;
-            held.extend(found.into_iter().filter_map(|object| object.id));
-        }
-        Ok(held)
-    })
 }
 
 /// Counts what is read for the progress.

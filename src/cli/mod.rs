@@ -20,6 +20,7 @@ mod progress;
 mod recover_hsm;
 mod recovery;
 mod rekey;
+mod restore_needs;
 mod rotate;
 mod seal;
 mod secret_argument;

@@ -536,6 +536,57 @@ fn with_its_hsm_a_restored_server_unseals_itself_and_without_it_the_shares_do() 
     second.wait_unsealed();
     second.token = Some(made.root.clone());
     assert_eq!(second.get("transit/keys/kek").ok()["data"]["latest_version"], 1);
+
+    // A restore without a server asks the HSMs too, and refuses where they do not answer.
+    second.terminate();
+    server.terminate();
+    let offline = |place: &Place, pin: Option<&str>| {
+        std::fs::remove_dir_all(place.path("store")).unwrap();
+        let config = format!("-config={}", path_text(&place.path("sos.hcl")));
+        let mut command = place.command_of(&["backup", "restore", &config, &path_text(&file)]);
+        command.envs(pin.map(|pin| ("VAULT_HSM_PIN", pin)));
+        let done = command.output().unwrap();
+        (done.status.success(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
+    };
+    let (done, out) = offline(&other, None);
+    assert!(!done && out.contains("no HSM that answers here holds its seal key, so only shares would open it"), "{out}");
+    let pin = std::fs::read_to_string(place.path("hsm/pin")).unwrap();
+    std::fs::rename(place.path("hsm/pin"), place.path("hsm/pin-elsewhere")).unwrap();
+    std::fs::create_dir_all(place.path("store")).unwrap();
+    let (done, out) = offline(&place, None);
+    assert!(!done && out.contains("Not every HSM could be asked (pkcs11: ") && out.contains("VAULT_HSM_PIN"), "{out}");
+    assert!(!place.path("store/db").exists());
+    std::fs::create_dir_all(place.path("store")).unwrap();
+    let (done, out) = offline(&place, Some(pin.trim()));
+    assert!(done && !out.contains(pin.trim()), "{out}");
+}
+
+/// A backup that is newer than the one that was restored by mistake is not older than what is here.
+#[test]
+fn a_wrong_restore_is_followed_by_the_right_one_without_force() {
+    let place = place_on("redb");
+    let (server, made) = started(&place);
+    let first = created(&server, "n1.backup");
+    server.put("kv/data/a", json!({"data": {"x": "between"}})).ok();
+    let second = created(&server, "n2.backup");
+    let missed = server.put("kv/data/a", json!({"data": {"x": "after"}})).ok();
+    assert_eq!(missed["data"]["version"], 3);
+    sos(&server, &["restore", "-force", &path_text(&first)]);
+    unseal(&server, &made);
+    assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "before");
+    sos(&server, &["restore", &path_text(&second)]);
+    unseal(&server, &made);
+    assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "between");
+    // What is written now counts, and nothing else does.
+    for number in 0..3 {
+        server.put("kv/data/a", json!({"data": {"x": number}})).ok();
+    }
+    for (file, word) in [(&first, "older than what is here"), (&second, "older than what is here")] {
+        let (code, _, err) = server.operator(&["backup", "restore", &path_text(file)], "");
+        assert!(code == Some(2) && err.contains(word), "{err}");
+        let count: u64 = err.split(" commit(s)").next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+        assert!((3..100).contains(&count), "{err}");
+    }
 }
 
 /// What a restore loses, and what is made of it: a secret with so many versions, and one that the backup does not know.
