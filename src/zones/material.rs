@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::record::key_path;
-use super::{MasterKeyRef, Place, ZoneError, Zones};
+use super::{Held, MasterKeyRef, Place, ZoneError, Zones};
 use crate::barrier::{open_bytes, seal_bytes};
 use crate::hsm::group::passes_on;
 use crate::hsm::{Hsm, HsmError, KeyId, KeyKind, Mechanism, Member, NewKey, Status, WrappedKey, base64_bytes};
@@ -45,22 +45,22 @@ impl Zones {
         let data_key = SecretBytes::random(32);
         let wrapped = self.wrap_data_key(master, &data_key).await?;
         let blob = seal_bytes(&data_key, &binding(aad), material.expose()).ok_or(ZoneError::Material)?;
-        self.keys.insert(wrapped.id, Arc::new(data_key));
+        self.keys.insert(wrapped.id, Held::now(data_key));
         Ok(WrappedMaterial { data_key: wrapped, blob })
     }
 
-    /// Opens software material. One HSM call the first time, none while the data key is cached.
+    /// Opens software material. One HSM call the first time, none while the data key is in memory (a quarter of an hour).
     pub async fn unwrap(&self, zone: &str, material: &WrappedMaterial, aad: &[u8]) -> Result<SecretBytes, ZoneError> {
         let id = material.data_key.id;
-        let data_key = match self.keys.get(&id) {
-            Some(key) => key,
+        let data_key = match self.held(id) {
+            Some(held) => held,
             None => {
-                let key = Arc::new(self.unwrap_data_key(zone, &material.data_key).await?);
-                self.keys.insert(id, key.clone());
-                key
+                let held = Held::now(self.unwrap_data_key(zone, &material.data_key).await?);
+                self.keys.insert(id, held.clone());
+                held
             }
         };
-        open_bytes(&data_key, &binding(aad), &material.blob).ok_or(ZoneError::Material)
+        open_bytes(&data_key.key, &binding(aad), &material.blob).ok_or(ZoneError::Material)
     }
 
     /// The same material with its data key under another master key (the current one, after a rotation).
@@ -96,8 +96,8 @@ impl Zones {
             Place::Hsm => self.wrap_key(master, KeyKind::Aes256, data_key).await,
             Place::Software => {
                 let id = KeyId::random();
-                let key = self.software_master(master.id)?;
-                let blob = seal_bytes(&key, &data_key_binding(id), data_key.expose()).ok_or(ZoneError::Material)?;
+                let held = self.software_master(master.id)?;
+                let blob = seal_bytes(&held.key, &data_key_binding(id), data_key.expose()).ok_or(ZoneError::Material)?;
                 let mechanism = Mechanism::AesGcm;
                 Ok(WrappedKey { id, kind: KeyKind::Aes256, mechanism, wrapped_by: master.id, blob })
             }
@@ -111,21 +111,21 @@ impl Zones {
                 on_proven!(self, &master, |hsm| hsm.unwrap_material(wrapped))
             }
             Place::Software => {
-                let key = self.software_master(master.id)?;
-                open_bytes(&key, &data_key_binding(wrapped.id), &wrapped.blob).ok_or(ZoneError::Material)
+                let held = self.software_master(master.id)?;
+                open_bytes(&held.key, &data_key_binding(wrapped.id), &wrapped.blob).ok_or(ZoneError::Material)
             }
         }
     }
 
-    fn software_master(&self, id: KeyId) -> Result<Arc<SecretBytes>, ZoneError> {
-        if let Some(key) = self.keys.get(&id) {
-            return Ok(key);
+    fn software_master(&self, id: KeyId) -> Result<Arc<Held>, ZoneError> {
+        if let Some(held) = self.held(id) {
+            return Ok(held);
         }
         let path = key_path(id);
         let entry = self.barrier.get(&path)?.ok_or_else(|| super::damaged(path, "the software master key is missing"))?;
-        let key = Arc::new(entry.value);
-        self.keys.insert(id, key.clone());
-        Ok(key)
+        let held = Held::now(entry.value);
+        self.keys.insert(id, held.clone());
+        Ok(held)
     }
 
     /// The next ready HSM that holds this very master key; the last error when there is none left.

@@ -15,6 +15,7 @@ pub mod wire;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
@@ -42,6 +43,20 @@ pub const DEFAULT_ZONE: &str = "default";
 
 /// How many unwrapped data keys are kept in memory.
 const CACHED_DATA_KEYS: usize = 4096;
+/// How long, used or not: as long as what they open.
+const MAX_AGE: std::time::Duration = std::time::Duration::from_secs(15 * 60);
+
+/// An unwrapped data key or a software master key, and since when it is in memory.
+struct Held {
+    key: SecretBytes,
+    since: Instant,
+}
+
+impl Held {
+    fn now(key: SecretBytes) -> Arc<Self> {
+        Arc::new(Self { key, since: Instant::now() })
+    }
+}
 /// How many zones one listing reads at a time.
 const PAGE: usize = 1000;
 /// The longest zone name.
@@ -131,7 +146,7 @@ pub struct Zones {
     hsm: Option<Arc<Group>>,
     key_label: String,
     /// Unwrapped data keys and software master keys by identity.
-    keys: Cache<KeyId, Arc<SecretBytes>>,
+    keys: Cache<KeyId, Arc<Held>>,
     /// HSM and master key whose check value has been compared since the unseal, or since the HSM came back.
     verified: Mutex<HashSet<(String, KeyId)>>,
     changing: tokio::sync::Mutex<()>,
@@ -178,6 +193,16 @@ impl Zones {
     pub fn forget(&self) {
         self.keys.clear();
         self.verified.lock().clear();
+    }
+
+    /// Forgets the keys that came into memory `age` ago or earlier.
+    fn forget_older(&self, age: std::time::Duration) {
+        self.keys.retain(|_, held| held.since.elapsed() < age);
+    }
+
+    /// A key in memory that is not too old.
+    fn held(&self, id: KeyId) -> Option<Arc<Held>> {
+        self.keys.get(&id).filter(|held| held.since.elapsed() < MAX_AGE)
     }
 
     /// The version that wraps new material.
@@ -251,6 +276,7 @@ impl Zones {
     /// cluster has an HSM; to be called from time to time. Answers
     /// the zones that were rotated. A failure with one zone is logged and does not stop the others.
     pub async fn tick(&self, now: OffsetDateTime) -> Result<Vec<String>, ZoneError> {
+        self.forget_older(MAX_AGE);
         self.settle().await?;
         self.spread().await?;
         let into_hsm = ClusterFacts::load(&self.barrier)?.hsm && self.maker().is_ok();

@@ -222,3 +222,22 @@ async fn rewrapping_goes_on_where_it_stopped() {
     w.zones.rotate("default", NOW).await.unwrap();
     assert_eq!(w.zones.rewrap("default", &rest).await.unwrap().target_version, 3);
 }
+
+#[tokio::test]
+async fn data_keys_do_not_stay_in_memory() {
+    let w = world(true).await;
+    let master = w.zones.current(DEFAULT_ZONE).unwrap();
+    let secret = SecretBytes::random(32);
+    let wrapped = w.zones.wrap(&master, b"place", &secret).await.unwrap();
+    let opened = async || {
+        let before = w.hsm().calls();
+        assert!(w.zones.unwrap(DEFAULT_ZONE, &wrapped, b"place").await.unwrap().same_as(secret.expose()));
+        w.hsm().calls() - before
+    };
+    assert_eq!(opened().await, 0, "the data key is at hand");
+    w.zones.forget_older(MAX_AGE);
+    assert_eq!(opened().await, 0, "a fresh one stays");
+    w.zones.forget_older(std::time::Duration::ZERO);
+    assert_eq!(w.zones.keys.len(), 0);
+    assert!(opened().await > 0, "the HSM opens it again");
+}

@@ -30,6 +30,7 @@ mod keys;
 mod later;
 mod lifecycle;
 mod objects;
+mod opened;
 mod ops;
 pub mod protect;
 mod random;

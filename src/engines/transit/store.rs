@@ -7,20 +7,21 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
+pub use super::opened::{Loaded, LoadedKey, MAX_AGE};
 use super::{
     alg::{
         KeyType,
         aead::Cipher,
         asym::{PrivateKey, PublicKey},
-        kdf::Kdf,
     },
+    opened::OpenedVersions,
     protect::{Protection, Vault, VersionId},
     record::{GivenRecord, KeyRecord, KeyUid, StoredKey, VersionRecord, decode, encode, given_path, key_path, material_path},
     usage::Usage,
@@ -28,17 +29,13 @@ use super::{
 use crate::{
     barrier::{BarrierError, Entry, Txn, View},
     core::{failure::Failure, route::BoxFuture},
-    hsm::{self, WrappedKey},
+    hsm,
     secret::SecretBytes,
     storage::{Expect, StorageError, Version},
 };
 
 /// Keys (without material) held in memory per mount.
 const KEYS: usize = 50_000;
-/// Opened versions held in memory per mount.
-const LOADED: usize = 10_000;
-/// How long an opened version stays in memory, used or not.
-pub const MAX_AGE: Duration = Duration::from_secs(15 * 60);
 /// How often a change is tried again when others change the same key.
 const TRIES: usize = 16;
 
@@ -52,39 +49,6 @@ pub struct Key {
     /// The commit that wrote the record.
     pub version: Version,
 }
-
-/// The key of an opened version.
-pub enum LoadedKey {
-    /// Ready to encrypt.
-    Cipher(Cipher),
-    /// A private key.
-    Private(PrivateKey),
-    /// Nothing but the version's HMAC key, or the public half.
-    Nothing,
-    /// The secret that contexts derive keys from.
-    Derived(Kdf, SecretBytes),
-    /// Wrapped, used inside the HSM.
-    Wrapped(Box<WrappedKey>),
-    /// On the token.
-    Token(hsm::KeyId),
-}
-
-/// An opened version.
-pub struct Loaded {
-    /// The key.
-    pub key: LoadedKey,
-    /// How nonces are made: 0 random, 1 by the caller, 2 and 3 from the plaintext.
-    pub convergent_version: u8,
-    /// Its count of encryptions.
-    pub usage: Arc<Usage>,
-    /// The public half of an asymmetric key.
-    pub public: Option<PublicKey>,
-    /// The HMAC key, opened when it is first needed.
-    pub hmac_key: OnceCell<SecretBytes>,
-    opened: Instant,
-}
-
-type LoadedId = (KeyUid, u32, u32);
 
 /// The state of one mount, kept while the mount is tuned or moved.
 pub struct Store {
@@ -102,7 +66,7 @@ pub struct Store {
     fill: Mutex<()>,
     /// One lock per key that is being changed.
     changing: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    loaded: Cache<LoadedId, Arc<Loaded>>,
+    loaded: OpenedVersions,
     usages: Mutex<HashMap<(KeyUid, u32), Arc<Usage>>>,
 }
 
@@ -163,7 +127,7 @@ impl Store {
             keys: Cache::new(KEYS),
             fill: Mutex::default(),
             changing: Mutex::default(),
-            loaded: Cache::new(LOADED),
+            loaded: OpenedVersions::default(),
             usages: Mutex::default(),
         }
     }
@@ -238,9 +202,7 @@ impl Store {
     pub async fn load(&self, zone: &str, key: &Key, version: u32) -> Result<Option<Arc<Loaded>>, Failure> {
         let Some(line) = key.record.line(version) else { return Ok(None) };
         let id = (key.record.uid, version, line.revision);
-        if let Some(loaded) = self.loaded.get(&id)
-            && loaded.opened.elapsed() < MAX_AGE
-        {
+        if let Some(loaded) = self.loaded.get(&id) {
             return Ok(Some(loaded));
         }
         let loaded = Arc::new(self.open(zone, key, version).await?);
@@ -267,7 +229,7 @@ impl Store {
                 software(&key.record, material.key)?
             }
         };
-        Ok(Loaded { key: loaded, convergent_version, usage, public, hmac_key, opened: Instant::now() })
+        Ok(Loaded::new(loaded, convergent_version, usage, public, hmac_key))
     }
 
     /// The HMAC key of an opened version; empty where an old server made none.
@@ -327,7 +289,7 @@ impl Store {
 
     /// Forgets the versions that were opened `age` ago or earlier; requests under way finish with theirs.
     pub fn forget_older(&self, age: Duration) {
-        self.loaded.retain(|_, loaded| loaded.opened.elapsed() < age);
+        self.loaded.forget_older(age);
     }
 
     /// How many opened versions are in memory.
