@@ -60,5 +60,7 @@ mod secrecy;
 mod shares;
 #[path = "server/status.rs"]
 mod status;
+#[path = "server/usage.rs"]
+mod usage;
 #[path = "server/zones.rs"]
 mod zones;

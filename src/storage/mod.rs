@@ -246,7 +246,7 @@ pub struct StorageConfig {
 }
 
 /// Waits until a store of this process that was dropped has let go of its files. Blocks for some milliseconds at most.
-pub(crate) fn wait_until_closed(config: &StorageConfig) -> Result<(), StorageError> {
+pub fn wait_until_closed(config: &StorageConfig) -> Result<(), StorageError> {
     match (config.kind, &config.path) {
         (Kind::Sled, Some(path)) => {
             let waited =
