@@ -108,12 +108,7 @@ impl<W: Write> Writer<W> {
 
     /// Adds a record.
     pub fn add(&mut self, key: &str, record: &Record) -> Result<(), BackupError> {
-        let length = |bytes: usize| u32::try_from(bytes).map_err(|_| damaged(format!("the record {key:?} is too large")));
-        self.chunk.extend_from_slice(&length(key.len())?.to_be_bytes());
-        self.chunk.extend_from_slice(&length(record.value.len())?.to_be_bytes());
-        self.chunk.extend_from_slice(&record.version.to_be_bytes());
-        self.chunk.extend_from_slice(key.as_bytes());
-        self.chunk.extend_from_slice(&record.value);
+        lay_out(&mut self.chunk, key, record)?;
         self.done.records += 1;
         self.done.bytes += u64::try_from(key.len() + record.value.len()).unwrap_or(0);
         if self.chunk.len() >= CHUNK { self.flush_chunk() } else { Ok(()) }
@@ -302,7 +297,7 @@ fn parse<T: DeserializeOwned>(name: &str, json: &[u8]) -> Result<T, BackupError>
 }
 
 /// The format is looked at first: the rest of a later format may read differently.
-fn parse_header(json: &[u8]) -> Result<Header, BackupError> {
+pub(super) fn parse_header(json: &[u8]) -> Result<Header, BackupError> {
     #[derive(Deserialize)]
     struct Format {
         format: u32,
@@ -314,7 +309,28 @@ fn parse_header(json: &[u8]) -> Result<Header, BackupError> {
     parse(HEADER, json)
 }
 
-fn records_of(mut chunk: &[u8]) -> Result<Vec<(String, Record)>, BackupError> {
+/// Adds a record to a chunk.
+pub(super) fn lay_out(chunk: &mut Vec<u8>, key: &str, record: &Record) -> Result<(), BackupError> {
+    let length = |bytes: usize| u32::try_from(bytes).map_err(|_| damaged(format!("the record {key:?} is too large")));
+    chunk.extend_from_slice(&length(key.len())?.to_be_bytes());
+    chunk.extend_from_slice(&length(record.value.len())?.to_be_bytes());
+    chunk.extend_from_slice(&record.version.to_be_bytes());
+    chunk.extend_from_slice(key.as_bytes());
+    chunk.extend_from_slice(&record.value);
+    Ok(())
+}
+
+/// An archive of a head and one chunk as they are, with checksums and code.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn framed(head: &[u8], chunk: &[u8], done: Summary, key: &BackupKey) -> Result<Vec<u8>, BackupError> {
+    let tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::none()));
+    let mut writer = Writer { tar, modified: 0, chunk: Vec::new(), sums: String::new(), done };
+    writer.file(HEADER, head)?;
+    writer.file(&chunk_name(1), chunk)?;
+    Ok(writer.finish(key)?.0)
+}
+
+pub(super) fn records_of(mut chunk: &[u8]) -> Result<Vec<(String, Record)>, BackupError> {
     let torn = || damaged("a chunk of records is not as long as it says");
     let mut records = Vec::new();
     while !chunk.is_empty() {

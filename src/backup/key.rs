@@ -44,6 +44,12 @@ impl BackupKey {
         }
     }
 
+    /// A key of these bytes.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn of(key: SecretBytes) -> Self {
+        Self(key)
+    }
+
     /// The key, where there is one.
     pub fn read(barrier: &Barrier) -> Result<Option<Self>, BarrierError> {
         let Some(entry) = barrier.get(KEY_PATH)? else { return Ok(None) };

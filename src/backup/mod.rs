@@ -11,6 +11,8 @@
 mod archive;
 mod exchange;
 pub mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod given;
 mod header;
 mod key;

@@ -14,7 +14,7 @@ mod transit;
 pub type Target = fn(&[u8]);
 
 /// All targets by the names that `fuzz/fuzz_targets` and `fuzz/seeds` use.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("ciphertext", transit::ciphertext),
     ("backup", transit::backup),
     ("imported", transit::imported),
@@ -25,6 +25,7 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("tokens", parsers::tokens),
     ("records", parsers::records),
     ("worker", parsers::worker),
+    ("snapshots", parsers::snapshots),
 ];
 
 /// Runs one input through the target of a name.

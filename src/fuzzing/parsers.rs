@@ -1,4 +1,5 @@
-//! Everything outside Transit: paths and headers, JSON and form bodies, HCL, tokens, stored records, the worker's frames.
+//! Everything outside Transit: paths and headers, JSON and form bodies, HCL, tokens, stored records, backups of the store,
+//! the worker's frames.
 
 use std::cell::RefCell;
 
@@ -10,6 +11,7 @@ use bytes::Bytes;
 
 use super::server::{Server, assert_no_defect, base64, quoted, with};
 use crate::{
+    backup::fuzzing as backup,
     config,
     core::{
         policy::{AccessRequest, Acl, parse},
@@ -343,10 +345,24 @@ fn split(data: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
+/// The first byte chooses: a whole archive, an archive of ours with edits, a tar file, or the parts of an archive.
+pub fn snapshots(data: &[u8]) {
+    let Some((choice, rest)) = data.split_first() else { return };
+    match choice % 7 {
+        0 => backup::archive(rest),
+        1 => backup::edited(rest),
+        2 => backup::tarred(rest),
+        3 => backup::framed(rest),
+        4 => backup::head(rest),
+        5 => backup::chunk(rest),
+        _ => backup::seal(rest),
+    }
+}
+
 /// The first byte chooses: frames between server and worker, attributes of a module's keys, DER of other programs.
 pub fn worker(data: &[u8]) {
     let Some((choice, rest)) = data.split_first() else { return };
-    match choice % 8 {
+    match choice % 9 {
         0 => {
             if let Some((header, body)) = proto::split_request(rest)
                 && let Ok(op) = proto::decode::<proto::Op<'_>>(body)
@@ -389,6 +405,16 @@ pub fn worker(data: &[u8]) {
             }
         }
         6 => transit::certificates(&String::from_utf8_lossy(rest)),
-        _ => transit::certificates(&transit::pem_of(&base64(rest))),
+        7 => transit::certificates(&transit::pem_of(&base64(rest))),
+        _ => {
+            // CKA_MODULUS and CKA_PUBLIC_EXPONENT as a module gives them, with or without zeroes in front.
+            let Some((len, rest)) = rest.split_first() else { return };
+            let (exponent, modulus) = rest.split_at(usize::from(*len).min(rest.len()));
+            let number = |bytes: &[u8]| bytes.iter().copied().skip_while(|byte| *byte == 0).collect::<Vec<u8>>();
+            let written = der::rsa(der::RsaPublic { modulus, exponent });
+            let read = der::parse_rsa(&written).map(|key| (number(key.modulus), number(key.exponent)));
+            // DER of two bytes of length.
+            assert!(written.len() > 0xff00 || read == Some((number(modulus), number(exponent))), "an RSA key changes");
+        }
     }
 }
