@@ -306,7 +306,11 @@ pub(super) fn parse_header(json: &[u8]) -> Result<Header, BackupError> {
     if format != super::header::FORMAT {
         return Err(BackupError::Format(format));
     }
-    parse(HEADER, json)
+    let header: Header = parse(HEADER, json)?;
+    if header.sequence > super::header::LAST {
+        return Err(damaged(format!("its last commit is {}, a number that no store gives", header.sequence)));
+    }
+    Ok(header)
 }
 
 /// Adds a record to a chunk.

@@ -25,6 +25,10 @@ use crate::{
 /// The archive format that this version writes.
 pub const FORMAT: u32 = 1;
 
+/// The last commit that a backup may name. No store gets there, and numbers must be left behind it: a restored store goes
+/// on above.
+pub const LAST: Version = 1 << 62;
+
 /// The head of an archive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {

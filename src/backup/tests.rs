@@ -150,6 +150,18 @@ async fn a_later_format_and_other_files_are_named() {
     }
 }
 
+#[tokio::test]
+async fn a_last_commit_without_room_behind_it_is_damage() {
+    let barrier = barrier(Arc::new(InMem::open().unwrap())).await;
+    let key = BackupKey::open(&barrier).await.unwrap();
+    for sequence in [u64::MAX, (1 << 62) + 1] {
+        let (bytes, ..) = Writer::new(Vec::new(), &header(sequence, "c")).unwrap().finish(&key).unwrap();
+        assert!(matches!(read(&bytes), Err(BackupError::Damaged(why)) if why.contains("no store gives")));
+    }
+    let (bytes, ..) = Writer::new(Vec::new(), &header(1 << 62, "c")).unwrap().finish(&key).unwrap();
+    assert_eq!(read(&bytes).unwrap().header.sequence, 1 << 62);
+}
+
 fn config(kind: Kind, folder: &std::path::Path) -> StorageConfig {
     let options = Options { free_watermark: 0, reserve_bytes: 0, ..Options::default() };
     StorageConfig { kind, path: Some(folder.to_owned()), options }
