@@ -228,7 +228,8 @@ fn a_flood_without_a_token_is_refused_and_others_are_served() {
         f64::from(count) / during.as_secs_f64()
     };
     let alone = rate(Duration::from_millis(500));
-    let (refused, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (refused, shed, done) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    let began = Instant::now();
     let beside = std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
@@ -238,6 +239,7 @@ fn a_flood_without_a_token_is_refused_and_others_are_served() {
                     let status = status(&mut stream).unwrap();
                     assert!([403, 429, 503].contains(&status), "{status}");
                     refused.fetch_add(1, Ordering::Relaxed);
+                    shed.fetch_add(usize::from(status == 429), Ordering::Relaxed);
                 }
             });
         }
@@ -246,14 +248,18 @@ fn a_flood_without_a_token_is_refused_and_others_are_served() {
         beside
     });
     measured(&format!(
-        "a flood without a token: {} refused; another client at {:.2} of its rate, {} MiB resident",
-        refused.into_inner(),
+        "a flood without a token: {} refused, {} of them shed; another client at {:.2} of its rate, {} MiB resident",
+        refused.load(Ordering::Relaxed),
+        shed.load(Ordering::Relaxed),
         beside / alone,
         server.resident()
     ));
     assert!(beside > 0.0);
-    // After the address's burst most of them were shed, and a good token from there was not.
-    assert_eq!(request(&url, "GET", "/v1/kv/data/a", None, None).unwrap().status, 429);
+    // All but the address's burst and ten a second after it, however long this took; a good token from there was served.
+    let took = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
+    let least = refused.into_inner().saturating_sub(200 + 10 * took);
+    assert!(shed.load(Ordering::Relaxed) >= least, "{} shed, at least {least}", shed.into_inner());
+    assert!([403, 429].contains(&request(&url, "GET", "/v1/kv/data/a", None, None).unwrap().status));
 }
 
 /// The status and `Retry-After` of one request on a connection from this address.
