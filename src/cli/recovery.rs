@@ -9,6 +9,7 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
 use super::client::{Client, ClientArgs, ClientError};
@@ -99,10 +100,14 @@ fn drill(args: &DrillArgs, terminal: &mut Terminal<'_>) -> Result<u8, Failure> {
     let mut shown = Shown::default();
     let mut show = |step: Step| shown.step(&step);
     let report = runtime.block_on(async {
-        tokio::select! {
-            report = drill.run(&mut show) => report.map_err(could_not),
-            _ = tokio::signal::ctrl_c() => Err(Failure::usage("interrupted; the temporary folder is removed")),
-        }
+        let mut terminate = signal(SignalKind::terminate())?;
+        let stop = async {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        drill.run(&mut show, stop).await.map_err(could_not)
     });
     shown.end();
     let report = report?;
@@ -215,6 +220,7 @@ impl Shown {
                 self.end();
                 writeln!(err, "{stage} ...")
             }
+            Step::Left(count) => writeln!(err, "  {count} object(s) of earlier drills that were cut off were removed"),
             Step::Opened(count) => {
                 let terminal = err.is_terminal();
                 let pause = if terminal { 100 } else { 10_000 };

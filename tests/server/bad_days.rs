@@ -230,3 +230,85 @@ fn the_drill_rehearses_it_beside_the_running_server_and_from_a_backup() {
     assert!(errors.contains("name an empty token"), "{errors}");
     place.start().wait_unsealed();
 }
+
+/// Waits until the child has said `text` on its standard error; answers everything said so far.
+fn until_said(errors: &mut impl std::io::Read, text: &str) -> String {
+    let (mut said, mut byte) = (Vec::new(), [0]);
+    while errors.read(&mut byte).unwrap() == 1 {
+        said.push(byte[0]);
+        if said.ends_with(text.as_bytes()) {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+#[test]
+fn a_drill_that_finds_another_key_fails_and_one_that_is_cut_off_leaves_nothing() {
+    use std::io::Write;
+    let Some(place) = Place::two_hsms() else { return };
+    let mut server = place.start();
+    let made = server.init(3, 2);
+    mounts(&server);
+    write_secrets(&server, "secret", 5);
+    ciphertexts(&server, "key");
+    let backup = place.path("drill.backup").display().to_string();
+    good(sos(&place, Some(&server), &["backup", "create", &backup], ""));
+    let backup = format!("-backup={backup}");
+    let shares = made.shares[..2].join("\n");
+
+    // What the running server has is something else under the same names and versions.
+    server.call("DELETE", "kv/metadata/secret/3", None).ok();
+    server.put("kv/data/secret/3", json!({"data": {"value": "another"}})).ok();
+    server.put("transit/keys/key-hsm-aes256-gcm96/config", json!({"deletion_allowed": true})).ok();
+    server.call("DELETE", "transit/keys/key-hsm-aes256-gcm96", None).ok();
+    server.put("transit/keys/key-hsm-aes256-gcm96", json!({"protection_level": "hsm"})).ok();
+    let (code, out, errors) = sos(&place, Some(&server), &["recovery", "drill", "-all", &backup, "-"], &shares);
+    assert_eq!(code, Some(2), "{out}{errors}");
+    for said in [
+        "FAILED: not everything came back",
+        "transit/key-hsm-aes256-gcm96 v1: it is another key than the running server has",
+        "kv/data/secret/3 v1: it opens to something else than the running server has",
+        "Did not come back: 2",
+    ] {
+        assert!(out.contains(said), "{said:?} is missing: {out}");
+    }
+    let (code, out, _) = sos(&place, Some(&server), &["recovery", "drill", "-all", "-format=json", &backup, "-"], &shares);
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &report["passed"], &report["failed"]), (Some(2), &json!(false), &json!(2)), "{report}");
+    server.terminate();
+
+    // On a token that stays: interrupted, it takes its objects away; killed, the next drill does.
+    let text = fs::read_to_string(place.path("sos.hcl")).unwrap();
+    let kryoptic = text.lines().find(|line| line.contains("name = \"kryoptic\"")).unwrap();
+    fs::write(place.path("token.hcl"), format!("{}\n{kryoptic}\n", place.plain_config("inmem"))).unwrap();
+    let config = format!("-config={}", place.path("token.hcl").display());
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM, rustix::process::Signal::KILL] {
+        let mut command = place.command_of(&["recovery", "drill", "-all", &backup, &config, "-"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(shares.as_bytes()).unwrap();
+        let mut errors = child.stderr.take().unwrap();
+        until_said(&mut errors, "opening Transit key versions");
+        assert!(place.objects_on_kryoptic().iter().any(|label| label.starts_with("sos/drill-")));
+        let pid = rustix::process::Pid::from_raw(child.id().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+        let rest = until_said(&mut errors, "never said");
+        let code = child.wait().unwrap().code();
+        if signal == rustix::process::Signal::KILL {
+            assert!(place.objects_on_kryoptic().iter().any(|label| label.starts_with("sos/drill-")));
+        } else if code == Some(1) {
+            assert!(rest.contains("interrupted"), "{rest}");
+            assert_eq!(place.objects_on_kryoptic(), [""; 0]);
+        } else {
+            // It was done before the signal arrived.
+            assert_eq!((code, place.objects_on_kryoptic().len()), (Some(0), 0), "{rest}");
+        }
+    }
+    let (code, out, errors) = sos(&place, None, &["recovery", "drill", &backup, &config, "-"], &shares);
+    assert_eq!(code, Some(0), "{out}{errors}");
+    assert!(errors.contains("of earlier drills that were cut off were removed"), "{errors}");
+    for stage in ["preparing an empty token", "rebuilding seal key", "opening secrets", "cleaning up"] {
+        assert!(errors.contains(stage), "{stage}: {errors}");
+    }
+    assert_eq!(place.objects_on_kryoptic(), [""; 0]);
+}

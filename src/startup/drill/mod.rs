@@ -52,6 +52,9 @@ pub enum DrillError {
     /// The keys did not come out of escrow.
     #[error("the keys could not be rebuilt: {0}")]
     Rebuild(SealError),
+    /// It was told to stop; what it made is removed.
+    #[error("interrupted; everything that it made is removed")]
+    Interrupted,
     /// The rebuilt server does not answer.
     #[error("the rebuilt server did not come up: {0}")]
     Server(String),
@@ -64,6 +67,8 @@ pub enum Step {
     Stage(&'static str),
     /// So many secrets or key versions were opened.
     Opened(u64),
+    /// So many objects of earlier drills that were cut off were removed from the token.
+    Left(usize),
 }
 
 /// Told of every [`Step`].
@@ -158,17 +163,25 @@ pub struct Drill<'a> {
     pub live: Option<&'a dyn Live>,
 }
 
+/// How labels of a drill's objects begin; eight hexadecimal digits and a slash follow.
+const LABEL: &str = "sos/drill-";
+
 impl Drill<'_> {
     /// Holds the drill.
-    pub async fn run(self, progress: Progress<'_>) -> Result<Report, DrillError> {
+    ///
+    /// When `stop` is done first, it ends with [`DrillError::Interrupted`]; what it made is removed also then.
+    pub async fn run(self, progress: Progress<'_>, stop: impl Future<Output = ()>) -> Result<Report, DrillError> {
         let record = seal_record(self.copy.as_ref())?;
         progress(Step::Stage("preparing the copy"));
         silence_audit(self.copy.as_ref()).await?;
         let label = format!("drill-{}", hex::encode(crate::secret::random_array::<4>()));
         progress(Step::Stage("preparing an empty token"));
-        let rebuilt = Rebuilt::start(&record, self.token, &label).await?;
+        let rebuilt = Rebuilt::start(&record, self.token, &label, progress).await?;
         let hsm = rebuilt.hsm.clone();
-        let result = rebuild_and_open(self.copy, &record, &label, hsm, self.shares, self.sample, self.live, progress).await;
+        let result = tokio::select! {
+            result = rebuild_and_open(self.copy, &record, &label, hsm, self.shares, self.sample, self.live, progress) => result,
+            () = stop => Err(DrillError::Interrupted),
+        };
         progress(Step::Stage("cleaning up"));
         rebuilt.clean(&label).await?;
         result
@@ -295,7 +308,7 @@ struct Rebuilt {
 
 impl Rebuilt {
     /// A token without objects of this cluster; none for a cluster under plain shares.
-    async fn start(record: &SealRecord, token: Token, label: &str) -> Result<Self, DrillError> {
+    async fn start(record: &SealRecord, token: Token, label: &str, progress: Progress<'_>) -> Result<Self, DrillError> {
         if record.seal_type == SealType::Shamir {
             return Ok(Self { hsm: None, client: None, token: None });
         }
@@ -315,8 +328,19 @@ impl Rebuilt {
         // The CKA_IDs are those of production, so a token that holds the cluster's keys is the wrong one.
         let held = client.find("sos/").await.map_err(unusable)?;
         let ours: Vec<_> = record.hsm_names().iter().filter_map(|name| record.seal_key_of(name)).collect();
+        let (left, held): (Vec<_>, Vec<_>) = held.into_iter().partition(|object| object.label.starts_with(LABEL));
         if let Some(object) = held.iter().find(|object| object.id.is_some_and(|id| ours.contains(&id))) {
             return Err(DrillError::Token(format!("it holds this cluster's key {:?}: name an empty token", object.label)));
+        }
+        // A drill that was killed could not clean up. What another drill left may have the CKA_IDs that this one needs.
+        for id in left.iter().filter_map(|object| object.id) {
+            if held.iter().any(|object| object.id == Some(id)) {
+                return Err(DrillError::Token(format!("the key {id} of an earlier drill is on it twice: name another token")));
+            }
+            client.destroy(id).await.map_err(unusable)?;
+        }
+        if !left.is_empty() {
+            progress(Step::Left(left.len()));
         }
         let name = record.hsm_names().into_iter().next().unwrap_or_default();
         let hsm: Arc<dyn Hsm> = client.clone();
@@ -330,8 +354,11 @@ impl Rebuilt {
             let failed = |error: crate::hsm::HsmError| {
                 DrillError::Token(format!("objects with the label sos/{label}/ are left on it, delete them: {error}"))
             };
-            for object in client.find(&format!("sos/{label}/")).await.map_err(failed)? {
-                if let Some(id) = object.id {
+            let prefix = format!("sos/{label}/");
+            // Twice: an interrupted call may still make an object behind the first look.
+            for pause in [Duration::ZERO, LATE] {
+                tokio::time::sleep(pause).await;
+                for id in client.find(&prefix).await.map_err(failed)?.into_iter().filter_map(|object| object.id) {
                     client.destroy(id).await.map_err(failed)?;
                 }
             }
@@ -339,6 +366,9 @@ impl Rebuilt {
         Ok(())
     }
 }
+
+/// How long an object may come behind the end of a drill.
+const LATE: Duration = Duration::from_millis(500);
 
 /// How long a token may take to come up.
 const READY: Duration = Duration::from_secs(60);
