@@ -305,6 +305,10 @@ fn scheduled_backups_are_private_verified_few_and_missed_when_they_fail() {
     let health = server.get("sys/health");
     assert_eq!(health.status, 200);
     assert!(health.body["warnings"][0].as_str().unwrap().contains("the last good backup"), "{}", health.text);
+    let metrics = server.get("sys/metrics?format=prometheus").text;
+    assert!(metrics.lines().any(|line| line.starts_with("sos_backup_overdue{") && line.ends_with(" 1")), "{metrics}");
+    let (_, out, errors) = server.operator(&["status"], "");
+    assert!(format!("{out}{errors}").contains("the last good backup"), "{out}{errors}");
 }
 
 /// What lies in the folder beside the server's own is neither counted nor removed, whatever date it claims.
@@ -499,6 +503,43 @@ fn a_full_disk_leaves_no_half_file() {
     assert_ne!(code, Some(0));
     assert!(err.contains("No space left on device"), "{err}");
     assert!(!file.exists() && !place.path("x.backup.part").is_symlink(), "something is left");
+}
+
+#[test]
+fn a_full_disk_leaves_the_earlier_scheduled_backups_and_no_half_one() {
+    const ENOSPC: i32 = 28;
+    let Some(mut place) = Place::behind_faults("redb") else { return };
+    let folder = place.path("backups");
+    for (name, value) in &mut place.environment {
+        if name == "SOS_POWERCUT_ROOT" {
+            *value = path_text(&folder);
+        }
+    }
+    let stanza = format!("\nbackup {{ folder = \"{}\" interval = \"1s\" keep = 2 warn_after = \"3s\" }}\n", folder.display());
+    place.configure(&(place.plain_config("redb") + &stanza));
+    let (server, _made) = started(&place);
+    let names = || {
+        let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        names.sort();
+        names
+    };
+    eventually("two backups", || {
+        names().iter().filter(|name| name.extension().is_some_and(|end| end == "sosbackup")).count() == 2
+    });
+    place.fault("write", &format!("{ENOSPC} 1000000"));
+    let full =
+        || server.get("sys/sos/backups").ok()["data"]["last_failure"].as_str().unwrap_or_default().contains("the disk is full");
+    eventually("the disk is full", full);
+    let kept = names();
+    assert!(kept.len() == 2 && kept.iter().all(|name| name.extension().is_some_and(|end| end == "sosbackup")), "{kept:?}");
+    kept.iter().for_each(|file| assert!(sos(&server, &["verify", &path_text(file)]).contains("every checksum is right")));
+    // On request it is refused with the reason.
+    let (code, _, errors) = server.operator(&["backup", "create"], "");
+    assert!(code == Some(2) && (errors.contains("the disk is full") || errors.contains("another backup")), "{errors}");
+    eventually("a warning", || server.get("sys/health").body["warnings"].to_string().contains("the disk is full"));
+    assert_eq!(names(), kept);
+    place.mend("write");
+    eventually("backups again", || names() != kept && !full());
 }
 
 #[test]
