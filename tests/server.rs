@@ -50,6 +50,8 @@ mod overload;
 mod private;
 #[path = "server/rehearsal.rs"]
 mod rehearsal;
+#[path = "server/seal_changes.rs"]
+mod seal_changes;
 #[path = "server/seal_crashes.rs"]
 mod seal_crashes;
 #[path = "server/seals.rs"]

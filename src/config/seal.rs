@@ -85,6 +85,40 @@ pub struct Pkcs11Seal {
     pub escrow: bool,
 }
 
+impl Pkcs11Seal {
+    /// The same stanza once more, PIN and all.
+    pub fn duplicate(&self) -> Self {
+        Self {
+            place: self.place.clone(),
+            name: self.name.clone(),
+            lib: self.lib.clone(),
+            token_label: self.token_label.clone(),
+            pin: self.pin.as_ref().map(SecretString::duplicate),
+            pin_file: self.pin_file.clone(),
+            key_label: self.key_label.clone(),
+            default_key_label: self.default_key_label.clone(),
+            key_id: self.key_id.clone(),
+            hmac_key_label: self.hmac_key_label.clone(),
+            ..*self
+        }
+    }
+
+    /// Whether two stanzas lead to the same keys in the same way; order and `disabled` aside.
+    pub fn reaches_the_same(&self, other: &Self) -> bool {
+        let pin = |seal: &Self| seal.pin.as_ref().map(SecretString::duplicate);
+        let same_pin = match (pin(self), pin(other)) {
+            (Some(one), Some(other)) => one.same_as(other.expose()),
+            (None, None) => true,
+            _ => false,
+        };
+        same_pin
+            && (&self.lib, self.slot, &self.token_label, &self.pin_file, &self.key_label)
+                == (&other.lib, other.slot, &other.token_label, &other.pin_file, &other.key_label)
+            && (self.mechanism, self.rsa_oaep_hash, self.max_sessions)
+                == (other.mechanism, other.rsa_oaep_hash, other.max_sessions)
+    }
+}
+
 /// How the root key is wrapped in the HSM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SealMechanism {

@@ -4,13 +4,17 @@
 //! the first member that is ready; when that one is lost on the way or does not hold the key, to the next. What makes an
 //! object goes to one member and is never tried on a second one: it might exist on the first after all.
 //!
+//! Members can be exchanged while the group works ([`Group::replace`]): whoever works with a member goes on with it.
+//!
 //! The order is that of the configuration's `priority`; members whose stanza is `disabled` come last and get nothing new.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use futures_util::future::select_all;
 use parking_lot::{Mutex, RwLock};
 use quick_cache::sync::Cache;
 use tokio::sync::watch;
@@ -43,6 +47,12 @@ pub struct Member {
 }
 
 impl Member {
+    /// The same HSM once more.
+    pub fn duplicate(&self) -> Self {
+        let (name, key_label) = (self.name.clone(), self.key_label.clone());
+        Self { name, key_label, disabled: self.disabled, hsm: Arc::clone(&self.hsm) }
+    }
+
     /// Whether it can be used now.
     pub fn is_ready(&self) -> bool {
         matches!(self.hsm.status(), Status::Ready(_))
@@ -62,21 +72,44 @@ impl Member {
 /// The facts of the ready members and what they have in common.
 type Merged = (Vec<Arc<TokenFacts>>, Arc<TokenFacts>);
 
+/// Members in order.
+pub type Members = Vec<Arc<Member>>;
+
 /// HSMs in the order in which they are asked.
 pub struct Group {
-    members: Vec<Member>,
+    members: Arc<ArcSwap<Members>>,
+    /// Told when members come and go.
+    replaced: watch::Sender<()>,
     /// Names of the members that hold keys of this cluster; `None` until the seal has said it.
     enrolled: RwLock<Option<Arc<BTreeSet<String>>>>,
-    /// Where a key was found that the first member did not hold.
-    found: Cache<KeyId, usize>,
+    /// Where a key was found that the first member did not hold: the member's name.
+    found: Cache<KeyId, Arc<str>>,
     merged: Mutex<Option<Merged>>,
 }
 
 impl Group {
     /// A group in the given order; disabled members go last.
-    pub fn new(mut members: Vec<Member>) -> Arc<Self> {
-        members.sort_by_key(|member| member.disabled);
-        Arc::new(Self { members, enrolled: RwLock::default(), found: Cache::new(REMEMBERED), merged: Mutex::default() })
+    pub fn new(members: Vec<Member>) -> Arc<Self> {
+        Arc::new(Self {
+            members: Arc::new(ArcSwap::from_pointee(in_order(members.into_iter().map(Arc::new).collect()))),
+            replaced: watch::Sender::default(),
+            enrolled: RwLock::default(),
+            found: Cache::new(REMEMBERED),
+            merged: Mutex::default(),
+        })
+    }
+
+    /// Puts other members in the place of these. Who is enrolled stays as it was said, by name.
+    pub fn replace(&self, members: Members) {
+        self.members.store(Arc::new(in_order(members)));
+        self.found.clear();
+        *self.merged.lock() = None;
+        self.replaced.send_replace(());
+    }
+
+    /// Whether there is an HSM on which something could be made.
+    pub fn is_configured(&self) -> bool {
+        self.members.load().iter().any(|member| !member.disabled)
     }
 
     /// One HSM under the name that a stanza without a name has.
@@ -85,13 +118,13 @@ impl Group {
     }
 
     /// All members, enrolled or not.
-    pub fn members(&self) -> &[Member] {
-        &self.members
+    pub fn members(&self) -> Arc<Members> {
+        self.members.load_full()
     }
 
     /// A member by name.
-    pub fn member(&self, name: &str) -> Option<&Member> {
-        self.members.iter().find(|member| member.name == name)
+    pub fn member(&self, name: &str) -> Option<Arc<Member>> {
+        self.members.load().iter().find(|member| member.name == name).cloned()
     }
 
     /// Says which members hold keys of this cluster. Only these are asked from now on.
@@ -107,45 +140,43 @@ impl Group {
     }
 
     /// The members that hold keys of this cluster.
-    pub fn enrolled(&self) -> Vec<&Member> {
-        self.usable().map(|(_, member)| member).collect()
+    pub fn enrolled(&self) -> Members {
+        let enrolled = self.enrolled.read().clone();
+        let usable = |member: &&Arc<Member>| match &enrolled {
+            Some(names) => names.contains(&member.name),
+            None => !member.disabled,
+        };
+        self.members.load().iter().filter(usable).cloned().collect()
     }
 
     /// The enrolled members that can be used now.
-    pub fn ready(&self) -> Vec<&Member> {
-        self.usable().map(|(_, member)| member).filter(|member| member.is_ready()).collect()
+    pub fn ready(&self) -> Members {
+        self.enrolled().into_iter().filter(|member| member.is_ready()).collect()
     }
 
     /// Where new objects are made: the first enrolled member that is ready.
-    pub fn maker(&self) -> Result<&Member, HsmError> {
-        let mut able = self.usable().map(|(_, member)| member).filter(|member| !member.disabled);
+    pub fn maker(&self) -> Result<Arc<Member>, HsmError> {
+        let mut able = self.enrolled().into_iter().filter(|member| !member.disabled);
         able.find(|member| member.is_ready()).ok_or_else(|| self.unavailable())
     }
 
-    fn usable(&self) -> impl Iterator<Item = (usize, &Member)> {
-        let enrolled = self.enrolled.read().clone();
-        self.members.iter().enumerate().filter(move |(_, member)| match &enrolled {
-            Some(names) => names.contains(&member.name),
-            None => !member.disabled,
-        })
-    }
-
     /// The only member, where there is no choice: its errors are passed on as they are.
-    fn only(&self) -> Option<&Arc<dyn Hsm>> {
-        match self.members.as_slice() {
-            [only] => Some(&only.hsm),
+    fn only(&self) -> Option<Arc<dyn Hsm>> {
+        match self.members.load().as_slice() {
+            [only] => Some(Arc::clone(&only.hsm)),
             _ => None,
         }
     }
 
     /// Whom to ask for a key, in this order: ready members, or those that are just starting when none is ready.
-    fn candidates(&self, key: KeyId) -> Vec<(usize, &Member)> {
-        let mut ready: Vec<_> = self.usable().filter(|(_, member)| member.is_ready()).collect();
+    fn candidates(&self, key: KeyId) -> Members {
+        let enrolled = self.enrolled();
+        let mut ready: Members = enrolled.iter().filter(|member| member.is_ready()).cloned().collect();
         if ready.is_empty() {
-            return self.usable().filter(|(_, member)| member.hsm.status() == Status::Starting).collect();
+            return enrolled.into_iter().filter(|member| member.hsm.status() == Status::Starting).collect();
         }
         if let Some(known) = self.found.get(&key)
-            && let Some(at) = ready.iter().position(|(place, _)| *place == known)
+            && let Some(at) = ready.iter().position(|member| *member.name == *known)
         {
             let first = ready.remove(at);
             ready.insert(0, first);
@@ -155,7 +186,7 @@ impl Group {
 
     /// Why no member can be asked.
     fn unavailable(&self) -> HsmError {
-        let first = self.usable().map(|(_, member)| (member, member.hsm.status())).next();
+        let first = self.enrolled().into_iter().map(|member| (Arc::clone(&member), member.hsm.status())).next();
         match first {
             Some((member, Status::Down { reason, detail })) => {
                 HsmError::Unavailable { reason, detail: format!("{}: {detail}", member.name) }
@@ -170,8 +201,8 @@ impl Group {
     /// What is said when no candidate did it: a missing key may be in a member that is away.
     fn verdict(&self, worst: Option<HsmError>) -> HsmError {
         match worst {
-            Some(HsmError::KeyMissing(id)) => match self.usable().find(|(_, member)| !member.is_ready()) {
-                Some((_, away)) => {
+            Some(HsmError::KeyMissing(id)) => match self.enrolled().into_iter().find(|member| !member.is_ready()) {
+                Some(away) => {
                     let reason = match away.hsm.status() {
                         Status::Down { reason, .. } => reason,
                         _ => DownReason::DeviceError,
@@ -187,11 +218,17 @@ impl Group {
     }
 
     /// Remembers where a key was when the first candidate did not hold it.
-    fn note(&self, key: KeyId, place: usize, missed: bool) {
+    fn note(&self, key: KeyId, member: &Member, missed: bool) {
         if missed {
-            self.found.insert(key, place);
+            self.found.insert(key, member.name.as_str().into());
         }
     }
+}
+
+/// Disabled members go last.
+fn in_order(mut members: Members) -> Members {
+    members.sort_by_key(|member| member.disabled);
+    members
 }
 
 /// Whether another member may do what this one did not. Only for what changes nothing on the token.
@@ -217,7 +254,7 @@ macro_rules! each {
             return $call.await;
         }
         let (key, mut worst, mut missed) = ($key, None, false);
-        for (place, member) in $group.candidates(key) {
+        for member in $group.candidates(key) {
             let $hsm = &member.hsm;
             match $call.await {
                 Err(error) if passes_on(&error) => {
@@ -225,7 +262,7 @@ macro_rules! each {
                     worst = Some(graver(worst, error));
                 }
                 other => {
-                    $group.note(key, place, missed && other.is_ok());
+                    $group.note(key, &member, missed && other.is_ok());
                     return other;
                 }
             }
@@ -272,7 +309,7 @@ impl Hsm for Group {
             return only.status();
         }
         let (mut ready, mut starting, mut down) = (Vec::new(), false, None);
-        for (_, member) in self.usable() {
+        for member in self.enrolled() {
             match member.hsm.status() {
                 Status::Ready(facts) => ready.push(facts),
                 Status::Starting => starting = true,
@@ -299,25 +336,46 @@ impl Hsm for Group {
     }
 
     fn subscribe(&self) -> watch::Receiver<Status> {
-        if let Some(only) = self.only() {
-            return only.subscribe();
-        }
         let (sender, receiver) = watch::channel(self.status());
-        let sender = Arc::new(sender);
-        for member in &self.members {
-            let (sender, mut changes) = (Arc::clone(&sender), member.hsm.subscribe());
-            tokio::spawn(async move {
-                while !sender.is_closed() && changes.changed().await.is_ok() {
-                    let status = changes.borrow_and_update().clone();
-                    sender.send_replace(status);
+        let (members, mut replaced) = (Arc::clone(&self.members), self.replaced.subscribe());
+        tokio::spawn(async move {
+            while !sender.is_closed() {
+                let mut changes: Vec<_> = members.load().iter().map(|member| member.hsm.subscribe()).collect();
+                loop {
+                    let any = changes.iter_mut().map(|changes| Box::pin(changes.changed()));
+                    let any = async {
+                        match any.len() {
+                            0 => std::future::pending().await,
+                            _ => select_all(any).await,
+                        }
+                    };
+                    let (changed, at) = tokio::select! {
+                        (changed, at, _) = any => (changed, at),
+                        new = replaced.changed() => match new {
+                            Ok(()) => break,
+                            Err(_) => return,
+                        },
+                        () = sender.closed() => return,
+                    };
+                    if changed.is_err() {
+                        drop(changes.swap_remove(at));
+                        continue;
+                    }
+                    if let Some(changes) = changes.get_mut(at) {
+                        let status = changes.borrow_and_update().clone();
+                        sender.send_replace(status);
+                    }
                 }
-            });
-        }
+                // Whoever waits looks at the new members.
+                let first = members.load().first().map(|member| member.hsm.status());
+                sender.send_replace(first.unwrap_or(Status::Starting));
+            }
+        });
         receiver
     }
 
     fn in_use(&self) -> bool {
-        self.usable().next().is_some()
+        !self.enrolled().is_empty()
     }
 
     fn into_group(self: Arc<Self>) -> Arc<Group> {
@@ -344,7 +402,7 @@ impl Hsm for Group {
     /// From every member. While one is away it may still hold the object, and the answer is an error.
     async fn destroy(&self, id: KeyId) -> Result<(), HsmError> {
         let mut result = Ok(());
-        for (_, member) in self.usable() {
+        for member in self.enrolled() {
             if let Err(error) = member.hsm.destroy(id).await {
                 result = Err(error);
             }
@@ -437,7 +495,8 @@ impl Hsm for Group {
 
 impl std::fmt::Debug for Group {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names: Vec<_> = self.members.iter().map(|member| member.name.as_str()).collect();
+        let members = self.members();
+        let names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
         f.debug_struct("Group").field("members", &names).finish_non_exhaustive()
     }
 }

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 pub use self::client::Client;
 pub use self::config::HsmConfig;
-pub use self::group::{Group, Member};
+pub use self::group::{Group, Member, Members};
 pub use self::pin::{FilePinMemory, PinError, PinMemory, PinSource, VolatilePinMemory};
 
 use async_trait::async_trait;

@@ -4,6 +4,8 @@
 //! the keyring, the seal, the default zone and the end of the intent. Killed anywhere in between, the next start or init
 //! removes from the token what the intent names.
 
+use std::sync::{Arc, atomic::Ordering};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -37,7 +39,7 @@ impl Seal {
         let secret = SecretBytes::random(ROOT_KEY_LEN);
         let parts = shamir::split(&secret, shares, threshold)?;
         let draft = self.draft(&secret, shares, threshold, now).await?;
-        match &self.hsm {
+        match self.group() {
             Some(_) => self.init_with_hsm(draft).await?,
             None => self.commit_init(draft, FirstZone::software(now), None).await?,
         }
@@ -81,7 +83,7 @@ impl Seal {
         let seal_type = self.configured_type();
         let cluster_id = Uuid::new_v4().to_string();
         let root = SecretBytes::random(ROOT_KEY_LEN);
-        let escrow = match (seal_type, self.settings.escrow) {
+        let escrow = match (seal_type, self.escrow.load(Ordering::Relaxed)) {
             (SealType::Shamir, _) => None,
             (SealType::Pkcs11, true) => Some(make_escrow(secret.duplicate(), cluster_id.clone()).await?),
             (SealType::Pkcs11, false) => {
@@ -106,14 +108,14 @@ impl Seal {
         self.first_hsm().await?;
         self.finish_interrupted_init().await?;
         let member = self.first_hsm().await?;
-        self.refuse_used_hsm(member).await?;
+        self.refuse_used_hsm(&member).await?;
         let (seal_key, master_key) = (KeyId::random(), KeyId::random());
-        let key_label = self.label_of(member).to_owned();
+        let key_label = self.label_of(&member).to_owned();
         let name = Some(member.name.clone());
         let intent = InitIntent { format: 1, key_label, member: name, keys: vec![seal_key, master_key] };
         let intent = self.barrier.raw().commit(intent.write()?).await.map_err(BarrierError::from)?;
         reach("init-intent");
-        let made = self.make_on_hsm(member, seal_key, master_key, draft, intent).await;
+        let made = self.make_on_hsm(&member, seal_key, master_key, draft, intent).await;
         let Err(error) = made else { return Ok(()) };
         // A timeout may still take effect later, and a failed commit may have been written: then the intent decides at
         // the next start or init.
@@ -167,12 +169,12 @@ impl Seal {
     }
 
     /// A new cluster is made on the first HSM of the list, not on the one that happens to be up first.
-    async fn first_hsm(&self) -> Result<&Member, SealError> {
+    async fn first_hsm(&self) -> Result<Arc<Member>, SealError> {
         let members = self.group().map(|group| group.members()).unwrap_or_default();
         let unavailable = |reason: SealedReason| SealError::HsmUnavailable { reason: reason.word() };
         let first = members.iter().find(|member| !member.disabled).ok_or(unavailable(SealedReason::HsmNotConfigured))?;
         match first.started().await {
-            Status::Ready(_) => Ok(first),
+            Status::Ready(_) => Ok(Arc::clone(first)),
             Status::Starting => Err(unavailable(SealedReason::HsmStarting)),
             Status::Down { reason, .. } => Err(unavailable(SealedReason::Hsm(reason))),
         }

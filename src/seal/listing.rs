@@ -1,5 +1,7 @@
 //! The HSMs of a cluster as `sys/sos/seals` shows them.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::record::{MemberRecord, SealIntent, SealRecord, Wrapper};
@@ -120,7 +122,7 @@ fn blank(name: &str, key_label: &str) -> SealListing {
     }
 }
 
-fn with_state(mut listing: SealListing, member: Option<&Member>) -> SealListing {
+fn with_state(mut listing: SealListing, member: Option<&Arc<Member>>) -> SealListing {
     let Some(member) = member else { return listing };
     listing.disabled = member.disabled;
     match member.hsm.status() {

@@ -5,6 +5,7 @@
 //! No step takes a wrapped copy of the root key away before another one has been opened.
 
 use std::collections::HashSet;
+use std::sync::{Arc, atomic::Ordering};
 
 use super::escrow::{EscrowKeyPair, recover_master_key};
 use super::init::make_escrow;
@@ -12,7 +13,7 @@ use super::record::{MemberRecord, SealIntent, SealRecord, TransportKey, Wrapper,
 use super::{ClusterFacts, Seal, SealError, SealType, combine_shares, root_key_binding};
 use crate::barrier::{BarrierError, Entry, Txn};
 use crate::crashpoint::reach;
-use crate::hsm::{Group, HsmError, KeyId, Member, SealedBlob, Status};
+use crate::hsm::{Group, HsmError, KeyId, Member, Members, SealedBlob, Status};
 use crate::secret::{SecretBytes, SecretString};
 use crate::storage::{Expect, Version};
 use crate::zones::{Brought, EscrowCopy, Zones};
@@ -61,7 +62,7 @@ impl Seal {
     ) -> Result<Added, SealError> {
         let _working = self.working.lock().await;
         let (record, version) = self.open_record()?;
-        let member = self.ready_member(name).await?;
+        let member = &*self.ready_member(name).await?;
         let proven = self.proven(&record, shares)?;
         if record.hsm_blob(name).is_some() {
             let added = self.complete(zones, member, record, version, proven.as_ref()).await?;
@@ -121,7 +122,7 @@ impl Seal {
         let converted = record.seal_type == SealType::Shamir;
         if let (true, Some(proven)) = (converted, proven) {
             record.seal_type = SealType::Pkcs11;
-            record.escrow = match self.settings.escrow {
+            record.escrow = match self.escrow.load(Ordering::Relaxed) {
                 true => Some(make_escrow(proven.secret.duplicate(), record.cluster_id.clone()).await?),
                 false => {
                     tracing::warn!("escrow = false: zone master keys never leave the HSM and are lost with it");
@@ -228,7 +229,7 @@ impl Seal {
     /// Gives an enrolled HSM a new seal key under which the root key is wrapped anew; the old one is destroyed.
     pub async fn rewrap_hsm(&self, zones: &Zones, name: &str) -> Result<(), SealError> {
         let _working = self.working.lock().await;
-        let member = self.ready_member(name).await?;
+        let member = &*self.ready_member(name).await?;
         self.settle_member(zones, name).await?;
         let (mut record, version) = self.open_record()?;
         let Some(old) = record.hsm_blob(name).map(|blob| blob.key) else {
@@ -272,7 +273,7 @@ impl Seal {
         for (path, intent, entry) in SealIntent::all(&self.barrier)? {
             match group.member(&intent.member) {
                 Some(member) if !member.is_ready() => continue,
-                Some(member) => self.destroy_unreferenced(zones, member, &intent).await?,
+                Some(member) => self.destroy_unreferenced(zones, &member, &intent).await?,
                 None => tracing::warn!(
                     hsm = %intent.member, action = %intent.action, keys = ?intent.keys,
                     "this HSM is not configured any more: objects of the cluster may be left on it"
@@ -310,12 +311,12 @@ impl Seal {
     /// Makes the transport keys that enrolled HSMs lack; with one HSM there is nobody to send anything to.
     async fn ensure_transports(&self) {
         let Some(group) = &self.hsm else { return };
-        let ready: Vec<&Member> = group.ready().into_iter().filter(|member| !member.disabled).collect();
+        let ready: Members = group.ready().into_iter().filter(|member| !member.disabled).collect();
         if group.enrolled().len() < 2 {
             return;
         }
         for member in ready {
-            if let Err(error) = self.ensure_transport(member).await {
+            if let Err(error) = self.ensure_transport(&member).await {
                 tracing::warn!(hsm = %member.name, %error, "the HSM has no transport key yet");
             }
         }
@@ -412,12 +413,12 @@ impl Seal {
     }
 
     /// A configured member that can be used now; one that is starting is waited for.
-    async fn ready_member(&self, name: &str) -> Result<&Member, SealError> {
+    async fn ready_member(&self, name: &str) -> Result<Arc<Member>, SealError> {
         let members = self.hsm.as_ref().map(|group| group.members()).unwrap_or_default();
         let Some(member) = members.iter().find(|member| member.name == name) else {
             let known: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
             return Err(SealError::Invalid(format!(
-                "no seal \"pkcs11\" stanza is named {name:?} (there are: {}); write name = {name:?} into one and restart the server",
+                "no seal \"pkcs11\" stanza is named {name:?} (there are: {}); write name = {name:?} into one and reload the server (SIGHUP)",
                 if known.is_empty() { "none".to_owned() } else { known.join(", ") }
             )));
         };
@@ -425,7 +426,7 @@ impl Seal {
             return Err(SealError::Invalid(format!("the seal stanza {name:?} says disabled = true: nothing new is put onto it")));
         }
         match member.started().await {
-            Status::Ready(_) => Ok(member),
+            Status::Ready(_) => Ok(Arc::clone(member)),
             Status::Starting => Err(SealError::HsmUnavailable { reason: super::SealedReason::HsmStarting.word() }),
             Status::Down { reason, .. } => Err(SealError::HsmUnavailable { reason: reason.word() }),
         }
@@ -439,7 +440,7 @@ impl Seal {
         };
         let Some(group) = &self.hsm else { return Ok(()) };
         let own = serial(member);
-        let same = |other: &&Member| {
+        let same = |other: &&Arc<Member>| {
             other.name != member.name
                 && record.hsm_blob(&other.name).is_some()
                 && serial(other) == own
@@ -550,9 +551,9 @@ impl Seal {
         format!("sos/{}/{purpose}/v{version}", self.label_of(member))
     }
 
-    /// The group, for listings.
+    /// The group, where the configuration has an HSM on which something could be made.
     pub(super) fn group(&self) -> Option<&Group> {
-        self.hsm.as_deref()
+        self.hsm.as_deref().filter(|group| group.is_configured())
     }
 }
 

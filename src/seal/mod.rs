@@ -25,7 +25,10 @@ mod shamir;
 mod unseal;
 pub mod wire;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -245,6 +248,8 @@ pub struct Seal {
     barrier: Arc<Barrier>,
     hsm: Option<Arc<Group>>,
     settings: SealSettings,
+    /// [`SealSettings::escrow`], which a reload of the configuration may change.
+    escrow: AtomicBool,
     host: OnceLock<Arc<dyn Host>>,
     state: Mutex<State>,
     /// One operation that changes the seal at a time; `sys/seal-status` never waits for it.
@@ -255,7 +260,8 @@ impl Seal {
     /// A seal over `barrier`, by the HSM (or group of HSMs) if there is one and by shares alone otherwise.
     pub fn new(barrier: Arc<Barrier>, hsm: Option<Arc<dyn Hsm>>, settings: SealSettings) -> Self {
         let (state, working) = (Mutex::default(), tokio::sync::Mutex::new(()));
-        Self { barrier, hsm: hsm.map(Hsm::into_group), settings, host: OnceLock::new(), state, working }
+        let escrow = AtomicBool::new(settings.escrow);
+        Self { barrier, hsm: hsm.map(Hsm::into_group), settings, escrow, host: OnceLock::new(), state, working }
     }
 
     /// Names the rest of the server; once, before anything is unsealed.
@@ -348,7 +354,7 @@ impl Seal {
     }
 
     fn configured_type(&self) -> SealType {
-        if self.hsm.is_some() { SealType::Pkcs11 } else { SealType::Shamir }
+        if self.group().is_some() { SealType::Pkcs11 } else { SealType::Shamir }
     }
 
     fn record(&self) -> Result<Option<(SealRecord, u64)>, SealError> {
@@ -376,8 +382,8 @@ impl Seal {
     }
 
     /// The HSM on which new objects are made, when one can be used now, or the word for why not.
-    fn maker(&self) -> Result<&Member, SealedReason> {
-        let group = self.hsm.as_ref().ok_or(SealedReason::HsmNotConfigured)?;
+    fn maker(&self) -> Result<Arc<Member>, SealedReason> {
+        let group = self.group().ok_or(SealedReason::HsmNotConfigured)?;
         group.maker().map_err(|_away| match group.status() {
             Status::Down { reason, .. } => SealedReason::Hsm(reason),
             Status::Starting | Status::Ready(_) => SealedReason::HsmStarting,
@@ -385,15 +391,26 @@ impl Seal {
     }
 
     /// The maker for an operation that cannot go on without it.
-    fn needed_maker(&self) -> Result<&Member, SealError> {
+    fn needed_maker(&self) -> Result<Arc<Member>, SealError> {
         self.maker().map_err(|reason| SealError::HsmUnavailable { reason: reason.word() })
+    }
+
+    /// After the HSMs of the configuration were exchanged for others: who is enrolled, and, as long as the cluster is under plain
+    /// shares, whether there is to be an escrow.
+    pub async fn hsms_replaced(&self, escrow: bool) -> Result<(), SealError> {
+        let _working = self.working.lock().await;
+        self.escrow.store(escrow, Ordering::Relaxed);
+        if let (false, Some((record, _))) = (self.is_sealed(), self.record()?) {
+            self.enroll(&record);
+        }
+        Ok(())
     }
 
     /// Tells the group which of its members hold this cluster's keys.
     fn enroll(&self, record: &SealRecord) {
         let Some(group) = &self.hsm else { return };
         let names = record.hsm_names();
-        match (names.as_slice(), group.members()) {
+        match (names.as_slice(), group.members().as_slice()) {
             // One stanza and one enrolled HSM are the same, even when the stanza was given another name.
             ([_], [only]) => group.enroll([only.name.clone()]),
             _ => group.enroll(names),

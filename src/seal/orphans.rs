@@ -72,7 +72,8 @@ impl Seal {
     ) -> Result<Vec<Orphan>, SealError> {
         let Some(group) = self.group() else { return Ok(Vec::new()) };
         let mut found = Vec::new();
-        for member in group.members().iter().filter(|member| member.is_ready()) {
+        let members = group.members();
+        for member in members.iter().filter(|member| member.is_ready()) {
             let prefix = format!("sos/{}/", self.label_of(member));
             found.extend(member.hsm.find(&prefix).await?.into_iter().map(|object| (member, object)));
         }
@@ -84,7 +85,7 @@ impl Seal {
         known.extend(record.hsm_wrappers().map(|(_, blob)| blob.key));
         known.extend(MemberRecord::all(&self.barrier)?.into_iter().filter_map(|record| Some(record.transport?.id)));
         let masters: HashSet<KeyId> = zones.master_keys(&[])?.into_iter().map(|(_, id, _)| id).collect();
-        let enrolled: HashSet<&str> = group.enrolled().into_iter().map(|member| member.name.as_str()).collect();
+        let enrolled: HashSet<String> = group.enrolled().iter().map(|member| member.name.clone()).collect();
         let needed =
             |member: &Member, id: &KeyId| known.contains(id) || (masters.contains(id) && enrolled.contains(member.name.as_str()));
         let mut orphans: Vec<Orphan> = Vec::new();

@@ -30,7 +30,7 @@ impl Seal {
         let ready = self.group().map(|group| group.ready()).unwrap_or_default();
         for member in ready.into_iter().filter(|member| !member.disabled) {
             let (record, version) = self.open_record()?;
-            let added = self.complete(zones, member, record, version, proven.as_ref()).await?;
+            let added = self.complete(zones, &member, record, version, proven.as_ref()).await?;
             recovered.seal_key |= added.seal_key;
             recovered.master_keys.extend(added.master_keys);
             recovered.lost.extend(added.missing);

@@ -141,10 +141,10 @@ impl Seal {
 
     /// The root key by the first HSM that opens its copy. A stanza that was renamed finds its copy by the seal key.
     pub(super) async fn unwrap_by_hsm(&self, record: &SealRecord) -> Result<SecretBytes, (SealedReason, String)> {
-        let group = self.hsm.as_ref().ok_or((SealedReason::HsmNotConfigured, String::new()))?;
+        let group = self.group().ok_or((SealedReason::HsmNotConfigured, String::new()))?;
         let binding = root_key_binding(&record.cluster_id);
         let mut failed: Option<(SealedReason, String)> = None;
-        for member in group.members() {
+        for member in group.members().iter() {
             let own = record.hsm_blob(&member.name);
             let blobs: Vec<_> = match own {
                 Some(blob) => vec![blob],

@@ -38,7 +38,7 @@ pub async fn initialise(
     urls: &[String],
     certificates: Option<&DevCertificates>,
 ) -> Result<(), StartError> {
-    let with_hsm = core.services.hsm.is_some();
+    let with_hsm = core.services.hsm.as_ref().is_some_and(|hsm| hsm.in_use());
     let mut request = InitRequest::default();
     if with_hsm {
         (request.recovery_shares, request.recovery_threshold) = (1, 1);

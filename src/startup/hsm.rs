@@ -8,9 +8,11 @@ use std::{
     sync::Arc,
 };
 
+use parking_lot::Mutex;
+
 use crate::{
     config::{OaepHash, Pkcs11Seal, SealMechanism},
-    hsm::{Client, FilePinMemory, Group, Hsm, HsmConfig, Mechanism, Member, PinMemory, PinSource, VolatilePinMemory},
+    hsm::{Client, FilePinMemory, Group, Hsm, HsmConfig, Mechanism, Member, Members, PinMemory, PinSource, VolatilePinMemory},
     secret::SecretString,
 };
 
@@ -44,19 +46,77 @@ pub fn start(config: HsmConfig, folder: Option<&Path>) -> io::Result<Arc<Client>
     Ok(Client::start(config, pin_memory(folder)?))
 }
 
-/// Starts a client for every stanza, in their order; nothing when all of them are disabled.
-pub fn start_all(stanzas: &[Pkcs11Seal], folder: Option<&Path>) -> io::Result<Option<Arc<dyn Hsm>>> {
-    if stanzas.iter().all(|stanza| stanza.disabled) {
-        return Ok(None);
+/// The HSMs of the configuration, which a reload can exchange for others.
+pub struct Stanzas {
+    group: Arc<Group>,
+    memory: Arc<dyn PinMemory>,
+    /// What each member was started by.
+    started: Mutex<Vec<Pkcs11Seal>>,
+}
+
+impl Stanzas {
+    /// Starts a client for every stanza, in their order. `folder` is where refused PINs are remembered.
+    pub fn start(stanzas: &[Pkcs11Seal], folder: Option<&Path>) -> io::Result<Self> {
+        let memory = pin_memory(folder)?;
+        let members = stanzas.iter().map(|stanza| member(stanza, Client::start(config(stanza), Arc::clone(&memory))));
+        Ok(Self { group: Group::new(members.collect()), memory, started: Mutex::new(copies(stanzas)) })
     }
-    let memory = pin_memory(folder)?;
-    let members = stanzas.iter().map(|stanza| Member {
-        name: stanza.name.clone(),
-        key_label: Some(stanza.key_label.clone()),
-        disabled: stanza.disabled,
-        hsm: Client::start(config(stanza), Arc::clone(&memory)),
-    });
-    Ok(Some(Group::new(members.collect())))
+
+    /// All of them as one.
+    pub fn group(&self) -> Arc<Group> {
+        Arc::clone(&self.group)
+    }
+
+    /// Takes the stanzas of a configuration that was read again. New HSMs are started; known ones go on, with the order and the
+    /// `disabled` of the new stanza. One whose stanza is gone is stopped, unless it is enrolled. How a known HSM is reached
+    /// changes with a restart only.
+    pub fn reload(&self, stanzas: &[Pkcs11Seal]) {
+        let mut started = self.started.lock();
+        let known = self.group.members();
+        let enrolled = self.group.enrolled();
+        let mut members: Members = Vec::new();
+        let mut now: Vec<Pkcs11Seal> = Vec::new();
+        for stanza in stanzas {
+            let name = &stanza.name;
+            let before = started.iter().find(|earlier| earlier.name == *name);
+            let hsm = match (before, known.iter().find(|member| member.name == *name)) {
+                (Some(before), Some(member)) => {
+                    if !stanza.reaches_the_same(before) {
+                        tracing::warn!(hsm = %name, "its seal stanza leads elsewhere now: restart the server for that; until then it stays as it is");
+                        members.push(Arc::new(Member { disabled: stanza.disabled, ..member.duplicate() }));
+                        now.push(before.duplicate());
+                        continue;
+                    }
+                    Arc::clone(&member.hsm)
+                }
+                _ => {
+                    tracing::info!(hsm = %name, "a new seal stanza: the HSM is started");
+                    Client::start(config(stanza), Arc::clone(&self.memory))
+                }
+            };
+            members.push(Arc::new(member(stanza, hsm)));
+            now.push(stanza.duplicate());
+        }
+        for gone in known.iter().filter(|member| stanzas.iter().all(|stanza| stanza.name != member.name)) {
+            if enrolled.iter().any(|member| member.name == gone.name) {
+                tracing::warn!(hsm = %gone.name, "its seal stanza is gone, but it is enrolled: it is used until it is removed (sos seal remove) and the configuration reloaded");
+                members.push(Arc::clone(gone));
+                now.extend(started.iter().find(|stanza| stanza.name == gone.name).map(Pkcs11Seal::duplicate));
+            } else {
+                tracing::info!(hsm = %gone.name, "its seal stanza is gone: the HSM is not used any more");
+            }
+        }
+        *started = now;
+        self.group.replace(members);
+    }
+}
+
+fn member(stanza: &Pkcs11Seal, hsm: Arc<dyn Hsm>) -> Member {
+    Member { name: stanza.name.clone(), key_label: Some(stanza.key_label.clone()), disabled: stanza.disabled, hsm }
+}
+
+fn copies(stanzas: &[Pkcs11Seal]) -> Vec<Pkcs11Seal> {
+    stanzas.iter().map(Pkcs11Seal::duplicate).collect()
 }
 
 fn pin_memory(folder: Option<&Path>) -> io::Result<Arc<dyn PinMemory>> {

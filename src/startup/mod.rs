@@ -19,7 +19,10 @@ use futures_util::{FutureExt, future::join_all};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::{dev_tls::DevCertificates, hsm::ThrowAwayToken};
+use self::{
+    dev_tls::DevCertificates,
+    hsm::{Stanzas, ThrowAwayToken},
+};
 use crate::{
     backup::{self, BackupError, Exchange, Settled},
     barrier::{Barrier, BarrierError},
@@ -149,7 +152,7 @@ fn level(args: &ServerArgs, config: &Config) -> Result<LogLevel, StartError> {
 async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), StartError> {
     let certificates = args.dev_tls.then(|| DevCertificates::make(&mut config.listeners)).transpose()?;
     let token = if args.dev { dev_token(&config) } else { None };
-    let hsm = start_hsm(&config, token.as_ref())?;
+    let (hsm, stanzas) = start_hsm(&args, &config, token.as_ref())?;
     if let (Some(hsm), true) = (&hsm, args.dev) {
         dev::wait_for(hsm).await.map_err(|reason| StartError::Settings(format!("the HSM cannot be used: {reason}")))?;
     }
@@ -194,7 +197,7 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
             // With an exit code by which whoever supervises starts it again; the start settles what the restore left.
             () = core.backups.store_lost() => break Err(StartError::StoreLost),
             _ = hangup.recv() => {
-                reload(&args, &log, &reloaded);
+                reload(&args, &log, &reloaded, stanzas.as_ref(), &core);
                 core.audit.reopen();
             }
         }
@@ -235,16 +238,26 @@ fn dev_token(config: &Config) -> Option<ThrowAwayToken> {
     }
 }
 
-fn start_hsm(config: &Config, token: Option<&ThrowAwayToken>) -> Result<Option<Arc<dyn Hsm>>, StartError> {
+/// The HSMs, and the stanzas that a reload may change; a development server without stanzas has none.
+#[allow(clippy::type_complexity)] // both halves of one start; called once
+fn start_hsm(
+    args: &ServerArgs,
+    config: &Config,
+    token: Option<&ThrowAwayToken>,
+) -> Result<(Option<Arc<dyn Hsm>>, Option<Stanzas>), StartError> {
     let folder = match &config.storage {
         Some(config::Storage::Sled { path, .. } | config::Storage::Redb { path, .. }) => Some(path.as_path()),
         _ => None,
     };
-    let started = match token {
-        Some(token) => hsm::start(token.config(), folder).map(|hsm| Some(hsm as Arc<dyn Hsm>)),
-        None => hsm::start_all(&config.seals, folder),
-    };
-    started.map_err(system("the memory of refused PINs cannot be opened"))
+    let failed = system("the memory of refused PINs cannot be opened");
+    match token {
+        Some(token) => Ok((Some(hsm::start(token.config(), folder).map_err(failed)? as Arc<dyn Hsm>), None)),
+        None if args.dev && config.seals.iter().all(|seal| seal.disabled) => Ok((None, None)),
+        None => {
+            let stanzas = Stanzas::start(&config.seals, folder).map_err(failed)?;
+            Ok((Some(stanzas.group() as Arc<dyn Hsm>), Some(stanzas)))
+        }
+    }
 }
 
 /// Joins store, barrier, zones, seal and core; everything is sealed yet.
@@ -289,10 +302,26 @@ fn build(config: &Config, hsm: Option<Arc<dyn Hsm>>) -> Result<Arc<Core>, StartE
     Ok(core)
 }
 
-fn reload(args: &ServerArgs, log: &Log, certificates: &[Arc<tls::Certificate>]) {
-    match load(args).and_then(|(config, _)| level(args, &config)) {
-        Ok(level) => log.reload(level),
-        Err(error) => tracing::error!(%error, "the configuration cannot be read again; the log level stays"),
+fn reload(args: &ServerArgs, log: &Log, certificates: &[Arc<tls::Certificate>], stanzas: Option<&Stanzas>, core: &Arc<Core>) {
+    match load(args).and_then(|(config, warnings)| Ok((level(args, &config)?, config, warnings))) {
+        Ok((level, config, warnings)) => {
+            log.reload(level);
+            for warning in warnings {
+                tracing::warn!("{warning}");
+            }
+            if let Some(stanzas) = stanzas {
+                stanzas.reload(&config.seals);
+                let escrow = config.seals.iter().find(|seal| !seal.disabled).is_none_or(|seal| seal.escrow);
+                // On a task of its own: the seal may be waiting for a hung HSM, and signals are to be heeded meanwhile.
+                let core = Arc::clone(core);
+                tokio::spawn(async move {
+                    if let Err(error) = core.seal.hsms_replaced(escrow).await {
+                        tracing::error!(%error, "it cannot be told which HSMs are enrolled");
+                    }
+                });
+            }
+        }
+        Err(error) => tracing::error!(%error, "the configuration cannot be read again; log level and seals stay as they are"),
     }
     for certificate in certificates {
         match certificate.reload() {

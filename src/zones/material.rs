@@ -139,7 +139,7 @@ impl Zones {
                 continue;
             }
             tried.names.push(member.name.clone());
-            match self.verify(member, master).await {
+            match self.verify(&member, master).await {
                 Ok(()) => return Ok(Arc::clone(&member.hsm)),
                 Err(error) => tried.failed(error),
             }

@@ -165,9 +165,11 @@ impl Zones {
         }
     }
 
-    /// What names this cluster's objects on the token.
-    pub fn key_label(&self) -> &str {
-        &self.key_label
+    /// What names this cluster's objects on the token where new ones are made.
+    pub fn key_label(&self) -> String {
+        let members = self.hsm.as_ref().map(|group| group.members()).unwrap_or_default();
+        let first = members.iter().find(|member| !member.disabled).and_then(|member| member.key_label.clone());
+        first.unwrap_or_else(|| self.key_label.clone())
     }
 
     /// To be called after every unseal: undoes half-done work and makes the zones that the configuration names, with
@@ -305,11 +307,12 @@ impl Zones {
 
     /// The HSMs of this cluster.
     fn group(&self) -> Result<&Arc<Group>, ZoneError> {
-        self.hsm.as_ref().ok_or(ZoneError::HsmUnavailable { reason: "hsm-not-configured" })
+        let group = self.hsm.as_ref().filter(|group| group.is_configured());
+        group.ok_or(ZoneError::HsmUnavailable { reason: "hsm-not-configured" })
     }
 
     /// Where new master keys are made: the first enrolled HSM that is ready.
-    fn maker(&self) -> Result<&Member, ZoneError> {
+    fn maker(&self) -> Result<Arc<Member>, ZoneError> {
         let group = self.group()?;
         group.maker().map_err(|_away| unavailable(&group.status()))
     }
@@ -365,7 +368,7 @@ impl Zones {
             let group = self.group()?;
             let member = match &intent.member {
                 Some(name) => group.member(name),
-                None => group.members().first(),
+                None => group.members().first().cloned(),
             };
             match member {
                 Some(member) => {
@@ -442,7 +445,7 @@ impl Zones {
     }
 
     /// Writes the intent to make a master key, after undoing older ones of the same zone; answers where it is to be made.
-    async fn begin(&self, zone: &str, version: u32, id: KeyId) -> Result<(&Member, String), ZoneError> {
+    async fn begin(&self, zone: &str, version: u32, id: KeyId) -> Result<(Arc<Member>, String), ZoneError> {
         let member = self.maker()?;
         self.settle_all(&format!("{zone}~")).await?;
         let path = intent_path(zone, id);

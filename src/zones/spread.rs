@@ -85,10 +85,16 @@ impl Zones {
         let mut brought = Brought::default();
         for (zone, version) in self.in_hsm()? {
             let name = format!("{zone}/v{}", version.version);
-            match self.bring_one(member, &zone, &version, transport, open).await? {
-                Some(true) => brought.imported.push(name),
-                Some(false) => brought.present.push(name),
-                None => brought.missing.push(name),
+            match self.bring_one(member, &zone, &version, transport, open).await {
+                Ok(Some(true)) => brought.imported.push(name),
+                Ok(Some(false)) => brought.present.push(name),
+                Ok(None) => brought.missing.push(name),
+                // One damaged copy must not keep the others from their HSM.
+                Err(error @ ZoneError::Escrow(_)) => {
+                    tracing::error!(hsm = %member.name, key = %name, %error, "a master key cannot be put onto this HSM");
+                    brought.missing.push(name);
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(brought)
@@ -113,10 +119,10 @@ impl Zones {
             for (zone, version) in self.in_hsm()? {
                 let noted = version.held_by.contains(&member.name);
                 let verified = self.verified.lock().contains(&(member.name.clone(), version.id));
-                if noted && verified {
+                if (noted && verified) || (member.disabled && !noted) {
                     continue;
                 }
-                let holds = match self.bring_one(member, &zone, &version, transport, None).await {
+                let holds = match self.bring_one(&member, &zone, &version, transport, None).await {
                     Ok(found) => found.is_some(),
                     Err(error) => {
                         tracing::warn!(hsm = %member.name, %zone, version = version.version, %error, "a master key is not on this HSM yet");

@@ -150,8 +150,8 @@ async fn missing_keys(core: &Core, header: &Header) -> Option<String> {
     if needs.hsms.is_empty() {
         return None;
     }
-    let why = match &core.services.hsm {
-        None => "no HSM is configured here".to_owned(),
+    let why = match core.services.hsm.as_ref().filter(|hsm| hsm.in_use()) {
+        None => "no HSM is in use here".to_owned(),
         Some(hsm) => match hsm.status() {
             Status::Ready(_) => match hsm.find("sos/").await {
                 Ok(found) if needs.hsms.iter().any(|need| found.iter().any(|object| object.id == Some(need.seal_key))) => {

@@ -127,7 +127,7 @@ impl Transit {
 
     /// The best level that the HSM's self-test allows. What the mount requires of its keys is for those that clients use.
     fn wrapping_level(&self, new: &NewKey) -> Result<Level, Failure> {
-        if self.store.protection.hsm.is_none() {
+        if !self.store.protection.hsm.as_ref().is_some_and(|hsm| hsm.in_use()) {
             return Ok(Level::Software);
         }
         for level in [Level::Hsm, Level::HsmOnly] {

@@ -270,7 +270,8 @@ impl Transit {
         version: u32,
         kind: hsm::KeyKind,
     ) -> Result<hsm::NewKey, Failure> {
-        let label = format!("sos/{}/transit/{name}/v{version}", self.store.protection.cluster);
+        let cluster = self.store.protection.zones.as_ref().map(|zones| zones.key_label()).unwrap_or_default();
+        let label = format!("sos/{cluster}/transit/{name}/v{version}");
         Ok(self.store.protection.hsm()?.generate_on_token(&label, making.id(), kind).await?)
     }
 

@@ -62,6 +62,9 @@ pub trait ZoneKeys: Send + Sync + 'static {
     /// Whether a zone of this name exists.
     fn exists(&self, zone: &str) -> Result<bool, Failure>;
 
+    /// What names this cluster's objects on the HSM where new ones are made.
+    fn key_label(&self) -> String;
+
     /// Whether the zone's newest master key is in the HSM.
     fn in_hsm(&self, zone: &str) -> Result<bool, Failure>;
 
@@ -91,6 +94,10 @@ pub trait ZoneKeys: Send + Sync + 'static {
 impl ZoneKeys for Zones {
     fn exists(&self, zone: &str) -> Result<bool, Failure> {
         Ok(Zones::exists(self, zone)?)
+    }
+
+    fn key_label(&self) -> String {
+        Zones::key_label(self)
     }
 
     fn in_hsm(&self, zone: &str) -> Result<bool, Failure> {
@@ -135,8 +142,6 @@ pub struct Protection {
     pub zones: Option<Arc<dyn ZoneKeys>>,
     /// Level of keys whose request and mount name none.
     pub default_level: Level,
-    /// The cluster's name in labels of HSM objects.
-    pub cluster: String,
 }
 
 impl From<config::Protection> for Level {
@@ -155,7 +160,6 @@ impl From<&Services> for Protection {
             hsm: services.hsm.clone(),
             zones: Some(Arc::clone(&services.zones) as Arc<dyn ZoneKeys>),
             default_level: services.default_protection.map_or(Level::default(), Level::from),
-            cluster: services.zones.key_label().to_owned(),
         }
     }
 }
@@ -217,7 +221,8 @@ pub struct Demands {
 impl Protection {
     /// The HSM for one operation, or why there is none.
     pub fn hsm(&self) -> Result<&Arc<dyn Hsm>, Failure> {
-        self.hsm.as_ref().ok_or_else(|| Failure::unavailable("this key needs an HSM, and the server runs without one"))
+        let used = self.hsm.as_ref().filter(|hsm| hsm.in_use());
+        used.ok_or_else(|| Failure::unavailable("this key needs an HSM, and the server runs without one"))
     }
 
     /// The token's facts: `None` without an HSM, an error while the HSM cannot be used.
