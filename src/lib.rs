@@ -12,6 +12,7 @@ pub mod config;
 mod crashpoint;
 pub mod hcl;
 pub mod secret;
+mod stack;
 pub mod wire;
 
 pub mod hsm;

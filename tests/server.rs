@@ -22,6 +22,8 @@ mod canary;
 mod certificates;
 #[path = "server/config.rs"]
 mod config;
+#[path = "server/connections.rs"]
+mod connections;
 #[path = "server/crash.rs"]
 mod crash;
 #[path = "server/disk.rs"]
@@ -54,6 +56,8 @@ mod rehearsal;
 mod seal_changes;
 #[path = "server/seal_crashes.rs"]
 mod seal_crashes;
+#[path = "server/sealed.rs"]
+mod sealed;
 #[path = "server/seals.rs"]
 mod seals;
 #[path = "server/secrecy.rs"]

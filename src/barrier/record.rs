@@ -16,6 +16,7 @@ use aes_gcm::{Aes256Gcm, Key, Nonce, Tag};
 
 use super::BarrierError;
 use crate::secret::{SecretBytes, fill_random};
+use crate::stack;
 use crate::storage::StorageError;
 
 const FORMAT: u8 = 1;
@@ -35,7 +36,7 @@ impl Aead {
     /// The cipher under `key`.
     pub(crate) fn from_array(key: &[u8; 32]) -> Self {
         let key: &Key<Aes256Gcm> = key.into();
-        Self(Aes256Gcm::new(key))
+        stack::clean(|| Self(Aes256Gcm::new(key)))
     }
 
     /// Encrypts under a fresh random nonce; answers nonce, ciphertext and tag behind `header`.
@@ -47,7 +48,8 @@ impl Aead {
         out.extend_from_slice(&nonce);
         let start = out.len();
         out.extend_from_slice(plaintext);
-        let tag = self.0.encrypt_inout_detached(&nonce, aad, out.get_mut(start..)?.into()).ok()?;
+        let text = out.get_mut(start..)?;
+        let tag = stack::clean(|| self.0.encrypt_inout_detached(&nonce, aad, text.into())).ok()?;
         out.extend_from_slice(&tag);
         Some(out)
     }
@@ -58,7 +60,8 @@ impl Aead {
         let start = header + NONCE_LEN;
         let nonce = Nonce::try_from(sealed.get(header..start)?).ok()?;
         let tag = Tag::try_from(sealed.get(end..)?).ok()?;
-        let opened = self.0.decrypt_inout_detached(&nonce, aad, sealed.get_mut(start..end)?.into(), &tag);
+        let text = sealed.get_mut(start..end)?;
+        let opened = stack::clean(|| self.0.decrypt_inout_detached(&nonce, aad, text.into(), &tag));
         // The tag is compared before anything is decrypted: only now are the bytes a secret.
         let mut opened = opened.map(|()| SecretBytes::new(sealed)).ok()?;
         opened.narrow(start..end);

@@ -15,6 +15,7 @@ pub mod doctor;
 #[cfg(test)]
 pub mod fake;
 pub mod group;
+mod overwriting;
 mod pin;
 pub(crate) mod proto;
 mod quirks;

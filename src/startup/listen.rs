@@ -20,6 +20,7 @@ use crate::{
     config::{self, Listener, Place},
     core::Core,
     http::{self, Front, limits::Limits},
+    stack,
 };
 
 /// Connections that wait to be accepted: a whole rack comes back at once after a power loss.
@@ -166,6 +167,7 @@ impl Bound {
                 };
                 let server = HttpServer::new(move || {
                     let front = front.clone();
+                    actix_web::rt::spawn(stack::keep_overwriting());
                     App::new().configure(|app| http::configure(app, front))
                 })
                 .workers(workers)

@@ -33,6 +33,7 @@ use crate::{
     engines::Services,
     hsm::Hsm,
     seal::{Seal, SealSettings},
+    stack,
     storage::{self, Kind, Storage, StorageConfig, StorageError},
     zones::Zones,
 };
@@ -165,8 +166,8 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
     if args.dev {
         dev::initialise(&core, &args, &urls, certificates.as_ref()).await?;
     }
-    tokio::spawn(Arc::clone(&core.seal).keep_unsealed());
-    tokio::spawn(backups::run(Arc::clone(&core)));
+    tokio::spawn(stack::overwriting(Arc::clone(&core.seal).keep_unsealed()));
+    tokio::spawn(stack::overwriting(backups::run(Arc::clone(&core))));
     for url in &urls {
         tracing::info!(%url, "listening");
     }
@@ -183,7 +184,7 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
             loop {
                 tokio::time::sleep(TICK).await;
                 // A defect in one piece of periodic work must not end all of it.
-                drop(AssertUnwindSafe(core.tick()).catch_unwind().await);
+                drop(AssertUnwindSafe(stack::overwriting(core.tick())).catch_unwind().await);
             }
         }
     });

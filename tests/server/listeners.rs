@@ -16,10 +16,10 @@ use serde_json::json;
 use crate::support::{Place, eventually, exchange};
 
 /// An authority whose certificates the tests use.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
@@ -33,8 +33,14 @@ impl Authority {
         (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
     }
 
-    fn pem(&self) -> String {
+    pub fn pem(&self) -> String {
         self.0.pem()
+    }
+
+    /// Adds a listener with a certificate of this authority to a configuration, and writes both.
+    pub fn serve_tls(&self, place: &Place, config: &str) {
+        install(place, self.issue(ExtendedKeyUsagePurpose::ServerAuth));
+        place.configure(&format!("{config}\n{}", tls_stanza(place, "")));
     }
 }
 
@@ -79,9 +85,12 @@ fn install(place: &Place, (certificate, key): (String, String)) {
 }
 
 fn tls_listener(place: &Place, more: &str) -> String {
+    format!("{}\n{}", place.storage_stanza("sled"), tls_stanza(place, more))
+}
+
+fn tls_stanza(place: &Place, more: &str) -> String {
     format!(
-        "{}\nlistener \"tcp\" {{\n address = \"127.0.0.1:0\"\n tls_cert_file = \"{}\"\n tls_key_file = \"{}\"\n {more}\n}}\n",
-        place.storage_stanza("sled"),
+        "listener \"tcp\" {{\n address = \"127.0.0.1:0\"\n tls_cert_file = \"{}\"\n tls_key_file = \"{}\"\n {more}\n}}\n",
         place.path("cert.pem").display(),
         place.path("key.pem").display()
     )

@@ -7,10 +7,12 @@ use sos::secret::random_array;
 
 use crate::byok;
 use crate::canary::{Canaries, Trace};
+use crate::connections::{self, Http2, Talk};
+use crate::listeners::Authority;
 use crate::support::{Place, Server, left_out};
 
-/// Types with their exports, and whether SoftHSM can hold them. RSA keys of 3072 bits go the way of the others.
-const TYPES: [(&str, &[&str], bool); 11] = [
+/// Types with their exports, and whether SoftHSM can hold them.
+const TYPES: [(&str, &[&str], bool); 12] = [
     ("aes128-gcm96", &["encryption-key", "hmac-key"], true),
     ("aes256-gcm96", &["encryption-key", "hmac-key"], true),
     ("chacha20-poly1305", &["encryption-key", "hmac-key"], false),
@@ -19,13 +21,16 @@ const TYPES: [(&str, &[&str], bool); 11] = [
     ("ecdsa-p256", &["signing-key", "hmac-key"], true),
     ("ecdsa-p384", &["signing-key", "hmac-key"], true),
     ("ecdsa-p521", &["signing-key", "hmac-key"], true),
-    ("rsa-2048", &["encryption-key", "hmac-key"], false),
-    ("rsa-4096", &["encryption-key", "hmac-key"], false),
+    ("rsa-2048", &["encryption-key", "hmac-key"], true),
+    ("rsa-3072", &["encryption-key", "hmac-key"], true),
+    ("rsa-4096", &["encryption-key", "hmac-key"], true),
     ("hmac", &["hmac-key"], false),
 ];
 
+const PIN: &str = "the PIN";
+
 /// Whether this process may read the memory of others; says loudly when it may not.
-fn may_look(server: &Server<'_>) -> bool {
+pub fn may_look(server: &Server<'_>) -> bool {
     let readable = server.pids().iter().all(|pid| std::fs::File::open(format!("/proc/{pid}/mem")).is_ok());
     if !readable {
         left_out("reading the memory of other processes needs root with CAP_SYS_PTRACE");
@@ -33,14 +38,28 @@ fn may_look(server: &Server<'_>) -> bool {
     readable
 }
 
-fn traces(server: &Server<'_>, canaries: &Canaries) -> Vec<Trace> {
+pub fn traces(server: &Server<'_>, canaries: &Canaries) -> Vec<Trace> {
     server.pids().iter().flat_map(|pid| canaries.traces(*pid)).collect()
 }
 
+/// Nothing is found, at the latest when the stacks of all threads were overwritten, which happens every two seconds.
 #[track_caller]
-fn assert_gone(server: &Server<'_>, canaries: &Canaries, when: &str) {
-    let traces = traces(server, canaries);
-    assert!(traces.is_empty(), "{when} there are {} traces in memory:\n{traces:#?}", traces.len());
+pub fn assert_gone(server: &Server<'_>, canaries: &Canaries, when: &str) {
+    let began = std::time::Instant::now();
+    loop {
+        let mut traces = traces(server, canaries);
+        // The worker keeps the PIN, as text: it logs in again by itself when the device was lost and came back.
+        traces.retain(|trace| !(trace.canary == PIN && trace.form == "text" && trace.place.starts_with("worker ")));
+        if traces.is_empty() {
+            return;
+        }
+        assert!(
+            began.elapsed() < std::time::Duration::from_secs(8),
+            "{when} there are {} traces in memory:\n{traces:#?}",
+            traces.len()
+        );
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
 }
 
 /// The secret numbers of a private key, or its seed.
@@ -86,10 +105,8 @@ fn use_key(server: &Server<'_>, canaries: &mut Canaries, name: &str, kind: &str)
         server.put(&format!("transit/rewrap/{name}"), json!({"ciphertext": sealed})).ok();
         let batch = json!({"batch_input": vec![json!({"ciphertext": sealed}); 3]});
         server.put(&format!("transit/decrypt/{name}"), batch).ok();
-        if !kind.contains("rsa") {
-            let made = server.put(&format!("transit/datakey/plaintext/{name}"), json!({})).ok();
-            canaries.bytes(&format!("data key of {name}"), &BASE64_STANDARD.decode(text(&made, "plaintext")).unwrap());
-        }
+        let made = server.put(&format!("transit/datakey/plaintext/{name}"), json!({"bits": 512})).ok();
+        canaries.bytes(&format!("data key of {name}"), &BASE64_STANDARD.decode(text(&made, "plaintext")).unwrap());
     }
     if kind.contains("rsa") || kind.contains("ec") || kind.contains("ed25519") {
         let signed = server.put(&format!("transit/sign/{name}"), json!({"input": input})).ok();
@@ -124,6 +141,7 @@ fn make_keys(server: &Server<'_>, canaries: &mut Canaries, levels: &[&str]) -> V
                 let shown = shown["data"]["keys"]["1"].as_str().unwrap();
                 plant_exported(canaries, &format!("{export} of {name}"), shown);
             }
+            server.get(&format!("transit/byok-export/elsewhere/{name}")).ok();
             use_key(server, canaries, &name, kind);
             names.push((name, kind));
         }
@@ -203,6 +221,12 @@ fn other_secrets(server: &mut Server<'_>, canaries: &mut Canaries) {
     }
 }
 
+/// The PIN, which the server hands to its worker and forgets.
+fn plant_pin(server: &Server<'_>, canaries: &mut Canaries) {
+    let pin = std::fs::read_to_string(server.place.path("hsm/pin")).unwrap();
+    canaries.text(PIN, pin.trim());
+}
+
 fn found(traces: &[Trace], canary: &str) -> bool {
     traces.iter().any(|trace| trace.canary == canary && trace.form == "raw")
 }
@@ -210,6 +234,12 @@ fn found(traces: &[Trace], canary: &str) -> bool {
 fn plant_use_delete_and_look(server: &mut Server<'_>, levels: &[&str]) {
     let mut canaries = Canaries::default();
     server.put("sys/mounts/transit", json!({"type": "transit"})).ok();
+    if levels.contains(&"hsm") {
+        plant_pin(server, &mut canaries);
+    }
+    // What byok-export wraps is for this mount's own wrapping key.
+    let elsewhere = byok::wrapping_key(server, "transit");
+    server.put("transit/keys/elsewhere/import", json!({"type": "rsa-4096", "public_key": elsewhere})).ok();
     let names = make_keys(server, &mut canaries, levels);
     // While its key is in use it must be found, or the search proves nothing.
     let now = traces(server, &canaries);
@@ -243,4 +273,79 @@ fn deleted_secrets_leave_no_trace_in_memory_beside_an_hsm() {
         return;
     }
     plant_use_delete_and_look(&mut server, &["software", "hsm"]);
+}
+
+/// A long text that is its own canary.
+fn long_text(canaries: &mut Canaries, name: &str) -> String {
+    let secret: Vec<u8> = (0..40).flat_map(|_| random_array::<32>()).collect();
+    canaries.bytes(name, &secret);
+    BASE64_STANDARD.encode(secret)
+}
+
+/// Keys and texts over one connection, which stays open. A connection's buffers hold its last request and its last answer
+/// until the next ones, so a long text that is no secret goes to and fro at the end. Answers what is left to delete.
+fn use_connection(talk: &mut dyn Talk, kind: &str, token: &str, canaries: &mut Canaries) -> Vec<String> {
+    let mut keys = Vec::new();
+    for level in ["software", "hsm"] {
+        let name = format!("{kind}-{level}");
+        let made = json!({"type": "rsa-2048", "protection_level": level, "exportable": true, "allow_plaintext_backup": true});
+        talk.done("PUT", &format!("transit/keys/{name}-rsa"), token, &made);
+        let shown = talk.done("GET", &format!("transit/export/encryption-key/{name}-rsa"), token, &Value::Null);
+        plant_exported(canaries, &format!("{name}-rsa over {kind}"), shown["keys"]["1"].as_str().unwrap());
+        let backup = talk.done("GET", &format!("transit/backup/{name}-rsa"), token, &Value::Null);
+        canaries.text(&format!("backup of {name}-rsa over {kind}"), backup["backup"].as_str().unwrap());
+        talk.done("PUT", &format!("transit/keys/{name}"), token, &json!({"protection_level": level}));
+        let password = long_text(canaries, &format!("password of {name}"));
+        talk.done("PUT", &format!("kv/{name}"), token, &json!({"password": password}));
+        assert_eq!(talk.done("GET", &format!("kv/{name}"), token, &Value::Null)["password"], password);
+        let mut batch = Vec::new();
+        for at in 0..5 {
+            let plain = long_text(canaries, &format!("text {at} for {name}"));
+            batch.push(json!({"plaintext": plain}));
+        }
+        let sealed = talk.done("PUT", &format!("transit/encrypt/{name}"), token, &json!({"batch_input": batch}));
+        let opened =
+            talk.done("PUT", &format!("transit/decrypt/{name}"), token, &json!({"batch_input": sealed["batch_results"]}));
+        assert_eq!(opened["batch_results"][4]["plaintext"], batch[4]["plaintext"]);
+        keys.extend([name.clone(), format!("{name}-rsa")]);
+    }
+    let filler = "no secret ".repeat(5000);
+    talk.done("PUT", "kv/filler", token, &json!({"text": filler}));
+    assert_eq!(talk.done("GET", "kv/filler", token, &Value::Null)["text"], filler);
+    keys
+}
+
+#[test]
+fn open_connections_hold_nothing_that_was_deleted() {
+    let Some(place) = Place::hsm() else { return };
+    let authority = Authority::new();
+    authority.serve_tls(&place, &format!("{}\n{}", place.plain_config("sled"), place.seal_stanza()));
+    let mut server = place.start();
+    server.init(1, 1);
+    if !may_look(&server) {
+        return;
+    }
+    server.put("sys/mounts/transit", json!({"type": "transit"})).ok();
+    server.put("sys/mounts/kv", json!({"type": "kv"})).ok();
+    let token = server.token.clone().unwrap();
+    let secure = server.urls.iter().find(|url| url.starts_with("https://")).unwrap().clone();
+    let mut talks: Vec<(&str, Box<dyn Talk>)> = vec![
+        ("http1", Box::new(connections::plain(server.url()))),
+        ("tls", Box::new(connections::tls(&secure, &authority.pem()))),
+        ("http2", Box::new(Http2::new(&secure, &authority.pem()))),
+    ];
+    let mut canaries = Canaries::default();
+    plant_pin(&server, &mut canaries);
+    let mut keys = Vec::new();
+    for (kind, talk) in &mut talks {
+        keys.extend(use_connection(talk.as_mut(), kind, &token, &mut canaries));
+    }
+    for name in &keys {
+        delete_key(&server, name);
+        server.call("DELETE", &format!("kv/{name}"), None).ok();
+    }
+    assert_gone(&server, &canaries, "with connections open over which it went");
+    for (_, talk) in &mut talks {
+        talk.done("GET", "auth/token/lookup-self", &token, &Value::Null);
+    }
 }

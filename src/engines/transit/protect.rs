@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     alg::{
         KeyType,
-        asym::{self, AsymError, PrivateKey},
+        asym::{self, PrivateKey},
     },
     record::{FORMAT, KeyUid, Secrets, StoredKey, VersionRecord},
 };
@@ -21,6 +21,7 @@ use crate::{
     engines::Services,
     hsm::{self, Hsm, HsmError, KeyId, KeyKind, Status, TokenFacts, WrappedKey},
     secret::SecretBytes,
+    stack,
     zones::{Place, WrappedMaterial, Zones},
 };
 
@@ -346,8 +347,9 @@ impl Material {
         }
         // Finding primes takes up to seconds: not on the threads that serve requests.
         let made = tokio::task::spawn_blocking(move || {
-            let key = PrivateKey::generate(kind)?;
-            Ok::<_, AsymError>((key.to_stored()?, key.public()?.to_text()?))
+            let made = PrivateKey::generate(kind).and_then(|key| Ok((key.to_stored()?, key.public()?.to_text()?)));
+            stack::overwrite();
+            made
         });
         let (key, public) = made.await.map_err(Failure::internal)?.map_err(Failure::internal)?;
         Ok((Self { key, hmac_key }, Some(public)))

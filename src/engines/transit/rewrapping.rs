@@ -14,6 +14,7 @@ use super::{
 use crate::{
     barrier::{BarrierError, Entry, Txn},
     core::failure::Failure,
+    stack,
     storage::StorageError,
     zones::{MasterKeyRef, Rewrap, RewrapStep, Zones},
 };
@@ -41,7 +42,7 @@ impl Stores {
     /// Costs next to nothing where everything has moved.
     pub fn follow_rotations(self: &Arc<Self>, zones: &Arc<Zones>) {
         let (stores, zones) = (Arc::clone(self), Arc::clone(zones));
-        tokio::spawn(async move {
+        tokio::spawn(stack::overwriting(async move {
             let Ok(_turn) = stores.rewrapping.try_lock() else { return };
             let names = zones.list().unwrap_or_default();
             for zone in names {
@@ -49,7 +50,7 @@ impl Stores {
                     tracing::warn!(%zone, %error, "keys could not be moved to the zone's newest master key; it goes on later");
                 }
             }
-        });
+        }));
     }
 }
 

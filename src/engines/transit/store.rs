@@ -31,6 +31,7 @@ use crate::{
     core::{failure::Failure, route::BoxFuture},
     hsm,
     secret::SecretBytes,
+    stack,
     storage::{Expect, StorageError, Version},
 };
 
@@ -155,7 +156,7 @@ impl Store {
     pub async fn commit(self: &Arc<Self>, name: &str, txn: Txn) -> Result<Option<Arc<Key>>, Conflicted> {
         let store = Arc::clone(self);
         let name = name.to_owned();
-        let task = tokio::spawn(async move {
+        let task = tokio::spawn(stack::overwriting(async move {
             let committed = store.view.commit(txn).await;
             let refreshed = store.refresh(&name);
             match committed {
@@ -163,7 +164,7 @@ impl Store {
                 Err(BarrierError::Storage(StorageError::Conflict { .. })) => Err(Conflicted::Yes),
                 Err(error) => Err(Conflicted::No(error.into())),
             }
-        });
+        }));
         task.await.unwrap_or_else(|error| Err(Conflicted::No(Failure::internal(error))))
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::Shared;
 use super::link::Pending;
 use super::process::Process;
+use crate::hsm::overwriting::Overwriting;
 use crate::hsm::pin::fingerprint;
 use crate::hsm::proto::{self, Event, Frame, Header, Hello, Lane, Op, Pin, Reply};
 use crate::hsm::{DownReason, HsmError, Status};
@@ -50,19 +51,22 @@ impl End {
 /// Runs worker after worker, for ever; the caller drops this future to end it.
 pub async fn supervise(shared: Arc<Shared>) {
     let mut failures = 0_u32;
-    let mut refused: Option<SecretString> = None;
+    // Not the PIN itself, which is in this process only until the worker has it.
+    let mut refused: Option<[u8; 32]> = None;
+    let mark = |pin: &SecretString| fingerprint(shared.memory.as_ref(), pin, "");
     loop {
         let end = match shared.config.pin.read() {
             Err(error) => End::new(DownReason::PinMissing, error.to_string()),
-            Ok(pin) if refused.as_ref().is_some_and(|refused| refused.same_as(pin.expose())) => {
+            Ok(pin) if refused == Some(mark(&pin)) => {
                 // Still the PIN that was refused: the token is left alone.
                 pause(&shared, failures).await;
                 failures = failures.saturating_add(1);
                 continue;
             }
             Ok(pin) => {
-                let end = run(&shared, &pin).await;
-                refused = (end.reason == DownReason::PinRefused).then_some(pin);
+                let tried = mark(&pin);
+                let end = run(&shared, pin).await;
+                refused = (end.reason == DownReason::PinRefused).then_some(tried);
                 end
             }
         };
@@ -90,7 +94,7 @@ async fn pause(shared: &Shared, failures: u32) {
 }
 
 /// The life of one worker.
-async fn run(shared: &Shared, pin: &SecretString) -> End {
+async fn run(shared: &Shared, pin: SecretString) -> End {
     let started = Process::start(&shared.config).and_then(|(process, stream)| {
         stream.set_nonblocking(true)?;
         Ok((process, UnixStream::from_std(stream)?))
@@ -101,13 +105,14 @@ async fn run(shared: &Shared, pin: &SecretString) -> End {
     };
     tracing::debug!(pid = process.id(), "HSM worker started");
     let (reader, mut writer) = stream.into_split();
-    let mut reader = BufReader::with_capacity(1 << 18, reader);
-    let handshake = timeout(shared.config.start_deadline, handshake(shared, pin, &mut reader, &mut writer));
+    let mut reader = Overwriting::with_capacity(1 << 18, reader);
+    let handshake = timeout(shared.config.start_deadline, handshake(shared, &pin, &mut reader, &mut writer));
     let (facts, ways) = match handshake.await {
         Ok(Ok(facts)) => facts,
         Ok(Err(end)) => return end,
         Err(_) => return End::new(DownReason::DeviceError, "the module did not get ready in time"),
     };
+    drop(pin);
     tracing::info!(token = %facts.label, serial = %facts.serial, module = %facts.module, "the HSM is ready");
     let (out, outgoing) = mpsc::unbounded_channel();
     shared.ways.store(ways.max(1), Ordering::Relaxed);
@@ -126,7 +131,7 @@ async fn run(shared: &Shared, pin: &SecretString) -> End {
 async fn handshake(
     shared: &Shared,
     pin: &SecretString,
-    reader: &mut BufReader<OwnedReadHalf>,
+    reader: &mut Overwriting<OwnedReadHalf>,
     writer: &mut OwnedWriteHalf,
 ) -> Result<(crate::hsm::TokenFacts, usize), End> {
     write_message(writer, &hello(shared)).await?;
@@ -175,7 +180,7 @@ async fn write_message<T: serde::Serialize>(writer: &mut OwnedWriteHalf, message
     Ok(())
 }
 
-async fn read_event(reader: &mut BufReader<OwnedReadHalf>) -> Result<Event, End> {
+async fn read_event(reader: &mut Overwriting<OwnedReadHalf>) -> Result<Event, End> {
     let frame = read_frame(reader).await?;
     event(&frame)
 }
@@ -185,7 +190,7 @@ fn event(frame: &Frame) -> Result<Event, End> {
     proto::decode(body).map_err(|error| End::crashed(error.to_string()))
 }
 
-async fn read_frame(reader: &mut BufReader<OwnedReadHalf>) -> Result<Frame, End> {
+async fn read_frame(reader: &mut Overwriting<OwnedReadHalf>) -> Result<Frame, End> {
     let lost = |_| End::crashed("the worker process ended");
     let len = reader.read_u32_le().await.map_err(lost)? as usize;
     if len > proto::MAX_FRAME {
@@ -196,7 +201,7 @@ async fn read_frame(reader: &mut BufReader<OwnedReadHalf>) -> Result<Frame, End>
     Ok(frame)
 }
 
-async fn read_replies(shared: &Shared, reader: &mut BufReader<OwnedReadHalf>) -> End {
+async fn read_replies(shared: &Shared, reader: &mut Overwriting<OwnedReadHalf>) -> End {
     loop {
         let frame = match read_frame(reader).await {
             Ok(frame) => frame,

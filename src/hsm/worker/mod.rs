@@ -13,7 +13,7 @@ pub mod selftest;
 mod template;
 mod token;
 
-use std::io::{self, BufReader};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -26,6 +26,7 @@ use self::output::Output;
 use self::pool::Pool;
 use super::DownReason;
 use super::ck_error::CkError;
+use super::overwriting::Overwriting;
 use super::proto::{self, Event, Failure, Frame, Hello, Lane, Op, Pin, Reply};
 use super::raw::{self, LoadError, Module};
 use crate::secret::SecretString;
@@ -71,7 +72,7 @@ pub fn main() -> ExitCode {
     };
     let Ok(writer) = stream.try_clone() else { return ExitCode::FAILURE };
     let output = Arc::new(Output::new(writer));
-    let mut reader = BufReader::with_capacity(1 << 18, stream);
+    let mut reader = Overwriting::with_capacity(1 << 18, stream);
     match serve(&mut reader, &output) {
         // A module's destructors may crash or hang with threads inside; there is nothing left to tidy up.
         Ok(()) => end(),
@@ -96,7 +97,7 @@ fn harden() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
-fn serve(reader: &mut BufReader<UnixStream>, output: &Arc<Output>) -> Result<(), Fatal> {
+fn serve(reader: &mut Overwriting<UnixStream>, output: &Arc<Output>) -> Result<(), Fatal> {
     let Some(first) = next(reader)? else { return Ok(()) };
     let hello: Hello = first_message(&first)?;
     let module = load(&hello)?;
@@ -125,7 +126,7 @@ fn load(hello: &Hello) -> Result<Module, Fatal> {
 }
 
 /// Hands every call to the pool until the server closes the socket.
-fn dispatch(reader: &mut BufReader<UnixStream>, pool: &Pool, output: &Output) -> Result<(), Fatal> {
+fn dispatch(reader: &mut Overwriting<UnixStream>, pool: &Pool, output: &Output) -> Result<(), Fatal> {
     while let Some(frame) = next(reader)? {
         let Some((header, body)) = proto::split_request(&frame) else { return Err(broken()) };
         if header.lane == Lane::Control {
@@ -142,7 +143,7 @@ fn dispatch(reader: &mut BufReader<UnixStream>, pool: &Pool, output: &Output) ->
     Ok(())
 }
 
-fn next(reader: &mut BufReader<UnixStream>) -> Result<Option<Frame>, Fatal> {
+fn next(reader: &mut Overwriting<UnixStream>) -> Result<Option<Frame>, Fatal> {
     // An error on the socket means the same as its end: the server is gone.
     Ok(proto::read_frame(reader).unwrap_or(None))
 }

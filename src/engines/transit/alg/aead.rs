@@ -9,7 +9,7 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
 use super::KeyType;
-use crate::secret::SecretBytes;
+use crate::{secret::SecretBytes, stack};
 
 /// Bytes of authentication tag behind a ciphertext.
 pub const TAG_LEN: usize = 16;
@@ -70,7 +70,7 @@ impl Cipher {
 
 fn seal_with<C: AeadInOut>(cipher: &C, nonce: &[u8], aad: &[u8], text: &mut [u8]) -> Option<[u8; TAG_LEN]> {
     let nonce: Nonce<C> = nonce.try_into().ok()?;
-    let tag = cipher.encrypt_inout_detached(&nonce, aad, text.into()).ok()?;
+    let tag = stack::clean(|| cipher.encrypt_inout_detached(&nonce, aad, text.into())).ok()?;
     tag.as_slice().try_into().ok()
 }
 
@@ -78,7 +78,7 @@ fn open_with<C: AeadInOut>(cipher: &C, nonce: &[u8], aad: &[u8], ciphertext: &[u
     let nonce: Nonce<C> = nonce.try_into().ok()?;
     let tag: Tag<C> = tag.try_into().ok()?;
     let mut text = ciphertext.to_vec();
-    cipher.decrypt_inout_detached(&nonce, aad, text.as_mut_slice().into(), &tag).ok()?;
+    stack::clean(|| cipher.decrypt_inout_detached(&nonce, aad, text.as_mut_slice().into(), &tag)).ok()?;
     Some(SecretBytes::new(text))
 }
 
