@@ -22,6 +22,8 @@ use super::{
 
 /// Records that wait for one device.
 const QUEUE: usize = 1024;
+/// Bytes of records that are written together, when so many wait.
+const TOGETHER: usize = 256 << 10;
 /// How long a record may take. A device that is stuck for longer refuses new ones at once.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -184,23 +186,106 @@ impl Device {
     }
 }
 
-/// The writer's thread; it ends with the device.
+/// Who waits for a record, and where it ends among those that are written together.
+type Waiting = (usize, oneshot::Sender<std::io::Result<()>>);
+
+/// The writer's thread; it ends with the device. Records that wait are written together.
 fn write(mut target: Target, jobs: &Receiver<Job>, health: &Health) {
+    let mut lines = Vec::new();
     while let Ok(job) = jobs.recv() {
         health.start();
-        match job {
-            Job::Write(line, done) => {
-                let result = target.append(&line);
-                health.note(result.as_ref().err().map(|error| error as &(dyn std::error::Error + 'static)));
-                if result.is_err() {
-                    // What was replaced or repaired meanwhile is found by opening it anew.
-                    target.close_after_failure();
+        let mut waiting: Vec<Waiting> = Vec::new();
+        let mut next = Some(job);
+        let mut reopen = false;
+        while let Some(job) = next.take() {
+            match job {
+                Job::Write(line, done) => {
+                    lines.extend_from_slice(&line);
+                    waiting.push((lines.len(), done));
+                    next = if lines.len() < TOGETHER { jobs.try_recv().ok() } else { None };
                 }
-                // Nobody waits any longer when another device was faster or the deadline has passed.
-                let _unheard = done.send(result);
+                // After the records before it.
+                Job::Reopen => reopen = true,
             }
-            Job::Reopen => target.close(),
         }
+        if !waiting.is_empty() {
+            let (result, written) = target.append(&lines);
+            health.note(result.as_ref().err().map(|error| error as &(dyn std::error::Error + 'static)));
+            if result.is_err() {
+                // What was replaced or repaired meanwhile is found by opening it anew.
+                target.close_after_failure();
+            }
+            answer(waiting, &result, written);
+        }
+        if reopen {
+            target.close();
+        }
+        lines.clear();
+        lines.shrink_to(TOGETHER);
         health.stop();
+    }
+}
+
+/// Tells each who waits whether the whole record was written.
+fn answer(waiting: Vec<Waiting>, result: &std::io::Result<()>, written: usize) {
+    for (end, done) in waiting {
+        let own = match result {
+            Err(error) if end > written => Err(std::io::Error::new(error.kind(), error.to_string())),
+            _ => Ok(()),
+        };
+        // Nobody waits any longer when another device was faster or the deadline has passed.
+        let _unheard = done.send(own);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::options::FileOptions;
+
+    fn target(path: &std::path::Path) -> Target {
+        let options = BTreeMap::from([("file_path".to_owned(), path.to_str().unwrap().to_owned())]);
+        Target::new(FileOptions::parse(&options).unwrap(), vec![path.parent().unwrap().to_str().unwrap().to_owned()])
+    }
+
+    fn health() -> Health {
+        Health { path: "x/".into(), epoch: Instant::now(), since: AtomicU64::new(0), failing: AtomicBool::new(false) }
+    }
+
+    #[test]
+    fn records_that_wait_are_written_in_order_and_each_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        let (queue, jobs) = sync_channel(QUEUE);
+        let mut waiting = Vec::new();
+        let mut expected = String::new();
+        for number in 0..500 {
+            let line = format!("{number}{}\n", "z".repeat(1000));
+            expected.push_str(&line);
+            let (done, written) = oneshot::channel();
+            queue.try_send(Job::Write(line.into_bytes(), done)).unwrap();
+            waiting.push(written);
+            if number == 250 {
+                queue.try_send(Job::Reopen).unwrap();
+            }
+        }
+        drop(queue);
+        write(target(&path), &jobs, &health());
+        assert!(waiting.iter_mut().all(|written| written.try_recv().unwrap().is_ok()));
+        assert!(std::fs::read_to_string(&path).unwrap() == expected);
+    }
+
+    #[test]
+    fn after_a_failure_only_those_hear_of_success_whose_record_is_whole() {
+        let (sent, mut heard): (Vec<_>, Vec<_>) = [10, 20, 30]
+            .map(|end| {
+                let (done, written) = oneshot::channel();
+                ((end, done), written)
+            })
+            .into_iter()
+            .unzip();
+        answer(sent, &Err(std::io::ErrorKind::StorageFull.into()), 25);
+        let told: Vec<bool> = heard.iter_mut().map(|written| written.try_recv().unwrap().is_ok()).collect();
+        assert_eq!(told, [true, true, false]);
     }
 }

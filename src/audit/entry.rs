@@ -43,10 +43,10 @@ struct Record<'a> {
 
 #[derive(Default, Serialize)]
 struct Auth<'a> {
-    #[serde(skip_serializing_if = "String::is_empty")]
-    client_token: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    accessor: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    client_token: Cow<'a, str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    accessor: Cow<'a, str>,
     #[serde(skip_serializing_if = "str::is_empty")]
     display_name: &'a str,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -91,10 +91,10 @@ struct RequestPart<'a> {
     operation: &'a str,
     #[serde(flatten)]
     mount: Option<MountPart<'a>>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    client_token: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    client_token_accessor: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    client_token: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    client_token_accessor: &'a str,
     namespace: Namespace,
     path: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -154,6 +154,12 @@ fn is_none_or_zero(number: &Option<u64>) -> bool {
     number.is_none_or(|number| number == 0)
 }
 
+/// A caller's token and accessor as the device shows them.
+struct Shown {
+    token: String,
+    accessor: String,
+}
+
 /// Makes the lines of one device.
 pub struct Formatter<'a> {
     device: &'a Device,
@@ -168,11 +174,12 @@ impl<'a> Formatter<'a> {
 
     /// The line of a request.
     pub fn request(&self, exchange: Exchange<'_>, refused: Option<&Failure>, now: OffsetDateTime) -> serde_json::Result<Vec<u8>> {
+        let caller = self.caller(exchange);
         line(&Record {
             time: rfc3339(now),
             kind: "request",
-            auth: self.auth(exchange, refused.is_none()),
-            request: self.request_part(exchange)?,
+            auth: Self::auth(exchange, &caller, refused.is_none()),
+            request: self.request_part(exchange, &caller)?,
             response: None,
             error: refused.map(error_text).unwrap_or_default(),
         })
@@ -184,11 +191,12 @@ impl<'a> Formatter<'a> {
             Outcome::Reply(reply) => (Some(self.response_part(exchange, reply)?), String::new()),
             Outcome::Failure(failure) => (None, error_text(failure)),
         };
+        let caller = self.caller(exchange);
         line(&Record {
             time: rfc3339(now),
             kind: "response",
-            auth: self.auth(exchange, true),
-            request: self.request_part(exchange)?,
+            auth: Self::auth(exchange, &caller, true),
+            request: self.request_part(exchange, &caller)?,
             response,
             error,
         })
@@ -227,14 +235,23 @@ impl<'a> Formatter<'a> {
         RawValue::from_string(text).map(Some)
     }
 
-    fn auth<'b>(&self, exchange: Exchange<'b>, allowed: bool) -> Auth<'b> {
+    /// What a record says twice of the caller.
+    fn caller(&self, exchange: Exchange<'_>) -> Shown {
+        let token = exchange.caller.and_then(|caller| caller.token.as_ref());
+        Shown {
+            token: exchange.request.token.as_ref().map(|token| self.hidden(token.expose())).unwrap_or_default(),
+            accessor: token.map(|token| self.accessor(&token.accessor)).unwrap_or_default(),
+        }
+    }
+
+    fn auth<'b>(exchange: Exchange<'b>, shown: &'b Shown, allowed: bool) -> Auth<'b> {
         let policy_results = Some(PolicyResults { allowed });
         let Some(token) = exchange.caller.and_then(|caller| caller.token.as_ref()) else {
             return Auth { policy_results, ..Auth::default() };
         };
         Auth {
-            client_token: exchange.request.token.as_ref().map(|token| self.hidden(token.expose())).unwrap_or_default(),
-            accessor: self.accessor(&token.accessor),
+            client_token: Cow::Borrowed(&shown.token),
+            accessor: Cow::Borrowed(&shown.accessor),
             display_name: &token.display_name,
             policies: &token.policies,
             token_policies: &token.policies,
@@ -249,9 +266,8 @@ impl<'a> Formatter<'a> {
         }
     }
 
-    fn request_part<'b>(&self, exchange: Exchange<'b>) -> serde_json::Result<RequestPart<'b>> {
+    fn request_part<'b>(&self, exchange: Exchange<'b>, shown: &'b Shown) -> serde_json::Result<RequestPart<'b>> {
         let request = exchange.request;
-        let token = exchange.caller.and_then(|caller| caller.token.as_ref());
         let clear = exchange.mount.map_or(&[][..], |mount| &mount.config.audit_non_hmac_request_keys);
         let data = if exchange.operation.is_write() || request.query.is_empty() {
             self.data(&request.body, clear)?
@@ -264,8 +280,8 @@ impl<'a> Formatter<'a> {
             client_id: exchange.caller.and_then(client_id),
             operation: exchange.operation.word(),
             mount: exchange.mount.map(mount_part),
-            client_token: request.token.as_ref().map(|token| self.hidden(token.expose())).unwrap_or_default(),
-            client_token_accessor: token.map(|token| self.accessor(&token.accessor)).unwrap_or_default(),
+            client_token: &shown.token,
+            client_token_accessor: &shown.accessor,
             namespace: Namespace { id: "root" },
             path: &request.path,
             data,
@@ -318,8 +334,8 @@ impl<'a> Formatter<'a> {
 
     fn grant<'b>(&self, grant: &'b Grant) -> Auth<'b> {
         Auth {
-            client_token: self.hidden(grant.client_token.expose()),
-            accessor: self.accessor(&grant.accessor),
+            client_token: self.hidden(grant.client_token.expose()).into(),
+            accessor: self.accessor(&grant.accessor).into(),
             policies: &grant.policies,
             token_policies: &grant.token_policies,
             identity_policies: &grant.identity_policies,

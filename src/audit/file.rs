@@ -66,12 +66,22 @@ impl Target {
         self.file = None;
     }
 
-    /// Appends one record; it has reached the operating system when this returns.
-    pub fn append(&mut self, line: &[u8]) -> io::Result<()> {
+    /// Appends records; they have reached the operating system when this returns. After an error so many bytes of them have
+    /// as the second part says.
+    pub fn append(&mut self, lines: &[u8]) -> (io::Result<()>, usize) {
+        let mut rest = lines;
+        let result = self.write(&mut rest);
+        (result, lines.len() - rest.len())
+    }
+
+    /// Writes `rest` and takes away from its front what was written.
+    fn write(&mut self, rest: &mut &[u8]) -> io::Result<()> {
         if self.options.sink == Sink::Stdout {
             permitted(Path::new("stdout"), &self.allowed).map_err(io::Error::other)?;
             let mut stdout = io::stdout().lock();
-            return stdout.write_all(line).and_then(|()| stdout.flush());
+            stdout.write_all(rest).and_then(|()| stdout.flush())?;
+            *rest = &[];
+            return Ok(());
         }
         self.open()?;
         let Some(file) = &mut self.file else { return Err(io::Error::other("the audit file is not open")) };
@@ -79,13 +89,13 @@ impl Target {
             file.write_all(b"\n")?;
             self.torn = false;
         }
-        let mut rest = line;
         while !rest.is_empty() {
             match file.write(rest) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
-                    rest = rest.get(written..).unwrap_or_default();
-                    self.torn = !rest.is_empty();
+                    let (done, left) = rest.split_at_checked(written).unwrap_or((rest, &[]));
+                    self.torn = done.last() != Some(&b'\n');
+                    *rest = left;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

@@ -6,31 +6,43 @@ use sha2::Sha256;
 use crate::secret::{SecretString, random_array};
 
 /// One device's salt.
-#[derive(Debug)]
-pub struct Salt(SecretString);
+pub struct Salt {
+    text: SecretString,
+    /// HMAC with the key schedule made; a key of any length is taken.
+    keyed: Option<Hmac<Sha256>>,
+}
+
+impl std::fmt::Debug for Salt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Salt").finish_non_exhaustive()
+    }
+}
 
 impl Salt {
     /// A new random salt.
     pub fn random() -> Self {
-        Self(SecretString::new(hex::encode(random_array::<32>())))
+        Self::from_text(hex::encode(random_array::<32>()))
     }
 
     /// The salt as it was stored.
     pub fn from_text(text: String) -> Self {
-        Self(SecretString::new(text))
+        let keyed = Hmac::new_from_slice(text.as_bytes()).ok();
+        Self { text: SecretString::new(text), keyed }
     }
 
     /// The text to store.
     pub fn expose(&self) -> &str {
-        self.0.expose()
+        self.text.expose()
     }
 
     /// `hmac-sha256:` and the HMAC in hex.
     pub fn identify(&self, value: &[u8]) -> String {
-        // A key of any length is taken, so there is nothing to fail.
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(self.0.expose().as_bytes()) else { return String::new() };
+        let Some(mut mac) = self.keyed.clone() else { return String::new() };
         mac.update(value);
-        format!("hmac-sha256:{}", hex::encode(mac.finalize().into_bytes()))
+        let mut digits = [0; 64];
+        // The buffer has twice the length of a digest.
+        let _ = hex::encode_to_slice(mac.finalize().into_bytes(), &mut digits);
+        ["hmac-sha256:", std::str::from_utf8(&digits).unwrap_or_default()].concat()
     }
 }
 

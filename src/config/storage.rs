@@ -33,7 +33,7 @@ pub struct Limits {
     pub cache_size: Option<u64>,
     /// How long a start waits for the check that no record is missing; the rest goes on in the background.
     pub check_at_start: Option<Duration>,
-    /// The files are written anew once they are so many bytes larger than twice the records.
+    /// The files are written anew once they are so many bytes larger than a multiple of the records.
     pub compact_above: Option<u64>,
 }
 

@@ -10,6 +10,7 @@
 use std::{
     ffi::{c_char, c_int, c_void},
     io, ptr,
+    time::Duration,
 };
 
 use rustix::process::{Resource, getrlimit};
@@ -24,6 +25,33 @@ pub fn lock_memory() -> io::Result<()> {
     let done = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// How often memory that is free goes back to the system.
+const GIVE_BACK: Duration = Duration::from_secs(20);
+
+/// Keeps glibc's allocator from growing for good: it makes up to eight heaps for each processor, and a heap keeps what is freed
+/// in its middle. One heap for each processor is enough for threads that mostly wait, and what is free is given back from time
+/// to time by a thread of its own. To be called before the server has other threads.
+#[cfg(target_env = "gnu")]
+pub fn bound_heaps() {
+    let heaps = std::thread::available_parallelism().map_or(2, |found| found.get().max(2));
+    // SAFETY: takes numbers only.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, c_int::try_from(heaps).unwrap_or(c_int::MAX)) };
+    let giving = std::thread::Builder::new().name("memory".into()).spawn(|| {
+        loop {
+            std::thread::sleep(GIVE_BACK);
+            // SAFETY: touches free memory only, under the allocator's own locks.
+            unsafe { libc::malloc_trim(0) };
+        }
+    });
+    if let Err(error) = giving {
+        tracing::warn!(%error, "free memory is not given back to the system: no thread could be started");
+    }
+}
+
+/// Other allocators have no heaps to bound.
+#[cfg(not(target_env = "gnu"))]
+pub fn bound_heaps() {}
 
 type Allocate = unsafe extern "C" fn(usize, *const c_char, c_int) -> *mut c_void;
 type Resize = unsafe extern "C" fn(*mut c_void, usize, *const c_char, c_int) -> *mut c_void;

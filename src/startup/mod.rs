@@ -112,6 +112,7 @@ pub fn run(args: ServerArgs) -> Result<(), StartError> {
     }
     process::log_panics_without_message();
     process::raise_file_limit();
+    memory::bound_heaps();
     if !config.disable_mlock
         && let Err(error) = memory::lock_memory()
     {
@@ -345,7 +346,7 @@ pub(crate) fn storage_config(config: &Config) -> Result<StorageConfig, StartErro
         }
     };
     let mut options = storage::Options::default();
-    options.cache_bytes = limits.cache_size.unwrap_or(options.cache_bytes);
+    options.cache_bytes = limits.cache_size.unwrap_or_else(|| kind.cache_bytes());
     options.check_at_start = limits.check_at_start.unwrap_or(options.check_at_start);
     options.compact_above = limits.compact_above.unwrap_or(options.compact_above);
     Ok(StorageConfig { kind, path, options })

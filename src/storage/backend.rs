@@ -105,6 +105,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
         Err(Fault::Io("no copy was begun".into()))
     }
 
+    /// Prepares the full copy for taking over, off this thread; true when it is ready and may be written again.
+    fn settle_copy(&self) -> Result<bool, Fault> {
+        Ok(true)
+    }
+
     /// Makes the copy durable and uses it from now on instead of the old files, which are removed. After an error
     /// either may be in place, and the engine must be reopened.
     fn let_copy_take_over(&self) -> Result<(), Fault> {

@@ -20,12 +20,19 @@ use super::{
 /// How often the files are looked at while they change.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
-/// The files are written anew when they are larger than this many times the records, and `compact_above` more. Each
-/// engine needs up to twice the records' size right after it was written in order.
-const TIMES: u64 = 2;
+/// The files are written anew when they are larger than this many times the records, and `compact_above` more. While much
+/// is written sled's log is about three times its records, and a copy would soon be so too.
+const TIMES: u64 = 4;
+
+/// The same while little is written.
+const TIMES_CALM: u64 = 2;
 
 /// See [`super::Options::compact_above`].
 pub(super) const SLACK: u64 = 8 << 20;
+
+/// A store is calm when less than so many bytes were written in so much time. It is made tidier then: less room is left
+/// in its files, and a start has less to read.
+const CALM: (u64, Duration) = (1 << 20, Duration::from_secs(30));
 
 /// How long a failed attempt rests.
 const REST: Duration = Duration::from_secs(60);
@@ -42,7 +49,11 @@ pub(super) struct Compaction {
     /// When the files are looked at next; `None` while nothing has changed.
     look_at: Option<Instant>,
     rest_until: Option<Instant>,
-    /// Bytes of the files and of their records after the last compaction: smaller it does not become.
+    /// Since when `written` counts the bytes of batches.
+    since: Instant,
+    written: u64,
+    calm: bool,
+    /// Bytes of the files after the last compaction, and of the records that it copied.
     settled: Option<(u64, u64)>,
     /// See [`super::Options::compact_above`].
     slack: u64,
@@ -57,8 +68,12 @@ struct Copying {
     /// What the copy holds, the changes included.
     census: Census,
     begun: Instant,
+    /// Bytes of the files, and of their records, when it began.
     bytes: u64,
+    records: u64,
     said: Instant,
+    /// All records are there; the copy is made ready to take over.
+    settling: bool,
     answer: Option<Answer>,
 }
 
@@ -79,11 +94,16 @@ impl Compaction {
     /// after a start are answered.
     pub(super) fn new(slack: u64) -> Self {
         let look_at = Some(Instant::now() + REST);
-        Self { copying: None, look_at, rest_until: None, settled: None, slack }
+        Self { copying: None, look_at, rest_until: None, since: Instant::now(), written: 0, calm: false, settled: None, slack }
     }
 
     pub(super) fn is_under_way(&self) -> bool {
         self.copying.is_some()
+    }
+
+    /// How long the committer may wait for work before it goes on with a compaction; `None` when that has work itself.
+    pub(super) fn pause(&self) -> Option<Duration> {
+        self.copying.as_ref().filter(|copying| copying.settling).map(|_| Duration::from_millis(2))
     }
 
     /// How long the committer may sleep.
@@ -99,7 +119,8 @@ impl Compaction {
     }
 
     /// Takes note of a batch that is durable.
-    pub(super) fn wrote(&mut self, behind: Behind) {
+    pub(super) fn wrote(&mut self, bytes: u64, behind: Behind) {
+        self.written += bytes;
         let soon = Instant::now() + LOOK;
         self.look_at = Some(self.look_at.map_or(soon, |at| at.min(soon)));
         let Some(copying) = &mut self.copying else { return };
@@ -122,8 +143,14 @@ impl Compaction {
             return;
         }
         let bytes = backend.bytes_on_disk();
-        if is_worth_it(bytes, census.bytes(), self.slack, self.settled) {
+        if now >= self.since + CALM.1 {
+            self.calm = self.written < CALM.0;
+            (self.since, self.written) = (now, 0);
+        }
+        if is_worth_it(bytes, census.bytes(), self.slack, self.settled, self.calm) {
             self.begin(backend, census, None);
+        } else if !self.calm || self.written > 0 {
+            self.look_at = Some(self.since + CALM.1);
         }
     }
 
@@ -134,8 +161,17 @@ impl Compaction {
         }
         let bytes = backend.bytes_on_disk();
         let begun = Instant::now();
-        self.copying =
-            Some(Copying { next: Vec::new(), changes: Vec::new(), census: Census::default(), begun, bytes, said: begun, answer });
+        self.copying = Some(Copying {
+            next: Vec::new(),
+            changes: Vec::new(),
+            census: Census::default(),
+            begun,
+            bytes,
+            records: census.bytes(),
+            said: begun,
+            settling: false,
+            answer,
+        });
         match guarded(|| backend.begin_copy(census.bytes())) {
             Ok(()) => info!(bytes, records = census.count(), of = census.bytes(), "the store's files are written anew"),
             Err(fault) => self.abandon(backend, &fault),
@@ -146,6 +182,7 @@ impl Compaction {
     pub(super) fn step(&mut self, backend: &dyn Backend, census: Census) -> Progress {
         let Some(copying) = &mut self.copying else { return Progress::Goes };
         match guarded(|| copying.advance(backend)) {
+            Ok(false) if copying.settling => return Progress::Goes,
             Ok(false) => {
                 if copying.said.elapsed() > Duration::from_secs(5) {
                     copying.said = Instant::now();
@@ -168,8 +205,8 @@ impl Compaction {
             return Progress::Unsure;
         }
         let after = backend.bytes_on_disk();
-        self.settled = Some((after, census.bytes()));
         if let Some(copying) = self.copying.take() {
+            self.settled = Some((after, census.bytes().max(copying.records)));
             let seconds = copying.begun.elapsed().as_secs_f64();
             info!(before = copying.bytes, after, seconds, "the store's files are written anew and in use");
             let _ = copying.answer.map(|answer| answer.send(Ok(())));
@@ -192,19 +229,33 @@ impl Compaction {
     }
 }
 
-/// Whether files of so many bytes are too large for their records: by the measure above, and by what the last
-/// compaction came to, so that one that gains nothing is not repeated for ever.
-fn is_worth_it(bytes: u64, records: u64, slack: u64, settled: Option<(u64, u64)>) -> bool {
-    let too_large = bytes > records.saturating_mul(TIMES).saturating_add(slack);
-    let shrinks = settled.is_none_or(|(then, held)| {
-        u128::from(bytes) * u128::from(held.max(1 << 20)) > 2 * u128::from(then) * u128::from(records)
-    });
-    too_large && shrinks
+/// Whether files of so many bytes are too large for their records, by the measure above, and a copy of the records is
+/// worth its cost. After one it is again when as much was written as there is to copy (a quarter of that in a calm
+/// store), or when most of the records are gone: so that one that gains nothing is not repeated for ever.
+fn is_worth_it(bytes: u64, records: u64, slack: u64, settled: Option<(u64, u64)>, calm: bool) -> bool {
+    let times = if calm { TIMES_CALM } else { TIMES };
+    let too_large = bytes > records.saturating_mul(times).saturating_add(slack);
+    let written = if calm { records / 4 } else { records };
+    let gains = |(then, held): (u64, u64)| bytes > then.saturating_add(written) || records.saturating_mul(2) < held;
+    too_large && settled.is_none_or(gains)
 }
 
 impl Copying {
-    /// True when all is in the copy.
+    /// True when the copy holds all records and is ready to take over.
     fn advance(&mut self, backend: &dyn Backend) -> Result<bool, Fault> {
+        if !self.settling {
+            self.settling = self.copy_some(backend)?;
+        }
+        if !self.settling || !backend.settle_copy()? {
+            return Ok(false);
+        }
+        // What changed while it settled; when that was much, there is more by now.
+        let changes = self.changes.len();
+        Ok(self.copy_some(backend)? && changes < STEP.0)
+    }
+
+    /// Copies what has changed behind the copy, and some more. True when there was no more.
+    fn copy_some(&mut self, backend: &dyn Backend) -> Result<bool, Fault> {
         let mut batch = std::mem::take(&mut self.changes);
         let from = batch.len();
         let mut size = 0;
@@ -487,22 +538,30 @@ mod tests {
     #[test]
     fn a_compaction_is_repeated_when_it_gains_something() {
         const MIB: u64 = 1 << 20;
-        let is_worth_it = |bytes, records, settled| is_worth_it(bytes * MIB, records * MIB, SLACK, settled);
+        let is_worth_it = |bytes, records, settled| is_worth_it(bytes * MIB, records * MIB, SLACK, settled, false);
         assert!(!is_worth_it(8, 0, None) && is_worth_it(9, 0, None));
-        assert!(!is_worth_it(60, 30, None) && is_worth_it(100, 30, None));
+        assert!(!is_worth_it(120, 30, None) && is_worth_it(130, 30, None));
+        assert!(super::is_worth_it(70 * MIB, 30 * MIB, SLACK, None, true));
         // While it ran, most of what it copied was deleted.
         assert!(is_worth_it(80, 10, Some((80 * MIB, 40 * MIB))));
         // An engine that needs five times the room of its records.
         assert!(!is_worth_it(100, 20, Some((100 * MIB, 20 * MIB))));
         // Almost nothing was held then.
         assert!(is_worth_it(300, 50, Some((2 * MIB, 100))));
+        // As much was written as there is to copy; a quiet store does not wait for that.
+        let settled = Some((40 * MIB, 20 * MIB));
+        let settled_high = Some((80 * MIB, 20 * MIB));
+        assert!(is_worth_it(89, 20, settled) && !is_worth_it(89, 20, settled_high) && is_worth_it(101, 20, settled_high));
+        // A calm store does not wait for that.
+        assert!(super::is_worth_it(58 * MIB, 20 * MIB, SLACK, settled, true));
+        assert!(!super::is_worth_it(44 * MIB, 20 * MIB, 0, settled, true));
     }
 
     #[test]
     fn files_are_written_anew_only_when_they_hold_little() {
         let mut compaction = Compaction::new(SLACK);
         assert!(compaction.sleep().is_some_and(|sleep| sleep > LOOK), "what a start finds has time");
-        compaction.wrote(Behind::default());
+        compaction.wrote(1, Behind::default());
         assert!(compaction.sleep().is_some_and(|sleep| sleep <= LOOK));
         let bench = Bench::new(Kind::Redb);
         let store = bench.try_open().unwrap();
@@ -510,6 +569,10 @@ mod tests {
         compaction.look_at = Some(Instant::now());
         compaction.look(store.backend(), Census::default());
         assert!(!compaction.is_under_way(), "a small file stays as it is");
+        assert!(compaction.sleep().is_some_and(|sleep| sleep > LOOK && sleep <= CALM.1), "and is looked at when it is calm");
+        compaction.since = Instant::now().checked_sub(CALM.1).unwrap();
+        compaction.look_at = Some(Instant::now());
+        compaction.look(store.backend(), Census::default());
         assert!(compaction.sleep().is_none(), "an idle store is left alone");
     }
 }

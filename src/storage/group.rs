@@ -354,10 +354,10 @@ impl Committer {
                 }
             }
             if self.compaction.is_under_way() {
-                match waiting.try_recv() {
+                match waiting.recv_timeout(self.compaction.pause().unwrap_or(Duration::ZERO)) {
                     Ok(work) => return Some(work),
-                    Err(mpsc::TryRecvError::Disconnected) => return None,
-                    Err(mpsc::TryRecvError::Empty) => {
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
                         self.compact();
                         continue;
                     }
@@ -489,6 +489,8 @@ impl Committer {
         }
         self.snapshots.keep(&*self.backend, &batch);
         batch.push((SEQUENCE.to_vec(), Some(frame::encode(SEQUENCE, self.sequence, &census.encode()))));
+        let bytes = batch.iter().map(|(key, framed)| key.len() + framed.as_ref().map_or(0, Vec::len)).sum::<usize>();
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.listings.begin(&mut changing);
         // The engine is foreign code: were it to panic, the store must recover as from any other failure.
         reach("commit-begun");
@@ -500,7 +502,7 @@ impl Committer {
                 reach("commit-synced");
                 self.syncs.fetch_add(1, Ordering::Relaxed);
                 self.census = census;
-                self.compaction.wrote(behind);
+                self.compaction.wrote(bytes, behind);
                 if let Some(mark) = &mut self.mark {
                     mark.note(self.sequence);
                 }

@@ -37,8 +37,19 @@ fn all_there(server: &Server<'_>, acknowledged: &Acknowledged, when: &str) {
     }
 }
 
-/// Writes, overwrites and deletes by four clients until the files were written anew, for the first time and again.
-fn load_until_compacted(server: &Server<'_>, acknowledged: &mut Acknowledged) {
+/// Does something with each name by four clients at once.
+fn by_four(names: &[String], each: impl Fn(&str) + Sync) {
+    let each = &each;
+    std::thread::scope(|scope| {
+        for quarter in names.chunks(names.len().div_ceil(4)) {
+            scope.spawn(move || quarter.iter().for_each(|name| each(name)));
+        }
+    });
+}
+
+/// Writes, overwrites and deletes by four clients, and deletes `many` meanwhile, until the files were written anew and a
+/// little longer.
+fn load_until_compacted(server: &Server<'_>, many: &[String], acknowledged: &mut Acknowledged) {
     let done = AtomicBool::new(false);
     let client = |client: usize| {
         let mut kept = Acknowledged::new();
@@ -57,12 +68,15 @@ fn load_until_compacted(server: &Server<'_>, acknowledged: &mut Acknowledged) {
     };
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..4).map(|number| scope.spawn(move || client(number))).collect();
+        by_four(many, |name| drop(server.call("DELETE", name, None).ok()));
         let until = Instant::now() + PATIENCE;
-        while server.log().matches("written anew and in use").count() < 2 {
-            assert!(Instant::now() < until, "the files are not written anew under load\n{}", server.log());
+        let in_use = || server.log().contains("written anew and in use");
+        while !in_use() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(20));
         }
+        std::thread::sleep(Duration::from_millis(300));
         done.store(true, Ordering::Relaxed);
+        assert!(in_use(), "the files are not written anew under load\n{}", server.log());
         clients.into_iter().for_each(|client| acknowledged.extend(client.join().unwrap()));
     });
 }
@@ -75,24 +89,15 @@ fn files_shrink_and_keep_everything(storage: &str) {
     let made = server.init_shamir(1, 1);
     server.put("sys/mounts/kv", json!({"type": "kv", "options": {"version": "1"}})).ok();
     let mut acknowledged = Acknowledged::new();
-    load_until_compacted(&server, &mut acknowledged);
+    let many: Vec<String> = (0..600).map(|number| format!("kv/many-{number}")).collect();
+    by_four(&many, |name| write(&server, name, 1));
+    load_until_compacted(&server, &many, &mut acknowledged);
     all_there(&server, &acknowledged, "after the load");
 
     // After the load: nobody writes any more, and the files shrink to what is left.
-    let many: Vec<String> = (0..800).map(|number| format!("kv/many-{number}")).collect();
-    std::thread::scope(|scope| {
-        for quarter in many.chunks(200) {
-            let server = &server;
-            scope.spawn(move || quarter.iter().for_each(|name| write(server, name, 1)));
-        }
-    });
+    by_four(&many, |name| write(&server, name, 2));
     let full = bytes_in(&place.path("store"));
-    std::thread::scope(|scope| {
-        for quarter in many.chunks(200) {
-            let server = &server;
-            scope.spawn(move || quarter.iter().for_each(|name| drop(server.call("DELETE", name, None).ok())));
-        }
-    });
+    by_four(&many, |name| drop(server.call("DELETE", name, None).ok()));
     let until = Instant::now() + PATIENCE;
     while bytes_in(&place.path("store")) * 2 > full {
         assert!(Instant::now() < until, "{full} bytes became {}\n{}", bytes_in(&place.path("store")), server.log());
