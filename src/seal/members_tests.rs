@@ -7,8 +7,8 @@ use time::OffsetDateTime;
 use super::wire::*;
 use super::*;
 use crate::barrier::teststore::Store;
-use crate::hsm::KeyKind;
 use crate::hsm::fake::FakeHsm;
+use crate::hsm::{KeyId, KeyKind};
 use crate::zones::{WrappedMaterial, Zones};
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
@@ -385,4 +385,35 @@ async fn act(run: &Run, action: &str) -> Result<(), SealError> {
         "rewrap" => run.seal.rewrap_hsm(&run.zones, "b").await,
         _ => run.seal.remove_hsm(&run.zones, "b", true, &[]).await.map(|_| ()),
     }
+}
+
+#[tokio::test]
+async fn a_damaged_escrow_copy_is_missing_and_no_error() {
+    let w = World::new();
+    let (run, _) = w.initialised(true).await;
+    let b = World::member("b", &w.b);
+    let brought = run.zones.bring(&b, Some(&|_| Err("damaged".to_owned()))).await.unwrap();
+    assert_eq!((brought.missing, brought.imported), (vec!["default/v1".to_owned()], vec![]));
+    assert!(w.b.labels().is_empty());
+}
+
+#[tokio::test]
+async fn what_was_under_way_when_a_backup_was_taken_is_forgotten_and_its_objects_stay() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    run.add("b", &shares).await.unwrap();
+    let key = KeyId::random();
+    w.b.create_seal_key("sos/test/seal/root/v9", key).await.unwrap();
+    let intent = record::SealIntent { format: 1, action: "rewrap".into(), member: "b".into(), keys: vec![key], masters: false };
+    run.seal.barrier().commit(intent.put(crate::barrier::Txn::new()).unwrap()).await.unwrap();
+    let labels = w.b.labels();
+    run.seal.forget_intents().await.unwrap();
+    run.tick().await;
+    assert_eq!(w.b.labels(), labels);
+    let orphans = run.seal.orphans(&run.zones, || Ok(HashSet::new())).await.unwrap();
+    assert_eq!(orphans.iter().map(|orphan| (orphan.hsm.as_str(), orphan.id)).collect::<Vec<_>>(), [("b", key)]);
+    let needed = run.zones.current("default").unwrap().id;
+    assert!(text(run.seal.destroy_orphan(&run.zones, needed, || Ok(HashSet::new())).await).contains("no orphan"));
+    run.seal.destroy_orphan(&run.zones, key, || Ok(HashSet::new())).await.unwrap();
+    assert_eq!(w.b.labels().len(), labels.len() - 1);
 }
