@@ -162,6 +162,7 @@ fn provide(args: RekeyArgs, client: &Client, paths: &Paths, format: Format, term
     if !truth(&reply, "complete") {
         return status(client, paths, args.verify, format, terminal);
     }
+    texts(&reply, "warnings").iter().for_each(|warning| terminal.complain(format!("WARNING: {warning}")));
     if args.verify {
         terminal.print("Rekey verification successful. The rekey operation is complete and the new keys are now active.")?;
         return Ok(0);

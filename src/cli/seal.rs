@@ -128,6 +128,9 @@ fn remove(args: &RemoveArgs, terminal: &mut Terminal<'_>) -> Result<u8, Failure>
             if names(fields, "lost") != "none" {
                 terminal.print(format!("Lost with it: {}", names(fields, "lost")))?;
             }
+            if names(fields, "stranded") != "none" {
+                terminal.print(format!("No other HSM holds these zone master keys: {}", names(fields, "stranded")))?;
+            }
             if flag(fields, "pending") {
                 terminal.print("Its objects are destroyed when it is there again.")?;
             }
@@ -202,7 +205,14 @@ fn table(answer: &Value) -> String {
     let number = |field: &str| answer.get(field).and_then(Value::as_u64).unwrap_or(0);
     let covers =
         if flag(answer, "escrow") { "they also bring the zone master keys back" } else { "they do not cover keys in HSMs" };
-    format!("{}\nShares: {} of {} open the root key; {covers}.", aligned(&rows), number("threshold"), number("shares"))
+    let awaited = answer.get("root_key_renewal_awaits").and_then(Value::as_array);
+    let renewal = match awaited {
+        None => "",
+        Some(_) => {
+            "\nThe root key is still the one of the shares before: they open the store with an old copy of it until the new root key is there."
+        }
+    };
+    format!("{}\nShares: {} of {} open the root key; {covers}.{renewal}", aligned(&rows), number("threshold"), number("shares"))
 }
 
 /// Columns side by side.

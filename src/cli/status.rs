@@ -109,7 +109,8 @@ fn details(more: &Value) -> Rows {
             serial if serial.is_empty() => String::new(),
             serial => format!(" (token {}, serial {serial})", text(hsm, "token")),
         };
-        rows.add(format!("HSM {}", text(hsm, "name")), format!("{}{serial}", text(hsm, "state")));
+        let missing = if truth(hsm, "seal_key_missing") { ", seal key missing" } else { "" };
+        rows.add(format!("HSM {}", text(hsm, "name")), format!("{}{missing}{serial}", text(hsm, "state")));
     }
     if let Some(store) = more.get("store") {
         rows.add_field("Store", store, "path");

@@ -109,6 +109,11 @@ impl FakeHsm {
         labels
     }
 
+    /// The worker process ends and the next one is ready at once: nobody sees it away.
+    pub fn restart_worker(&self) {
+        self.status.send_replace(ready(&self.serial));
+    }
+
     /// Loses every object, as a token that was initialised anew.
     pub fn wipe(&self) {
         self.objects.lock().clear();

@@ -58,6 +58,20 @@ impl Member {
         matches!(self.hsm.status(), Status::Ready(_))
     }
 
+    /// What it is, while it can be used. The same `Arc` as long as it stays ready without a break.
+    pub fn facts(&self) -> Option<Arc<TokenFacts>> {
+        match self.hsm.status() {
+            Status::Ready(facts) => Some(facts),
+            Status::Starting | Status::Down { .. } => None,
+        }
+    }
+
+    /// Whether both are ready and lead to one token.
+    pub fn shares_token_with(&self, other: &Member) -> bool {
+        let (Some(own), Some(other)) = (self.facts(), other.facts()) else { return false };
+        own.serial == other.serial && own.label == other.label
+    }
+
     /// Its state once it has started: a server that answers a moment before its HSM does is not an error to report.
     pub async fn started(&self) -> Status {
         let mut changes = self.hsm.subscribe();

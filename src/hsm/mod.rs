@@ -230,7 +230,7 @@ pub struct TokenFacts {
 pub enum Status {
     /// The worker is starting, logging in or testing the module.
     Starting,
-    /// In use.
+    /// In use. A new `Arc` each time it becomes ready, so that its users see even a short break.
     Ready(Arc<TokenFacts>),
     /// Not usable now; tried again with back-off unless the reason is final.
     Down {

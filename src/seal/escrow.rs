@@ -6,18 +6,22 @@
 //! The private half is never under the root key: a thief of PIN and store does not get the master keys by it.
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
-use aws_lc_rs::rsa::{KeySize, OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey};
+use aws_lc_rs::rsa::{
+    KeySize, OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm, OaepPrivateDecryptingKey, OaepPublicEncryptingKey,
+    PrivateDecryptingKey, PublicEncryptingKey,
+};
 use hkdf::Hkdf;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use super::SealError;
-use crate::barrier::{open_bytes, seal_bytes};
+use crate::barrier::{ROOT_KEY_LEN, open_bytes, seal_bytes};
 use crate::hsm::{Mechanism, base64_bytes};
 use crate::secret::SecretBytes;
 
 const ROOT_KEY_PURPOSE: &str = "sos/escrow/root-key/v1";
 const PRIVATE_KEY_PURPOSE: &str = "sos/escrow/private-key/v1";
+const RENEWAL_PURPOSE: &str = "sos/escrow/root-renewal/v1";
 /// RSA-3072 is 128 bits of strength (NIST SP 800-57) and is made in well under a second.
 const KEY_SIZE: KeySize = KeySize::Rsa3072;
 
@@ -35,13 +39,8 @@ pub struct EscrowKeyPair {
 impl EscrowKeyPair {
     /// Makes a key pair. Takes a moment of computing: not for an async worker.
     pub(super) fn generate(secret: &SecretBytes, cluster_id: &str) -> Result<Self, SealError> {
-        let failed = |_unspecified| SealError::Internal("making the escrow key pair failed".into());
-        let key = PrivateDecryptingKey::generate(KEY_SIZE).map_err(failed)?;
-        let public: PublicKeyX509Der<'_> = key.public_key().as_der().map_err(failed)?;
-        let private: Pkcs8V1Der<'_> = key.as_der().map_err(failed)?;
-        let private = SecretBytes::new(private.as_ref().to_vec());
-        let private_key = encrypt(secret, PRIVATE_KEY_PURPOSE, cluster_id, &private)?;
-        Ok(Self { public_key: public.as_ref().to_vec(), private_key })
+        let (public_key, private_key) = generate(secret, PRIVATE_KEY_PURPOSE, cluster_id)?;
+        Ok(Self { public_key, private_key })
     }
 
     /// The same pair, its private half encrypted by another Shamir secret.
@@ -54,6 +53,68 @@ impl EscrowKeyPair {
     fn open(&self, secret: &SecretBytes, cluster_id: &str) -> Result<SecretBytes, SealError> {
         decrypt(secret, PRIVATE_KEY_PURPOSE, cluster_id, &self.private_key).ok_or(SealError::InvalidKey)
     }
+}
+
+/// A key pair to which a root key can be wrapped for the shares while these are not there (`renewal.rs`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SharesKeyPair {
+    /// SubjectPublicKeyInfo, DER. Never readable while sealed: who knows it can wrap a root key of their own.
+    #[serde(with = "base64_bytes")]
+    public_key: Vec<u8>,
+    /// Nonce, AES-256-GCM ciphertext and tag of the PKCS#8 private key.
+    #[serde(with = "base64_bytes")]
+    pub(super) private_key: Vec<u8>,
+}
+
+impl SharesKeyPair {
+    /// Makes a key pair and tries it. Takes a moment of computing: not for an async worker.
+    pub(super) fn generate(secret: &SecretBytes, cluster_id: &str) -> Result<Self, SealError> {
+        let (public_key, private_key) = generate(secret, RENEWAL_PURPOSE, cluster_id)?;
+        let (pair, sample) = (Self { public_key, private_key }, SecretBytes::random(ROOT_KEY_LEN));
+        match Self::unwrap(secret, cluster_id, &pair.private_key, &pair.wrap(&sample)?)?.same_as(sample.expose()) {
+            true => Ok(pair),
+            false => Err(SealError::Internal("the key pair of the shares does not give back what was wrapped to it".into())),
+        }
+    }
+
+    /// Wraps a root key (RSA-OAEP with SHA-256).
+    pub(super) fn wrap(&self, root: &SecretBytes) -> Result<Vec<u8>, SealError> {
+        let failed = || SealError::Internal("wrapping the root key for the shares failed".into());
+        let key = PublicEncryptingKey::from_der(&self.public_key).map_err(|_rejected| failed())?;
+        let key = OaepPublicEncryptingKey::new(key).map_err(|_unspecified| failed())?;
+        let mut wrapped = vec![0; key.ciphertext_size()];
+        let len = key.encrypt(&OAEP_SHA256_MGF1SHA256, root.expose(), &mut wrapped, None).map_err(|_unspecified| failed())?.len();
+        wrapped.truncate(len);
+        Ok(wrapped)
+    }
+
+    /// Opens what [`SharesKeyPair::wrap`] made, by the encrypted private half.
+    pub(super) fn unwrap(
+        secret: &SecretBytes,
+        cluster_id: &str,
+        private_key: &[u8],
+        wrapped: &[u8],
+    ) -> Result<SecretBytes, SealError> {
+        let private = decrypt(secret, RENEWAL_PURPOSE, cluster_id, private_key).ok_or(SealError::InvalidKey)?;
+        open_oaep(&private, &OAEP_SHA256_MGF1SHA256, wrapped).ok_or(SealError::InvalidKey)
+    }
+}
+
+/// An RSA pair: the public half, and the private half encrypted by a key derived from the Shamir secret.
+fn generate(secret: &SecretBytes, purpose: &str, cluster_id: &str) -> Result<(Vec<u8>, Vec<u8>), SealError> {
+    let failed = |_unspecified| SealError::Internal("making an RSA key pair for the shares failed".into());
+    let key = PrivateDecryptingKey::generate(KEY_SIZE).map_err(failed)?;
+    let public: PublicKeyX509Der<'_> = key.public_key().as_der().map_err(failed)?;
+    let private: Pkcs8V1Der<'_> = key.as_der().map_err(failed)?;
+    let private = SecretBytes::new(private.as_ref().to_vec());
+    Ok((public.as_ref().to_vec(), encrypt(secret, purpose, cluster_id, &private)?))
+}
+
+fn open_oaep(private: &SecretBytes, algorithm: &'static OaepAlgorithm, wrapped: &[u8]) -> Option<SecretBytes> {
+    let key = OaepPrivateDecryptingKey::new(PrivateDecryptingKey::from_pkcs8(private.expose()).ok()?).ok()?;
+    let mut buffer = zeroize::Zeroizing::new(vec![0; key.min_output_size()]);
+    let opened = key.decrypt(algorithm, wrapped, &mut buffer, None).ok()?;
+    Some(SecretBytes::new(opened.to_vec()))
 }
 
 /// Wraps the root key by the Shamir secret.
@@ -83,11 +144,7 @@ pub fn recover_master_key(
     };
     let private = pair.open(secret, cluster_id)?;
     let damaged = || SealError::Internal("the escrow copy of the master key does not open".into());
-    let key = PrivateDecryptingKey::from_pkcs8(private.expose()).map_err(|_rejected| damaged())?;
-    let key = OaepPrivateDecryptingKey::new(key).map_err(|_unspecified| damaged())?;
-    let mut buffer = zeroize::Zeroizing::new(vec![0; key.min_output_size()]);
-    let opened = key.decrypt(algorithm, exported, &mut buffer, None).map_err(|_unspecified| damaged())?;
-    Ok(SecretBytes::new(opened.to_vec()))
+    open_oaep(&private, algorithm, exported).ok_or_else(damaged)
 }
 
 fn encrypt(secret: &SecretBytes, purpose: &str, cluster_id: &str, plain: &SecretBytes) -> Result<Vec<u8>, SealError> {
@@ -114,7 +171,6 @@ fn derive(secret: &SecretBytes, purpose: &str, cluster_id: &str) -> Option<Secre
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aws_lc_rs::rsa::{OaepPublicEncryptingKey, PublicEncryptingKey};
 
     #[test]
     fn the_root_key_opens_only_for_its_secret_and_cluster() {

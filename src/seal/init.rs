@@ -99,7 +99,7 @@ impl Seal {
             "" => format!("sos-cluster-{}", cluster_id.get(..8).unwrap_or_default()),
             name => name.to_owned(),
         };
-        let wrappers = vec![Wrapper::Shares { blob }];
+        let wrappers = vec![Wrapper::Shares { blob, through: None }];
         let record = SealRecord { format: 1, seal_type, cluster_id, cluster_name, shares, threshold, wrappers, escrow };
         Ok(Draft { record, root, now })
     }

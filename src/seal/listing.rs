@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::look::Opens;
 use super::record::{MemberRecord, SealIntent, SealRecord, Wrapper};
+use super::renewal::{AwaitedHsm, notice};
 use super::{Seal, SealError, SealType};
 use crate::hsm::{Member, Status};
 use crate::zones::{Way, Zones};
@@ -34,18 +36,19 @@ pub struct SealListing {
     pub seal_key: String,
     /// Whether it has a transport key, by which new master keys reach it.
     pub transport_key: bool,
-    /// Zone master keys that it does not hold yet.
+    /// What it lacks: zone master keys, its seal key, a new root key.
     pub pending: Vec<PendingListing>,
     /// Interrupted work that is finished when the HSM is there: `add`, `remove`, `rewrap`, `transport`; else empty.
     pub unfinished: String,
 }
 
-/// A zone master key that an HSM does not hold yet.
+/// What an HSM does not hold yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PendingListing {
-    /// `zone/vN`.
+    /// `zone/vN` for a zone master key, `seal key`, or `new root key` (after new shares; see `sys/rekey`).
     pub key: String,
-    /// How it gets there: `by-itself` when the HSM is ready, `with-shares` by `sos seal add`, `never` as there is no copy.
+    /// How it gets there: `by-itself` when the HSM is ready, `with-shares` by `sos seal add`,
+    /// `with-rewrap` by `sos seal rewrap`, `never` as there is no copy.
     pub way: &'static str,
 }
 
@@ -62,13 +65,17 @@ pub struct SealsResponse {
     pub escrow: bool,
     /// Whether enrolling another HSM needs the shares.
     pub shares_needed: bool,
+    /// The HSMs for which the renewal of the root key waits that belongs to the latest new shares; null when it is done.
+    /// Until then the shares before them open the store as it is today, with a copy of the store from their time.
+    pub root_key_renewal_awaits: Option<Vec<AwaitedHsm>>,
 }
 
 impl Seal {
-    /// `GET sys/sos/seals`.
-    pub fn list_hsms(&self, zones: &Zones) -> Result<SealsResponse, SealError> {
-        let (record, _) = self.open_record()?;
-        let enrolled = record.hsm_wrappers().count();
+    /// `GET sys/sos/seals`. Asks the HSMs that are ready which copies of the root key they open.
+    pub async fn list_hsms(&self, zones: &Zones) -> Result<SealsResponse, SealError> {
+        let (record, version) = self.open_record()?;
+        self.look_around(&record, version, true).await;
+        let awaited = self.awaited_for_renewal()?;
         let unfinished = SealIntent::all(self.barrier())?;
         let unfinished = |name: &str| {
             let intent = unfinished.iter().find(|(_, intent, _)| intent.member == name);
@@ -78,7 +85,14 @@ impl Seal {
         let mut seals = Vec::new();
         for (name, key_label, seal_key) in wrappers(&record) {
             let member = members.iter().find(|member| member.name == name);
-            let pending = if enrolled > 1 { pending(zones, name)? } else { Vec::new() };
+            let mut pending = pending(zones, name)?;
+            if member.is_some_and(|member| matches!(self.opens(member), Some(Opens::Nothing(_)))) {
+                let way = if self.opened_by_another(name) { "with-rewrap" } else { "with-shares" };
+                pending.insert(0, PendingListing { key: SEAL_KEY.into(), way });
+            }
+            if awaited.iter().flatten().any(|hsm| hsm.name == name) {
+                pending.push(PendingListing { key: NEW_ROOT_KEY.into(), way: "by-itself" });
+            }
             let transport = MemberRecord::load(self.barrier(), name)?.is_some_and(|record| record.transport.is_some());
             let listing = SealListing { enrolled: true, seal_key, transport_key: transport, pending, ..blank(name, key_label) };
             seals.push(SealListing { unfinished: unfinished(name), ..with_state(listing, member) });
@@ -93,9 +107,49 @@ impl Seal {
             threshold: record.threshold,
             escrow: record.escrow.is_some(),
             shares_needed: record.seal_type == SealType::Shamir || zones.in_escrow()?,
+            root_key_renewal_awaits: awaited,
         })
     }
+
+    /// Whether another HSM was seen to open the root key.
+    fn opened_by_another(&self, name: &str) -> bool {
+        let members = self.group().map(|group| group.members()).unwrap_or_default();
+        members.iter().any(|member| member.name != name && matches!(self.opens(member), Some(Opens::Copy(_))))
+    }
+
+    /// Whether the HSM was seen to lack a seal key that opens its copy of the root key.
+    pub fn lacks_seal_key(&self, name: &str) -> bool {
+        let enrolled = self.seal_record().is_ok_and(|record| record.is_some_and(|record| record.hsm_blob(name).is_some()));
+        let member = self.group().and_then(|group| group.member(name)).filter(|_| enrolled);
+        member.is_some_and(|member| matches!(self.opens(&member), Some(Opens::Nothing(_))))
+    }
+
+    /// What an operator should look after, from what was seen at the last tick.
+    pub fn warnings(&self, zones: &Zones) -> Result<Vec<String>, SealError> {
+        let (record, _) = self.open_record()?;
+        let mut warnings = Vec::new();
+        for (name, _) in record.hsm_wrappers() {
+            if self.lacks_seal_key(name) {
+                warnings.push(format!(
+                    "the HSM {name:?} lacks this cluster's seal key and does not unseal the server: see sos seal list"
+                ));
+            }
+            let pending = zones.pending(name)?.len();
+            if pending > 0 {
+                warnings.push(format!("the HSM {name:?} does not hold {pending} zone master key(s) yet: see sos seal list"));
+            }
+        }
+        if let Some(awaited) = self.awaited_for_renewal()? {
+            warnings.push(notice(&awaited));
+        }
+        Ok(warnings)
+    }
 }
+
+/// What [`PendingListing`] calls a missing seal key.
+const SEAL_KEY: &str = "seal key";
+/// What [`PendingListing`] calls a root key that waits to be renewed.
+const NEW_ROOT_KEY: &str = "new root key";
 
 fn wrappers(record: &SealRecord) -> impl Iterator<Item = (&str, &str, String)> {
     record.wrappers.iter().filter_map(|wrapper| match wrapper {

@@ -10,13 +10,13 @@ use std::sync::{Arc, atomic::Ordering};
 use super::escrow::{EscrowKeyPair, recover_master_key};
 use super::init::make_escrow;
 use super::record::{MemberRecord, SealIntent, SealRecord, TransportKey, Wrapper, member_path};
-use super::{ClusterFacts, Seal, SealError, SealType, combine_shares, root_key_binding};
+use super::{ClusterFacts, Opens, Seal, SealError, SealType, combine_shares, root_key_binding};
 use crate::barrier::{BarrierError, Entry, Txn};
 use crate::crashpoint::reach;
-use crate::hsm::{Group, HsmError, KeyId, Member, Members, SealedBlob, Status};
+use crate::hsm::{Group, HsmError, KeyId, Member, Members, SealedBlob, Status, TokenFacts};
 use crate::secret::{SecretBytes, SecretString};
 use crate::storage::{Expect, Version};
-use crate::zones::{Brought, EscrowCopy, Zones};
+use crate::zones::{Brought, EscrowCopy, MasterKey, Zones};
 
 /// Keys named in a refusal before the rest is only counted.
 const NAMED: usize = 20;
@@ -39,6 +39,8 @@ pub struct Added {
 pub struct Removed {
     /// `hsm-only` keys that are lost with it, by name; only when forced.
     pub lost: Vec<String>,
+    /// Zone master keys that no other HSM was seen to hold, as `zone/vN`; only when forced. They are not destroyed.
+    pub stranded: Vec<String>,
     /// Whether objects on it wait to be destroyed until it is there again.
     pub pending: bool,
 }
@@ -61,8 +63,8 @@ impl Seal {
         own: &HashSet<KeyId>,
     ) -> Result<Added, SealError> {
         let _working = self.working.lock().await;
-        let (record, version) = self.open_record()?;
         let member = &*self.ready_member(name).await?;
+        let (record, version) = self.open_record()?;
         let proven = self.proven(&record, shares)?;
         if record.hsm_blob(name).is_some() {
             let added = self.complete(zones, member, record, version, proven.as_ref()).await?;
@@ -201,14 +203,15 @@ impl Seal {
         // What cannot be settled on an HSM that is dead is taken over by the removal.
         self.give_up(zones, name).await;
         self.refuse_without_other_wrapper(&record, &others).await?;
+        // What was seen earlier may be on a token that was exchanged since.
+        zones.distrust();
         zones.spread().await?;
         let lost = self.held_by_none(name, &others, hsm_only).await?;
-        let stranded: Vec<String> =
-            zones.master_keys(&others)?.into_iter().filter(|(_, _, held)| !held).map(|(key, _, _)| key).collect();
-        let loses = !lost.is_empty() || !stranded.is_empty();
-        if loses && !force {
+        let stranded = self.stranded_without(zones, name, &record).await?;
+        if !force && (!lost.is_empty() || !stranded.is_empty()) {
             return Err(SealError::Invalid(refusal(name, &lost, &stranded)));
         }
+        let stranded: Vec<String> = stranded.into_iter().map(|key| key.name).collect();
         record.wrappers.retain(|wrapper| !matches!(wrapper, Wrapper::Hsm { name: of, .. } if of == name));
         let mut keys = vec![blob.key];
         keys.extend(MemberRecord::load(&self.barrier, name)?.and_then(|record| record.transport).map(|key| key.id));
@@ -223,7 +226,8 @@ impl Seal {
         tracing::warn!(hsm = name, ?lost, ?stranded, "an HSM was removed");
         self.give_up(zones, name).await;
         zones.forget_holder(name).await?;
-        Ok(Removed { lost, pending: self.has_intent(name)? })
+        self.try_renewal().await;
+        Ok(Removed { lost, stranded, pending: self.has_intent(name)? })
     }
 
     /// Gives an enrolled HSM a new seal key under which the root key is wrapped anew; the old one is destroyed.
@@ -251,6 +255,10 @@ impl Seal {
         self.give_up(zones, name).await;
         made?;
         tracing::warn!(hsm = name, "an HSM has a new seal key");
+        // A token that was made anew lacks more than the seal key.
+        self.ensure_transports().await;
+        self.try_renewal().await;
+        zones.spread().await?;
         Ok(())
     }
 
@@ -261,10 +269,20 @@ impl Seal {
         if self.is_sealed() || self.hsm.is_none() {
             return;
         }
+        if let Err(error) = self.adopt().await {
+            tracing::warn!(%error, "which HSM is which could not be found out");
+        }
         if let Err(error) = self.settle(zones).await {
             tracing::warn!(%error, "half-done work on an HSM is not finished yet");
         }
         self.ensure_transports().await;
+        self.try_renewal().await;
+    }
+
+    async fn try_renewal(&self) {
+        if let Err(error) = self.finish_renewal().await {
+            tracing::warn!(%error, "the root key is not renewed yet");
+        }
     }
 
     /// Destroys what interrupted work left on HSMs that are there; intents of absent ones stay.
@@ -273,20 +291,30 @@ impl Seal {
         for (path, intent, entry) in SealIntent::all(&self.barrier)? {
             match group.member(&intent.member) {
                 Some(member) if !member.is_ready() => continue,
-                Some(member) => self.destroy_unreferenced(zones, &member, &intent).await?,
+                Some(member) => {
+                    if !self.destroy_unreferenced(zones, &member, &intent).await? {
+                        continue;
+                    }
+                }
                 None => tracing::warn!(
                     hsm = %intent.member, action = %intent.action, keys = ?intent.keys,
                     "this HSM is not configured any more: objects of the cluster may be left on it"
                 ),
             }
             reach("seal-settle-destroyed");
-            self.barrier.commit(Txn::new().check(&path, Entry::unchanged(Some(&entry))).delete(&path)).await?;
-            tracing::info!(hsm = %intent.member, action = %intent.action, "work on an HSM is settled");
+            self.settled(&path, &intent, &entry).await?;
         }
         Ok(())
     }
 
-    async fn destroy_unreferenced(&self, zones: &Zones, member: &Member, intent: &SealIntent) -> Result<(), SealError> {
+    async fn settled(&self, path: &str, intent: &SealIntent, entry: &Entry) -> Result<(), SealError> {
+        self.barrier.commit(Txn::new().check(path, Entry::unchanged(Some(entry))).delete(path)).await?;
+        tracing::info!(hsm = %intent.member, action = %intent.action, "work on an HSM is settled");
+        Ok(())
+    }
+
+    /// False when master keys must stay for now, because an HSM that may hold them is away.
+    async fn destroy_unreferenced(&self, zones: &Zones, member: &Member, intent: &SealIntent) -> Result<bool, SealError> {
         let (record, _) = self.open_record()?;
         let mut referenced: HashSet<KeyId> = record.hsm_wrappers().map(|(_, blob)| blob.key).collect();
         referenced.extend(MemberRecord::all(&self.barrier)?.into_iter().filter_map(|record| Some(record.transport?.id)));
@@ -294,18 +322,60 @@ impl Seal {
             member.hsm.destroy(*id).await?;
         }
         if !intent.masters || record.hsm_blob(&member.name).is_some() {
-            return Ok(());
+            return Ok(true);
         }
-        // Master keys leave a token only when another HSM is known to hold them.
-        for (key, id, held) in zones.master_keys(&record.hsm_names())? {
-            match held {
-                true => member.hsm.destroy(id).await?,
-                false => {
-                    tracing::warn!(hsm = %member.name, %key, "this master key is not on another HSM and stays on the removed one")
+        // A master key leaves a token only when another HSM proves at this moment that it holds it.
+        let others = self.other_holders(&member.name, &record);
+        let (mut left, mut unknown) = (Vec::new(), false);
+        for key in zones.master_keys()? {
+            match zones.is_held_now(&key, &others).await {
+                Ok(true) => member.hsm.destroy(key.id).await?,
+                Ok(false) => left.push(key.name),
+                Err(error) => {
+                    tracing::warn!(key = %key.name, %error, "whether another HSM holds this master key is not known");
+                    unknown = true;
                 }
             }
         }
-        Ok(())
+        if left.is_empty() && !unknown {
+            return Ok(true);
+        }
+        if unknown || self.group().is_some_and(|group| group.enrolled().iter().any(|other| !other.is_ready())) {
+            return Ok(false);
+        }
+        tracing::warn!(hsm = %member.name, keys = ?left, "master keys that no other HSM holds stay on the removed one");
+        Ok(true)
+    }
+
+    /// The enrolled HSMs that may stand in for another one: ready, not to be phased out, and not the same token.
+    pub(super) fn other_holders(&self, name: &str, record: &SealRecord) -> Members {
+        let Some(group) = self.group() else { return Members::new() };
+        let own = group.member(name);
+        let stands_in = |other: &&Arc<Member>| {
+            other.name != name
+                && !other.disabled
+                && other.is_ready()
+                && record.hsm_blob(&other.name).is_some()
+                && own.as_ref().is_none_or(|own| !own.shares_token_with(other))
+        };
+        group.members().iter().filter(stands_in).cloned().collect()
+    }
+
+    /// The zone master keys that no other HSM proves to hold now.
+    async fn stranded_without(&self, zones: &Zones, name: &str, record: &SealRecord) -> Result<Vec<MasterKey>, SealError> {
+        let others = self.other_holders(name, record);
+        let mut stranded = Vec::new();
+        for key in zones.master_keys()? {
+            match zones.is_held_now(&key, &others).await {
+                Ok(true) => {}
+                Ok(false) => stranded.push(key),
+                Err(error) => {
+                    tracing::warn!(key = %key.name, %error, "no other HSM proves that it holds this master key");
+                    stranded.push(key);
+                }
+            }
+        }
+        Ok(stranded)
     }
 
     /// Makes the transport keys that enrolled HSMs lack; with one HSM there is nobody to send anything to.
@@ -315,7 +385,7 @@ impl Seal {
         if group.enrolled().len() < 2 {
             return;
         }
-        for member in ready {
+        for member in ready.into_iter().filter(|member| self.opens(member).is_some()) {
             if let Err(error) = self.ensure_transport(&member).await {
                 tracing::warn!(hsm = %member.name, %error, "the HSM has no transport key yet");
             }
@@ -323,6 +393,7 @@ impl Seal {
     }
 
     async fn ensure_transport(&self, member: &Member) -> Result<(), SealError> {
+        self.forget_lost_transport(member).await?;
         let known = MemberRecord::load(&self.barrier, &member.name)?;
         if known.is_some_and(|known| known.transport.is_some()) || self.has_intent(&member.name)? {
             return Ok(());
@@ -337,15 +408,25 @@ impl Seal {
         Ok(())
     }
 
-    /// A transport key that is recorded and gone (the token was made anew) is forgotten, so that a new one is made.
+    /// A transport key that is recorded and gone (the token was made anew) is forgotten, so that a new one is made. Looked
+    /// for once in each stay of the HSM.
     async fn forget_lost_transport(&self, member: &Member) -> Result<(), SealError> {
         let Some(mut record) = MemberRecord::load(&self.barrier, &member.name)? else { return Ok(()) };
-        let Some(transport) = &record.transport else { return Ok(()) };
-        let found = member.hsm.find(&format!("sos/{}/seal/transport/", self.label_of(member))).await?;
-        if found.iter().all(|object| object.id != Some(transport.id)) {
-            record.transport = None;
-            self.barrier.commit(record.put(Txn::new())?).await?;
+        let (Some(transport), Some(facts)) = (&record.transport, member.facts()) else { return Ok(()) };
+        // The record is that of another HSM while a stanza has the wrong one's name.
+        self.refuse_misnamed(member)?;
+        let seen = (Arc::clone(&facts), transport.id);
+        let known = |(of, id): &(Arc<TokenFacts>, KeyId)| Arc::ptr_eq(of, &facts) && *id == transport.id;
+        if self.transports.lock().get(&member.name).is_some_and(known) {
+            return Ok(());
         }
+        let found = member.hsm.find(&format!("sos/{}/seal/transport/", self.label_of(member))).await?;
+        if found.iter().any(|object| object.id == Some(transport.id)) {
+            self.transports.lock().insert(member.name.clone(), seen);
+            return Ok(());
+        }
+        record.transport = None;
+        self.barrier.commit(record.put(Txn::new())?).await?;
         Ok(())
     }
 
@@ -426,9 +507,25 @@ impl Seal {
             return Err(SealError::Invalid(format!("the seal stanza {name:?} says disabled = true: nothing new is put onto it")));
         }
         match member.started().await {
-            Status::Ready(_) => Ok(Arc::clone(member)),
+            Status::Ready(_) => {
+                self.adopt().await?;
+                self.refuse_misnamed(member)?;
+                Ok(Arc::clone(member))
+            }
             Status::Starting => Err(SealError::HsmUnavailable { reason: super::SealedReason::HsmStarting.word() }),
             Status::Down { reason, .. } => Err(SealError::HsmUnavailable { reason: reason.word() }),
+        }
+    }
+
+    /// A stanza that leads to the token of another enrolled HSM gets nothing there.
+    fn refuse_misnamed(&self, member: &Member) -> Result<(), SealError> {
+        match self.opens(member) {
+            Some(Opens::Copy(other)) if other != member.name => Err(SealError::Invalid(format!(
+                "the token of {:?} holds the seal key of {other:?}, which is enrolled: either both stanzas lead to the same token, or \
+                 they were renamed, and {other:?} must be there once to tell. Delete nothing on that token",
+                member.name
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -460,7 +557,7 @@ impl Seal {
     /// Objects under the cluster's label that the store does not know make it another cluster's token, or this one's
     /// after a restore.
     async fn refuse_foreign_objects(&self, zones: &Zones, member: &Member, own: &HashSet<KeyId>) -> Result<(), SealError> {
-        let masters: HashSet<KeyId> = zones.master_keys(&[])?.into_iter().map(|(_, id, _)| id).collect();
+        let masters: HashSet<KeyId> = zones.master_keys()?.into_iter().map(|key| key.id).collect();
         let found = member.hsm.find(&format!("sos/{}/", self.label_of(member))).await?;
         let known = |id: &Option<KeyId>| id.is_some_and(|id| masters.contains(&id) || own.contains(&id));
         let foreign: Vec<_> = found.iter().filter(|object| !known(&object.id)).collect();
@@ -529,12 +626,19 @@ impl Seal {
         }
     }
 
-    /// Settles older work, which must be out of the way before new work on the same HSM begins.
+    /// Settles older work, which must be out of the way before new work on the same HSM begins. Master keys that could not
+    /// leave it yet are no obstacle: it may keep them when it is enrolled again.
     async fn settle_member(&self, zones: &Zones, name: &str) -> Result<(), SealError> {
         self.settle(zones).await?;
-        match self.has_intent(name)? {
-            true => Err(SealError::Invalid(format!("earlier work on {name:?} is not finished; bring that HSM back first"))),
-            false => Ok(()),
+        let Some((path, intent, entry)) =
+            SealIntent::all(&self.barrier)?.into_iter().find(|(_, intent, _)| intent.member == name)
+        else {
+            return Ok(());
+        };
+        match self.group().and_then(|group| group.member(name)).is_some_and(|member| member.is_ready()) {
+            // All but the master keys was destroyed just now.
+            true => self.settled(&path, &intent, &entry).await,
+            false => Err(SealError::Invalid(format!("earlier work on {name:?} is not finished; bring that HSM back first"))),
         }
     }
 
@@ -570,7 +674,7 @@ fn intent_path(name: &str) -> String {
     SealIntent { format: 1, action: String::new(), member: name.to_owned(), keys: vec![], masters: false }.path()
 }
 
-fn refusal(name: &str, lost: &[String], stranded: &[String]) -> String {
+fn refusal(name: &str, lost: &[String], stranded: &[MasterKey]) -> String {
     let list = |keys: &[String]| {
         let named = keys.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
         match keys.len().saturating_sub(NAMED) {
@@ -583,7 +687,12 @@ fn refusal(name: &str, lost: &[String], stranded: &[String]) -> String {
         text.push_str(&format!(" hsm-only keys {};", list(lost)));
     }
     if !stranded.is_empty() {
-        text.push_str(&format!(" zone master keys {};", list(stranded)));
+        let names: Vec<String> = stranded.iter().map(|key| key.name.clone()).collect();
+        text.push_str(&format!(" zone master keys {}", list(&names)));
+        text.push_str(match stranded.iter().all(|key| key.in_escrow) {
+            true => " (the shares bring them back: add the other HSM once more, with them);",
+            false => ", not all of them with an escrow copy;",
+        });
     }
     text.push_str(" move what matters first, or remove it with force");
     text

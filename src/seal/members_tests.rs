@@ -13,33 +13,33 @@ use crate::zones::{WrappedMaterial, Zones};
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
-struct World {
-    store: Arc<Store>,
-    a: Arc<FakeHsm>,
-    b: Arc<FakeHsm>,
+pub(super) struct World {
+    pub(super) store: Arc<Store>,
+    pub(super) a: Arc<FakeHsm>,
+    pub(super) b: Arc<FakeHsm>,
 }
 
 /// A process.
-struct Run {
-    seal: Seal,
-    zones: Zones,
+pub(super) struct Run {
+    pub(super) seal: Seal,
+    pub(super) zones: Zones,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { store: Arc::default(), a: FakeHsm::new(), b: FakeHsm::new() }
     }
 
-    fn member(name: &str, hsm: &Arc<FakeHsm>) -> Member {
+    pub(super) fn member(name: &str, hsm: &Arc<FakeHsm>) -> Member {
         Member { name: name.into(), key_label: Some("test".into()), disabled: false, hsm: hsm.clone() }
     }
 
     /// A fresh process with both stanzas, HSMs as they are.
-    fn start(&self) -> Run {
+    pub(super) fn start(&self) -> Run {
         self.start_with(Some(Group::new(vec![Self::member("a", &self.a), Self::member("b", &self.b)])), true)
     }
 
-    fn start_with(&self, group: Option<Arc<Group>>, escrow: bool) -> Run {
+    pub(super) fn start_with(&self, group: Option<Arc<Group>>, escrow: bool) -> Run {
         self.store.come_back();
         let barrier = Arc::new(Barrier::new(self.store.clone()));
         let hsm = group.map(|group| group as Arc<dyn Hsm>);
@@ -49,7 +49,7 @@ impl World {
     }
 
     /// With the HSM `a` alone enrolled: the process, and two of three shares.
-    async fn initialised(&self, escrow: bool) -> (Run, Vec<SecretString>) {
+    pub(super) async fn initialised(&self, escrow: bool) -> (Run, Vec<SecretString>) {
         let run = self.start_with(Some(Group::new(vec![Self::member("a", &self.a), Self::member("b", &self.b)])), escrow);
         let request = InitRequest { recovery_shares: 3, recovery_threshold: 2, ..InitRequest::default() };
         let made = run.seal.init(request, NOW).await.unwrap();
@@ -60,40 +60,40 @@ impl World {
 }
 
 impl Run {
-    async fn add(&self, name: &str, shares: &[SecretString]) -> Result<Added, SealError> {
+    pub(super) async fn add(&self, name: &str, shares: &[SecretString]) -> Result<Added, SealError> {
         self.seal.add_hsm(&self.zones, name, shares, &HashSet::new()).await
     }
 
-    async fn unsealed(self) -> Self {
+    pub(super) async fn unsealed(self) -> Self {
         assert_eq!(self.seal.auto_unseal().await, AutoUnseal::Unsealed);
         self.zones.unsealed(&[], NOW).await.unwrap();
         self
     }
 
-    async fn tick(&self) {
+    pub(super) async fn tick(&self) {
         self.seal.tick(&self.zones).await;
         self.zones.tick(NOW).await.unwrap();
     }
 
-    async fn wrapped(&self) -> WrappedMaterial {
+    pub(super) async fn wrapped(&self) -> WrappedMaterial {
         let master = self.zones.current("default").unwrap();
         self.zones.wrap(&master, b"here", &SecretBytes::new(vec![7; 32])).await.unwrap()
     }
 
     /// Whether it opens in an HSM now: nothing is taken from the cache.
-    async fn opens(&self, material: &WrappedMaterial) -> bool {
+    pub(super) async fn opens(&self, material: &WrappedMaterial) -> bool {
         self.zones.forget();
         self.zones.unwrap("default", material, b"here").await.is_ok_and(|opened| opened.same_as(&[7; 32]))
     }
 
-    fn pending(&self, name: &str) -> Vec<(String, &'static str)> {
-        let all = self.seal.list_hsms(&self.zones).unwrap().seals;
+    pub(super) async fn pending(&self, name: &str) -> Vec<(String, &'static str)> {
+        let all = self.seal.list_hsms(&self.zones).await.unwrap().seals;
         let seal = all.into_iter().find(|seal| seal.name == name).unwrap();
         seal.pending.into_iter().map(|key| (key.key, key.way)).collect()
     }
 
-    fn unfinished(&self, name: &str) -> String {
-        let all = self.seal.list_hsms(&self.zones).unwrap().seals;
+    async fn unfinished(&self, name: &str) -> String {
+        let all = self.seal.list_hsms(&self.zones).await.unwrap().seals;
         all.into_iter().find(|seal| seal.name == name).unwrap().unfinished
     }
 }
@@ -110,7 +110,7 @@ async fn either_of_two_hsms_is_enough() {
     assert!(text(run.add("b", &[]).await).contains("escrow shares"));
     let added = run.add("b", &shares).await.unwrap();
     assert_eq!((added.converted, added.seal_key, added.master_keys), (false, true, vec!["default/v1".to_owned()]));
-    assert!(run.pending("a").is_empty() && run.pending("b").is_empty());
+    assert!(run.pending("a").await.is_empty() && run.pending("b").await.is_empty());
 
     for (away, there) in [(&w.a, &w.b), (&w.b, &w.a)] {
         away.go_down(DownReason::DeviceError);
@@ -161,18 +161,18 @@ async fn what_an_absent_hsm_misses_is_pending_and_finished_when_it_is_back() {
     assert_eq!(run.zones.rotate("default", NOW).await.unwrap(), 2);
     let material = run.wrapped().await;
     run.tick().await;
-    assert_eq!(run.pending("b"), [("default/v2".to_owned(), "by-itself")]);
-    assert!(run.pending("a").is_empty());
+    assert_eq!(run.pending("b").await, [("default/v2".to_owned(), "by-itself")]);
+    assert!(run.pending("a").await.is_empty());
     w.b.come_back();
     run.tick().await;
-    assert!(run.pending("b").is_empty());
+    assert!(run.pending("b").await.is_empty());
     w.a.go_down(DownReason::TokenMissing);
     assert!(run.opens(&material).await);
     // The second HSM makes keys for the first just as well.
     run.zones.rotate("default", NOW).await.unwrap();
     let material = run.wrapped().await;
     run.tick().await;
-    assert_eq!(run.pending("a"), [("default/v3".to_owned(), "by-itself")]);
+    assert_eq!(run.pending("a").await, [("default/v3".to_owned(), "by-itself")]);
     w.a.come_back();
     run.tick().await;
     w.b.go_down(DownReason::TokenMissing);
@@ -185,12 +185,12 @@ async fn without_an_escrow_old_master_keys_cannot_follow_and_new_ones_do() {
     let (run, _) = w.initialised(false).await;
     let added = run.add("b", &[]).await.unwrap();
     assert_eq!(added.missing, ["default/v1"]);
-    assert_eq!(run.pending("b"), [("default/v1".to_owned(), "never")]);
+    assert_eq!(run.pending("b").await, [("default/v1".to_owned(), "never")]);
     let refused = run.seal.remove_hsm(&run.zones, "a", false, &[]).await;
     assert!(text(refused).contains("default/v1"));
     run.zones.rotate("default", NOW).await.unwrap();
     run.tick().await;
-    assert_eq!(run.pending("b"), [("default/v1".to_owned(), "never")]);
+    assert_eq!(run.pending("b").await, [("default/v1".to_owned(), "never")]);
     let material = run.wrapped().await;
     w.a.go_down(DownReason::TokenMissing);
     assert!(run.opens(&material).await);
@@ -213,7 +213,7 @@ async fn bad_shares_and_bad_names_change_nothing() {
     w.b.create_seal_key("sos/test/seal/root/v1", crate::hsm::KeyId::random()).await.unwrap();
     assert!(matches!(run.add("b", &shares).await, Err(SealError::TokenInUse { count: 1, .. })));
     assert_eq!(w.b.labels().len(), 1);
-    assert_eq!(run.unfinished("b"), "");
+    assert_eq!(run.unfinished("b").await, "");
 }
 
 #[tokio::test]
@@ -264,12 +264,243 @@ async fn a_dead_hsm_is_removed_and_cleaned_when_it_shows_up_again() {
     w.a.go_down(DownReason::DeviceError);
     let removed = run.seal.remove_hsm(&run.zones, "a", false, &[]).await.unwrap();
     assert!(removed.pending);
-    assert_eq!(run.unfinished("a"), "remove");
+    assert_eq!(run.unfinished("a").await, "remove");
     run.tick().await;
     w.a.come_back();
     run.tick().await;
-    assert_eq!(run.unfinished("a"), "");
+    assert_eq!(run.unfinished("a").await, "");
     assert!(w.a.labels().is_empty(), "{:?}", w.a.labels());
+}
+
+/// The token of `b` is made anew and its worker restarted between two ticks: nobody saw it away.
+#[tokio::test]
+async fn what_was_seen_on_a_token_does_not_count_for_the_next_one() {
+    for escrow in [true, false] {
+        let w = World::new();
+        let (run, shares) = w.initialised(escrow).await;
+        run.add("b", &shares).await.unwrap();
+        run.zones.rotate("default", NOW).await.unwrap();
+        let material = run.wrapped().await;
+        run.tick().await;
+        assert!(run.opens(&material).await);
+        w.b.wipe();
+        w.b.restart_worker();
+        run.seal.rewrap_hsm(&run.zones, "b").await.unwrap();
+        let way = if escrow { "with-shares" } else { "never" };
+        assert_eq!(run.pending("b").await, [("default/v1".to_owned(), way), ("default/v2".to_owned(), way)]);
+
+        let refused = text(run.seal.remove_hsm(&run.zones, "a", false, &[]).await);
+        assert!(refused.contains("default/v1, default/v2"), "{refused}");
+        assert_eq!(refused.contains("the shares bring them back"), escrow, "{refused}");
+        let removed = run.seal.remove_hsm(&run.zones, "a", true, &[]).await.unwrap();
+        assert_eq!(removed.stranded, ["default/v1", "default/v2"]);
+        run.tick().await;
+        let left = w.a.labels();
+        assert!(left.iter().any(|label| label.ends_with("default/v2")), "the only copies stay: {left:?}");
+        let none = || Ok(HashSet::new());
+        let orphans = run.seal.orphans(&run.zones, none).await.unwrap();
+        let orphan = orphans.iter().find(|orphan| orphan.label.ends_with("default/v2")).unwrap();
+        let refused = run.seal.destroy_orphan(&run.zones, orphan.id, none).await;
+        assert!(text(refused).contains("default/v2: this may be the last copy"), "{orphans:?}");
+        // The removed one still holds them and is taken back.
+        run.add("a", &shares).await.unwrap();
+        assert!(run.opens(&material).await);
+    }
+}
+
+/// The token loses its objects while its worker goes on: only asking tells.
+#[tokio::test]
+async fn before_an_hsm_goes_the_others_are_asked() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    run.add("b", &shares).await.unwrap();
+    let material = run.wrapped().await;
+    run.tick().await;
+    let master = run.zones.current("default").unwrap().id;
+    w.b.destroy(master).await.unwrap();
+    run.tick().await;
+    assert!(text(run.seal.remove_hsm(&run.zones, "a", false, &[]).await).contains("default/v1"));
+    assert_eq!(run.pending("b").await, [("default/v1".to_owned(), "with-shares")]);
+    run.add("b", &shares).await.unwrap();
+    run.seal.remove_hsm(&run.zones, "a", false, &[]).await.unwrap();
+    assert!(w.a.labels().is_empty());
+    assert!(run.opens(&material).await);
+}
+
+/// A removed HSM shows up while the others are away, then with one that lost the key: its copy is the last one.
+#[tokio::test]
+async fn a_master_key_is_destroyed_only_when_another_hsm_proves_it_at_that_moment() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    run.add("b", &shares).await.unwrap();
+    let material = run.wrapped().await;
+    w.a.go_down(DownReason::DeviceError);
+    run.seal.remove_hsm(&run.zones, "a", false, &[]).await.unwrap();
+    w.b.go_down(DownReason::DeviceError);
+    w.a.come_back();
+    run.tick().await;
+    assert_eq!(run.unfinished("a").await, "remove");
+    assert!(w.a.labels().iter().any(|label| label.ends_with("default/v1")), "{:?}", w.a.labels());
+    w.b.destroy(run.zones.current("default").unwrap().id).await.unwrap_err();
+    w.b.come_back();
+    w.b.destroy(run.zones.current("default").unwrap().id).await.unwrap();
+    run.tick().await;
+    assert_eq!(run.unfinished("a").await, "");
+    assert_eq!(w.a.labels(), ["sos/test/zone/default/v1"]);
+    run.add("a", &shares).await.unwrap();
+    assert!(run.opens(&material).await);
+}
+
+#[tokio::test]
+async fn a_stanza_that_leads_to_the_same_token_is_no_second_copy() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    run.add("b", &shares).await.unwrap();
+    let c = FakeHsm::new();
+    let group = |b: &Arc<FakeHsm>| Group::new(vec![World::member("a", &w.a), World::member("b", b), World::member("c", &c)]);
+    let run = w.start_with(Some(group(&w.b)), true).unsealed().await;
+    run.add("c", &shares).await.unwrap();
+    w.b.go_down(DownReason::DeviceError);
+    c.destroy(run.zones.current("default").unwrap().id).await.unwrap();
+    // The stanza of `b` was changed to the token of `a`; `c` opens the root key and lacks the master key.
+    let run = w.start_with(Some(group(&w.a)), true).unsealed().await;
+    assert!(text(run.seal.remove_hsm(&run.zones, "a", false, &[]).await).contains("default/v1"));
+}
+
+/// Two stanzas in place of the one without a name, as the documentation says.
+#[tokio::test]
+async fn a_stanza_that_gets_another_name_keeps_its_hsm() {
+    let w = World::new();
+    let first = w.start_with(Some(Group::of_one(w.a.clone())), true);
+    let request = InitRequest { recovery_shares: 1, recovery_threshold: 1, ..InitRequest::default() };
+    let made = first.seal.init(request, NOW).await.unwrap();
+    first.zones.unsealed(&[], NOW).await.unwrap();
+    let shares = [SecretString::new(made.recovery_keys[0].clone())];
+    let material = first.wrapped().await;
+
+    let run = w.start().unsealed().await;
+    assert!(run.opens(&material).await);
+    let listed = run.seal.list_hsms(&run.zones).await.unwrap().seals;
+    let names: Vec<_> = listed.iter().map(|seal| (seal.name.as_str(), seal.enrolled, seal.state)).collect();
+    assert_eq!(names, [("a", true, "ready"), ("b", false, "ready")]);
+    run.add("b", &shares).await.unwrap();
+    run.tick().await;
+    assert!(run.pending("a").await.is_empty() && run.pending("b").await.is_empty());
+    // The record of who holds what followed.
+    run.zones.rotate("default", NOW).await.unwrap();
+    run.tick().await;
+    assert!(run.pending("a").await.is_empty() && run.pending("b").await.is_empty());
+    run.seal.remove_hsm(&run.zones, "b", false, &[]).await.unwrap();
+    assert!(run.opens(&material).await);
+}
+
+#[tokio::test]
+async fn swapped_stanzas_are_told_apart_by_their_seal_keys() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    run.add("b", &shares).await.unwrap();
+    let key_of = |run: &Run, name: &str| run.seal.seal_record().unwrap().unwrap().seal_key_of(name);
+    let (of_a, of_b) = (key_of(&run, "a"), key_of(&run, "b"));
+    w.b.go_down(DownReason::DeviceError);
+    run.zones.rotate("default", NOW).await.unwrap();
+    run.tick().await;
+    let material = run.wrapped().await;
+    assert_eq!(run.pending("b").await, [("default/v2".to_owned(), "by-itself")]);
+
+    // Now `a` leads to the second token and `b` to the first one. While one of them is away nothing can be told, and all works.
+    let swapped = || Group::new(vec![World::member("a", &w.b), World::member("b", &w.a)]);
+    let run = w.start_with(Some(swapped()), true).unsealed().await;
+    run.tick().await;
+    assert!(run.opens(&material).await);
+    assert_eq!(key_of(&run, "a"), of_a);
+    w.b.come_back();
+    run.tick().await;
+    run.tick().await;
+    assert_eq!((key_of(&run, "a"), key_of(&run, "b")), (of_b, of_a));
+    assert!(run.pending("a").await.is_empty() && run.pending("b").await.is_empty());
+    w.a.go_down(DownReason::DeviceError);
+    assert!(run.opens(&material).await);
+    let run = w.start_with(Some(swapped()), true).unsealed().await;
+    assert!(run.opens(&material).await);
+}
+
+#[tokio::test]
+async fn an_intent_and_the_token_of_an_hsm_follow_its_new_name() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    run.add("b", &shares).await.unwrap();
+    // Killed in the middle of a new seal key for `b`.
+    w.b.die_at(2, true);
+    run.seal.rewrap_hsm(&run.zones, "b").await.unwrap_err();
+    w.b.come_back();
+    let renamed = Group::new(vec![World::member("a", &w.a), World::member("rack-b", &w.b)]);
+    let run = w.start_with(Some(renamed), true).unsealed().await;
+    run.tick().await;
+    assert_eq!(run.unfinished("rack-b").await, "");
+    let seals = w.b.labels().iter().filter(|label| label.contains("/seal/root/")).count();
+    assert_eq!(seals, 1, "{:?}", w.b.labels());
+    // Another stanza for the token of an enrolled HSM gets nothing, and nobody is told to delete that HSM's seal key.
+    let twice = Group::new(vec![World::member("a", &w.a), World::member("rack-b", &w.b), World::member("c", &w.b)]);
+    let run = w.start_with(Some(twice), true).unsealed().await;
+    run.tick().await;
+    let refused = text(run.add("c", &shares).await);
+    assert!(refused.contains("same token"), "{refused}");
+    let gone = FakeHsm::new();
+    gone.go_down(DownReason::TokenMissing);
+    let moved = Group::new(vec![World::member("a", &w.a), World::member("rack-b", &gone), World::member("c", &w.b)]);
+    let run = w.start_with(Some(moved), true).unsealed().await;
+    run.tick().await;
+    let refused = text(run.add("c", &shares).await);
+    assert!(refused.contains("Delete nothing on that token") && refused.contains("\"rack-b\""), "{refused}");
+}
+
+#[tokio::test]
+async fn a_missing_seal_key_is_shown() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    let material = run.wrapped().await;
+    assert!(run.pending("a").await.is_empty());
+    assert!(run.seal.warnings(&run.zones).unwrap().is_empty());
+    w.a.wipe();
+    w.a.restart_worker();
+    run.tick().await;
+    let all = [("seal key".to_owned(), "with-shares"), ("default/v1".to_owned(), "with-shares")];
+    assert_eq!(run.pending("a").await, all);
+    let warnings = run.seal.warnings(&run.zones).unwrap();
+    assert!(warnings.len() == 2 && warnings[0].contains("lacks this cluster's seal key"), "{warnings:?}");
+    assert!(!run.opens(&material).await);
+    run.seal.recover_hsm(&run.zones, &shares).await.unwrap();
+    run.tick().await;
+    assert!(run.pending("a").await.is_empty());
+    assert!(run.opens(&material).await);
+
+    run.add("b", &shares).await.unwrap();
+    w.b.wipe();
+    w.b.restart_worker();
+    run.tick().await;
+    assert_eq!(run.pending("b").await[0], ("seal key".to_owned(), "with-rewrap"));
+    run.seal.rewrap_hsm(&run.zones, "b").await.unwrap();
+    assert_eq!(run.pending("b").await, [("default/v1".to_owned(), "with-shares")]);
+    run.add("b", &shares).await.unwrap();
+    run.tick().await;
+    assert!(run.pending("b").await.is_empty());
+}
+
+#[tokio::test]
+async fn the_only_hsm_may_be_replaced_under_another_name() {
+    let w = World::new();
+    let (run, shares) = w.initialised(true).await;
+    let material = run.wrapped().await;
+    let new = FakeHsm::new();
+    let run = w.start_with(Some(Group::new(vec![World::member("new", &new)])), true);
+    for share in &shares {
+        run.seal.unseal(UnsealRequest { key: share.duplicate(), ..UnsealRequest::default() }).await.unwrap();
+    }
+    run.zones.unsealed(&[], NOW).await.unwrap();
+    run.seal.recover_hsm(&run.zones, &shares).await.unwrap();
+    assert!(run.opens(&material).await);
+    let run = w.start_with(Some(Group::new(vec![World::member("new", &new)])), true).unsealed().await;
+    assert_eq!(run.seal.seal_record().unwrap().unwrap().hsm_names(), ["new"]);
 }
 
 #[tokio::test]
@@ -311,9 +542,9 @@ async fn a_new_seal_key_replaces_the_old_one_and_survives_new_shares() {
     let w = World::new();
     let (run, shares) = w.initialised(true).await;
     run.add("b", &shares).await.unwrap();
-    let before = run.seal.list_hsms(&run.zones).unwrap().seals[0].seal_key.clone();
+    let before = run.seal.list_hsms(&run.zones).await.unwrap().seals[0].seal_key.clone();
     run.seal.rewrap_hsm(&run.zones, "a").await.unwrap();
-    assert_ne!(run.seal.list_hsms(&run.zones).unwrap().seals[0].seal_key, before);
+    assert_ne!(run.seal.list_hsms(&run.zones).await.unwrap().seals[0].seal_key, before);
     let labels = w.a.labels();
     assert!(labels.contains(&"sos/test/seal/root/v2".to_owned()) && !labels.contains(&"sos/test/seal/root/v1".to_owned()));
     for away in [&w.b, &w.a] {
@@ -348,7 +579,7 @@ async fn work_on_the_list_can_be_killed_anywhere() {
                     let run = w.start().unsealed().await;
                     assert!(run.opens(&material).await, "{place}");
                     run.tick().await;
-                    assert_eq!(run.unfinished_or_none("b"), "", "{place}");
+                    assert_eq!(run.unfinished_or_none("b").await, "", "{place}");
                     let enrolled = run.seal.seal_record().unwrap().unwrap().hsm_names().contains(&"b".to_owned());
                     if !enrolled {
                         assert!(w.b.labels().is_empty(), "{place}: {:?}", w.b.labels());
@@ -373,8 +604,8 @@ async fn work_on_the_list_can_be_killed_anywhere() {
 }
 
 impl Run {
-    fn unfinished_or_none(&self, name: &str) -> String {
-        let all = self.seal.list_hsms(&self.zones).unwrap().seals;
+    async fn unfinished_or_none(&self, name: &str) -> String {
+        let all = self.seal.list_hsms(&self.zones).await.unwrap().seals;
         all.into_iter().find(|seal| seal.name == name).map(|seal| seal.unfinished).unwrap_or_default()
     }
 }

@@ -13,6 +13,7 @@ mod exchange;
 pub(crate) mod fuzzing;
 mod init;
 mod listing;
+mod look;
 mod members;
 mod orphans;
 mod pin_memory;
@@ -20,11 +21,13 @@ mod progress;
 mod record;
 mod recover;
 mod rekey;
+mod renewal;
 mod root;
 mod shamir;
 mod unseal;
 pub mod wire;
 
+use std::collections::HashMap;
 use std::sync::{
     Arc, OnceLock,
     atomic::{AtomicBool, Ordering},
@@ -35,7 +38,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use crate::barrier::{Barrier, BarrierError, KEYRING_PATH};
-use crate::hsm::{DownReason, Group, Hsm, HsmError, Member, Status};
+use crate::hsm::{DownReason, Group, Hsm, HsmError, KeyId, Member, Status, TokenFacts};
 use crate::secret::{SecretBytes, SecretString};
 use crate::zones::ZoneError;
 
@@ -47,9 +50,11 @@ pub use pin_memory::StoredPinMemory;
 pub use record::{CLUSTER_PATH, ClusterFacts, INTENT_PATH, MemberRecord, SEAL_PATH, SealRecord, SealType, TransportKey, Wrapper};
 pub use recover::Recovered;
 pub use rekey::RekeyKind;
+pub use renewal::AwaitedHsm;
 pub use root::OTP_LENGTH;
 pub use unseal::AutoUnseal;
 
+use look::{Look, Opens};
 use progress::Collected;
 use rekey::Rekey;
 use root::RootGeneration;
@@ -252,6 +257,10 @@ pub struct Seal {
     escrow: AtomicBool,
     host: OnceLock<Arc<dyn Host>>,
     state: Mutex<State>,
+    /// Transport keys that were seen on their HSM in its present stay.
+    transports: Mutex<HashMap<String, (Arc<TokenFacts>, KeyId)>>,
+    /// What each HSM was last seen to open.
+    looks: Mutex<HashMap<String, Look>>,
     /// One operation that changes the seal at a time; `sys/seal-status` never waits for it.
     working: tokio::sync::Mutex<()>,
 }
@@ -259,9 +268,18 @@ pub struct Seal {
 impl Seal {
     /// A seal over `barrier`, by the HSM (or group of HSMs) if there is one and by shares alone otherwise.
     pub fn new(barrier: Arc<Barrier>, hsm: Option<Arc<dyn Hsm>>, settings: SealSettings) -> Self {
-        let (state, working) = (Mutex::default(), tokio::sync::Mutex::new(()));
         let escrow = AtomicBool::new(settings.escrow);
-        Self { barrier, hsm: hsm.map(Hsm::into_group), settings, escrow, host: OnceLock::new(), state, working }
+        Self {
+            barrier,
+            hsm: hsm.map(Hsm::into_group),
+            settings,
+            escrow,
+            host: OnceLock::new(),
+            state: Mutex::default(),
+            transports: Mutex::default(),
+            looks: Mutex::default(),
+            working: tokio::sync::Mutex::new(()),
+        }
     }
 
     /// Names the rest of the server; once, before anything is unsealed.
@@ -351,6 +369,7 @@ impl Seal {
         if let Some(group) = &self.hsm {
             group.forget();
         }
+        self.looks.lock().clear();
     }
 
     fn configured_type(&self) -> SealType {
@@ -413,7 +432,12 @@ impl Seal {
         match (names.as_slice(), group.members().as_slice()) {
             // One stanza and one enrolled HSM are the same, even when the stanza was given another name.
             ([_], [only]) => group.enroll([only.name.clone()]),
-            _ => group.enroll(names),
+            _ => {
+                // An HSM whose stanza was given the name of one that is away cannot be called by it yet.
+                let members = group.members();
+                let opening = members.iter().filter(|member| matches!(self.opens(member), Some(Opens::Copy(_))));
+                group.enroll(names.into_iter().chain(opening.map(|member| member.name.clone())));
+            }
         }
     }
 }
@@ -437,5 +461,7 @@ fn root_key_binding(cluster_id: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod members_tests;
+#[cfg(test)]
+mod renewal_tests;
 #[cfg(test)]
 mod tests;

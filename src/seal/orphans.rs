@@ -60,6 +60,16 @@ impl Seal {
         let orphan = found.ok_or_else(|| SealError::Invalid(format!("no orphan on a ready HSM has the CKA_ID {id}")))?;
         let member = self.group().and_then(|group| group.member(&orphan.hsm));
         let member = member.ok_or(SealError::HsmUnavailable { reason: super::SealedReason::HsmNotConfigured.word() })?;
+        // On an HSM that was removed a master key is an orphan, and yet it may be the last copy.
+        if let Some(key) = zones.master_keys()?.into_iter().find(|key| key.id == id) {
+            let (record, _) = self.open_record()?;
+            if !zones.is_held_now(&key, &self.other_holders(&orphan.hsm, &record)).await? {
+                return Err(SealError::Invalid(format!(
+                    "no enrolled HSM holds the zone master key {}: this may be the last copy, and it stays",
+                    key.name
+                )));
+            }
+        }
         member.hsm.destroy(id).await?;
         tracing::warn!(hsm = %orphan.hsm, %id, label = %orphan.label, "an object that no record names was destroyed");
         Ok(orphan)
@@ -84,7 +94,7 @@ impl Seal {
         let (record, _) = self.open_record()?;
         known.extend(record.hsm_wrappers().map(|(_, blob)| blob.key));
         known.extend(MemberRecord::all(&self.barrier)?.into_iter().filter_map(|record| Some(record.transport?.id)));
-        let masters: HashSet<KeyId> = zones.master_keys(&[])?.into_iter().map(|(_, id, _)| id).collect();
+        let masters: HashSet<KeyId> = zones.master_keys()?.into_iter().map(|key| key.id).collect();
         let enrolled: HashSet<String> = group.enrolled().iter().map(|member| member.name.clone()).collect();
         let needed =
             |member: &Member, id: &KeyId| known.contains(id) || (masters.contains(id) && enrolled.contains(member.name.as_str()));

@@ -6,6 +6,7 @@
 //! core/cluster       ClusterFacts, JSON, behind the barrier: what must not be taken from a readable record
 //! core/hsms/<name>   MemberRecord, JSON, behind the barrier: an enrolled HSM and its transport key
 //! core/seal-intents/<name>  SealIntent, JSON, behind the barrier: objects that are being made or removed
+//! core/root-renewal  see `renewal.rs`
 //! ```
 //! `core/seal` is not secret. Every wrapped key in it authenticates itself; the public escrow key and the cluster's
 //! identity are compared with `core/cluster` at every unseal, so nobody who can write to the disk can slip another
@@ -14,10 +15,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::SealError;
-use super::escrow::EscrowKeyPair;
+use super::escrow::{EscrowKeyPair, SharesKeyPair, unwrap_root};
 use crate::barrier::{Barrier, BarrierError, Entry, Txn};
 use crate::hsm::group::DEFAULT_NAME;
 use crate::hsm::{KeyId, SealedBlob, base64_bytes};
+use crate::secret::SecretBytes;
 use crate::storage::{self, Expect, Storage, Version};
 
 /// The seal record's path in the store.
@@ -70,9 +72,13 @@ pub enum Wrapper {
     },
     /// By a key derived from the Shamir secret.
     Shares {
-        /// Nonce, ciphertext and tag.
+        /// Nonce, ciphertext and tag; with `through` an RSA-OAEP ciphertext.
         #[serde(with = "base64_bytes")]
         blob: Vec<u8>,
+        /// After a renewal of the root key without the shares: the private half of the pair that `blob` was wrapped to,
+        /// encrypted by a key derived from the Shamir secret.
+        #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_base64")]
+        through: Option<Vec<u8>>,
     },
 }
 
@@ -115,12 +121,32 @@ impl SealRecord {
         Ok(storage::Txn::new().check(SEAL_PATH, expect).put(SEAL_PATH, json(SEAL_PATH, self)?))
     }
 
-    /// The copy that the Shamir secret opens.
-    pub(super) fn shares_blob(&self) -> Option<&[u8]> {
-        self.wrappers.iter().find_map(|wrapper| match wrapper {
-            Wrapper::Shares { blob } => Some(blob.as_slice()),
+    /// The root key by the Shamir secret.
+    pub(super) fn root_by_secret(&self, secret: &SecretBytes) -> Result<SecretBytes, SealError> {
+        let opened = self.wrappers.iter().find_map(|wrapper| match wrapper {
+            Wrapper::Shares { blob, through: None } => Some(unwrap_root(secret, &self.cluster_id, blob)),
+            Wrapper::Shares { blob, through: Some(key) } => Some(SharesKeyPair::unwrap(secret, &self.cluster_id, key, blob)),
             Wrapper::Hsm { .. } => None,
-        })
+        });
+        opened.unwrap_or(Err(SealError::InvalidKey))
+    }
+
+    /// Replaces the copy that the shares open.
+    pub(super) fn set_shares(&mut self, new: Wrapper) {
+        self.wrappers.retain(|wrapper| matches!(wrapper, Wrapper::Hsm { .. }));
+        self.wrappers.push(new);
+    }
+
+    /// Calls the HSM of one name by the other, and the other way round.
+    pub(super) fn swap_names(&mut self, one: &str, other: &str) {
+        for wrapper in &mut self.wrappers {
+            let Wrapper::Hsm { name, .. } = wrapper else { continue };
+            if name == one {
+                other.clone_into(name);
+            } else if name == other {
+                one.clone_into(name);
+            }
+        }
     }
 
     /// The copies that HSMs open: name and wrapped root key, in the order in which they were enrolled.
@@ -151,6 +177,14 @@ impl SealRecord {
     /// CKA_ID of an enrolled HSM's seal key.
     pub fn seal_key_of(&self, name: &str) -> Option<KeyId> {
         self.hsm_blob(name).map(|blob| blob.key)
+    }
+
+    /// Labels of the cluster's objects on its HSMs: `sos/<key_label>/…`.
+    pub fn key_labels(&self) -> impl Iterator<Item = &str> {
+        self.wrappers.iter().filter_map(|wrapper| match wrapper {
+            Wrapper::Hsm { key_label, .. } => Some(key_label.as_str()),
+            Wrapper::Shares { .. } => None,
+        })
     }
 
     /// Names of the enrolled HSMs.
@@ -223,7 +257,12 @@ impl SealIntent {
     }
 
     pub(super) fn path(&self) -> String {
-        format!("{SEAL_INTENTS}{}", self.member)
+        Self::path_of(&self.member)
+    }
+
+    /// Where the intent of an HSM is.
+    pub(super) fn path_of(member: &str) -> String {
+        format!("{SEAL_INTENTS}{member}")
     }
 
     pub(super) fn put(&self, txn: Txn) -> Result<Txn, SealError> {
@@ -316,4 +355,24 @@ fn json<T: Serialize>(path: &'static str, value: &T) -> Result<Vec<u8>, SealErro
 
 pub(super) fn parse<T: for<'de> Deserialize<'de>>(path: &'static str, value: &[u8]) -> Result<T, SealError> {
     serde_json::from_slice(value).map_err(|error| SealError::Record { path, reason: error.to_string() })
+}
+
+/// Bytes as base64 in serde formats, where there are any.
+mod optional_base64 {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::hsm::base64_bytes;
+
+    #[derive(Serialize, Deserialize)]
+    struct Bytes(#[serde(with = "base64_bytes")] Vec<u8>);
+
+    // The signature is serde's.
+    #[allow(clippy::ref_option)]
+    pub(super) fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+        bytes.clone().map(Bytes).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+        Ok(Option::<Bytes>::deserialize(deserializer)?.map(|bytes| bytes.0))
+    }
 }

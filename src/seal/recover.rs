@@ -23,9 +23,17 @@ impl Seal {
     /// while unsealed (by shares); keys that are there already stay as they are.
     pub async fn recover_hsm(&self, zones: &Zones, shares: &[SecretString]) -> Result<Recovered, SealError> {
         let _working = self.working.lock().await;
-        let (record, _) = self.open_record()?;
+        let (record, version) = self.open_record()?;
         self.needed_maker()?;
         let proven = self.proven(&record, shares)?;
+        let members = self.group().map(|group| group.members()).unwrap_or_default();
+        if let ([name], [only]) = (record.hsm_names().as_slice(), members.as_slice())
+            && *name != only.name
+            && proven.is_some()
+        {
+            // The only HSM, lost and replaced under another name.
+            self.rename(record, version, name, &only.name).await?;
+        }
         let mut recovered = Recovered::default();
         let ready = self.group().map(|group| group.ready()).unwrap_or_default();
         for member in ready.into_iter().filter(|member| !member.disabled) {

@@ -1,20 +1,20 @@
 //! `sys/rekey` and `sys/rekey-recovery-key`: new shares for old ones.
 //!
-//! A new Shamir secret is made and split. It wraps the root key (a new one too, unless the HSM that must wrap it as well is
-//! away) and encrypts the escrow's private key. Under an HSM seal both paths re-split the escrow.
+//! A new Shamir secret is made and split. It wraps the root key (a new one too; where an HSM that must wrap it is away, later:
+//! `renewal.rs`) and encrypts the escrow's private key. Under an HSM seal both paths re-split the escrow.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use super::escrow::{unwrap_root, wrap_root};
+use super::escrow::wrap_root;
 use super::progress::Collected;
 use super::record::SealRecord;
+use super::renewal::{RENEWAL_PATH, RootRenewal, make_pair, notice};
 use super::wire::{
     RekeyRequest, RekeyStatusResponse, RekeyUpdate, RekeyUpdateResponse, ShareRequest, VerifyStatusResponse, VerifyUpdate,
     VerifyUpdateResponse,
 };
-use super::{Seal, SealError, SealType, State, Wrapper, root_key_binding, shamir};
-use crate::barrier::{BarrierError, ROOT_KEY_LEN};
-use crate::hsm::SealedBlob;
+use super::{Seal, SealError, SealType, State, Wrapper, shamir};
+use crate::barrier::ROOT_KEY_LEN;
 use crate::secret::SecretBytes;
 
 /// Which of the two paths was called.
@@ -121,7 +121,7 @@ impl Seal {
         })?;
         let new_secret = SecretBytes::random(ROOT_KEY_LEN);
         let parts = shamir::split(&new_secret, shares, threshold)?;
-        let mut verification_nonce = String::new();
+        let (mut verification_nonce, mut warning) = (String::new(), None);
         if verify {
             let pending = Pending { old_secret, new_secret, entered: Collected::new() };
             pending.entered.nonce().clone_into(&mut verification_nonce);
@@ -129,7 +129,7 @@ impl Seal {
                 rekey.pending = Some(pending);
             }
         } else {
-            self.replace_shares(&old_secret, &new_secret, shares, threshold).await?;
+            warning = self.replace_shares(&old_secret, &new_secret, shares, threshold).await?;
         }
         Ok(RekeyUpdate::Complete(RekeyUpdateResponse {
             nonce: request.nonce,
@@ -140,6 +140,7 @@ impl Seal {
             backup: false,
             verification_required: verify,
             verification_nonce,
+            warnings: warning.into_iter().collect(),
         }))
     }
 
@@ -176,8 +177,9 @@ impl Seal {
             return Ok(VerifyUpdate::Progress(self.verify_status(kind)?));
         };
         let (old_secret, new_secret, shares, threshold) = proved;
-        self.replace_shares(&old_secret, &new_secret, shares, threshold).await?;
-        Ok(VerifyUpdate::Complete(VerifyUpdateResponse { nonce: request.nonce, complete: true }))
+        let warning = self.replace_shares(&old_secret, &new_secret, shares, threshold).await?;
+        let warnings = warning.into_iter().collect();
+        Ok(VerifyUpdate::Complete(VerifyUpdateResponse { nonce: request.nonce, complete: true, warnings }))
     }
 
     fn rekey_record(&self, kind: RekeyKind) -> Result<SealRecord, SealError> {
@@ -245,64 +247,50 @@ impl Seal {
 
     /// Whether the combined shares are this cluster's Shamir secret; answers the root key.
     pub(super) fn prove_secret(&self, record: &SealRecord, secret: &SecretBytes) -> Result<SecretBytes, SealError> {
-        let root = unwrap_root(secret, &record.cluster_id, record.shares_blob().ok_or(SealError::InvalidKey)?)?;
+        let root = record.root_by_secret(secret)?;
         self.barrier.verify_root(&root)?;
         Ok(root)
     }
 
+    /// Makes the new shares count. Answers a warning when the root key could not be renewed with them.
     async fn replace_shares(
         &self,
         old_secret: &SecretBytes,
         new_secret: &SecretBytes,
         shares: u8,
         threshold: u8,
-    ) -> Result<(), SealError> {
+    ) -> Result<Option<String>, SealError> {
         let (mut record, version) = self.open_record()?;
         let cluster_id = record.cluster_id.clone();
         let old_root = self.prove_secret(&record, old_secret)?;
         let new_root = SecretBytes::random(ROOT_KEY_LEN);
-        let sealed = self.wrap_by_hsms(&record, &new_root).await;
+        let sealed = self.wrap_by_hsms(&record, version, &new_root).await;
         record.shares = shares;
         record.threshold = threshold;
         record.escrow = record.escrow.map(|pair| pair.reencrypt(old_secret, new_secret, &cluster_id)).transpose()?;
-        // An HSM that is away must go on opening the root key, so that stays as it is until all can wrap a new one.
-        let keeps_root = sealed.is_none();
-        let root = if keeps_root { &old_root } else { &new_root };
-        for (name, blob) in sealed.into_iter().flatten() {
-            record.set_hsm_blob(&name, blob);
-        }
-        for wrapper in &mut record.wrappers {
-            if let Wrapper::Shares { blob } = wrapper {
-                *blob = wrap_root(new_secret, &cluster_id, root)?;
+        let warning = match sealed {
+            Ok(sealed) => {
+                for (name, blob) in sealed {
+                    record.set_hsm_blob(&name, blob);
+                }
+                record.set_shares(Wrapper::Shares { blob: wrap_root(new_secret, &cluster_id, &new_root)?, through: None });
+                self.barrier.rekey(&new_root, record.write(Some(version))?.delete(RENEWAL_PATH)).await?;
+                None
             }
-        }
-        let txn = record.write(Some(version))?;
-        if keeps_root {
-            tracing::warn!("new shares, same root key: an HSM that must wrap a new one is not available");
-            self.barrier.raw().commit(txn).await.map_err(BarrierError::from)?;
-        } else {
-            self.barrier.rekey(&new_root, txn).await?;
-        }
+            // An HSM that is away must go on opening the root key, so that stays as it is until all can wrap a new one.
+            Err(awaited) => {
+                record.set_shares(Wrapper::Shares { blob: wrap_root(new_secret, &cluster_id, &old_root)?, through: None });
+                let pair = make_pair(new_secret.duplicate(), cluster_id).await?;
+                self.postpone_renewal(RootRenewal { format: 1, shares: pair }, record.write(Some(version))?).await?;
+                let warning = notice(&awaited);
+                tracing::warn!("new shares: {warning}");
+                Some(warning)
+            }
+        };
         let mut state = self.state.lock();
         (state.rekey, state.rekey_recovery, state.root) = (None, None, None);
         tracing::info!(shares, threshold, "the old shares were replaced by new ones");
-        Ok(())
-    }
-
-    /// The root key wrapped by every enrolled HSM, or `None` when one of them cannot.
-    async fn wrap_by_hsms(&self, record: &SealRecord, root: &SecretBytes) -> Option<Vec<(String, SealedBlob)>> {
-        let mut all = Vec::new();
-        for (name, blob) in record.hsm_wrappers() {
-            let member = self.hsm.as_ref()?.member(name).filter(|member| member.is_ready() && !member.disabled)?;
-            match member.hsm.seal(blob.key, root, &root_key_binding(&record.cluster_id)).await {
-                Ok(sealed) => all.push((name.to_owned(), sealed)),
-                Err(error) => {
-                    tracing::warn!(hsm = name, %error, "the HSM did not wrap the new root key");
-                    return None;
-                }
-            }
-        }
-        Some(all)
+        Ok(warning)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::progress::Collected;
 use super::record::{CLUSTER_PATH, InitIntent, SealRecord};
 use super::wire::{SealStatusResponse, UnsealRequest};
-use super::{ClusterFacts, Seal, SealError, SealType, SealedReason, escrow, root_key_binding, shamir};
+use super::{ClusterFacts, Seal, SealError, SealType, SealedReason, root_key_binding, shamir};
 use crate::barrier::BarrierError;
 use crate::crashpoint::reach;
 use crate::hsm::{Hsm, HsmError, Status};
@@ -95,8 +95,7 @@ impl Seal {
         }
         if let Some(shares) = self.collect(share, record.threshold) {
             let secret = shamir::combine(&shares).map_err(|_shares| SealError::InvalidKey)?;
-            let blob = record.shares_blob().ok_or(SealError::InvalidKey)?;
-            let root = escrow::unwrap_root(&secret, &record.cluster_id, blob)?;
+            let root = record.root_by_secret(&secret)?;
             self.open(&record, &root).await?;
             tracing::info!("unsealed by shares");
         }
@@ -139,18 +138,16 @@ impl Seal {
         }
     }
 
-    /// The root key by the first HSM that opens its copy. A stanza that was renamed finds its copy by the seal key.
+    /// The root key by the first HSM that opens a copy. An HSM is known by its seal key: where it is not that of its stanza's
+    /// name (stanzas were renamed or swapped), the other copies are tried.
     pub(super) async fn unwrap_by_hsm(&self, record: &SealRecord) -> Result<SecretBytes, (SealedReason, String)> {
         let group = self.group().ok_or((SealedReason::HsmNotConfigured, String::new()))?;
         let binding = root_key_binding(&record.cluster_id);
         let mut failed: Option<(SealedReason, String)> = None;
         for member in group.members().iter() {
-            let own = record.hsm_blob(&member.name);
-            let blobs: Vec<_> = match own {
-                Some(blob) => vec![blob],
-                None => record.hsm_wrappers().filter(|(name, _)| group.member(name).is_none()).map(|(_, blob)| blob).collect(),
-            };
-            for blob in blobs {
+            let own = record.hsm_blob(&member.name).map(|blob| (member.name.as_str(), blob));
+            let others = record.hsm_wrappers().filter(|(name, _)| *name != member.name);
+            for (name, blob) in own.into_iter().chain(others) {
                 let reason = match member.hsm.status() {
                     Status::Ready(_) => match member.hsm.unseal(blob, &binding).await {
                         Ok(root) => return Ok(root),
@@ -159,8 +156,10 @@ impl Seal {
                     Status::Starting => (SealedReason::HsmStarting, String::new()),
                     Status::Down { reason, detail } => (SealedReason::Hsm(reason), format!("{}: {detail}", member.name)),
                 };
+                // What one HSM makes of the copy of another that is configured is nobody's state.
+                let counts = name == member.name || group.member(name).is_none();
                 // An HSM that is just starting says nothing yet; otherwise the first one in the order has the word.
-                if failed.as_ref().is_none_or(|(earlier, _)| *earlier == SealedReason::HsmStarting) {
+                if counts && failed.as_ref().is_none_or(|(earlier, _)| *earlier == SealedReason::HsmStarting) {
                     failed = Some(reason);
                 }
             }
@@ -176,6 +175,9 @@ impl Seal {
         let started = match self.check_facts(record) {
             Ok(()) => {
                 self.enroll(record);
+                if let Err(error) = self.adopt_renamed(record).await {
+                    tracing::warn!(%error, "an HSM whose stanza was renamed is not called by its new name yet");
+                }
                 self.start_host().await
             }
             Err(error) => Err(error),
@@ -188,6 +190,15 @@ impl Seal {
         let mut state = self.state.lock();
         *state = super::State::default();
         Ok(())
+    }
+
+    /// Finds out whose copy it is where no stanza has its name. All other cases can wait for the next tick.
+    async fn adopt_renamed(&self, record: &SealRecord) -> Result<(), SealError> {
+        let Some(group) = &self.hsm else { return Ok(()) };
+        match record.hsm_wrappers().any(|(name, _)| group.member(name).is_none()) {
+            true => self.adopt().await,
+            false => Ok(()),
+        }
     }
 
     pub(super) async fn start_host(&self) -> Result<(), SealError> {
@@ -231,7 +242,7 @@ impl Seal {
     }
 }
 
-fn reason_of_hsm(error: &HsmError) -> SealedReason {
+pub(super) fn reason_of_hsm(error: &HsmError) -> SealedReason {
     match error {
         HsmError::KeyMissing(_) => SealedReason::HsmKeyMissing,
         HsmError::BadInput(_) => SealedReason::HsmKeyMismatch,

@@ -204,6 +204,9 @@ pub struct RekeyUpdateResponse {
     /// Identity of the verification.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub verification_nonce: String,
+    /// That the old shares are not without use yet; Vault has no such member.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Either answer to `PUT sys/rekey/update`.
@@ -238,6 +241,9 @@ pub struct VerifyUpdateResponse {
     pub nonce: String,
     /// True.
     pub complete: bool,
+    /// That the old shares are not without use yet; Vault has no such member.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Either answer to `PUT sys/rekey/verify`.

@@ -21,7 +21,10 @@ macro_rules! on_proven {
         loop {
             let $hsm = $zones.next_proven($master, &mut tried).await?;
             match $call.await {
-                Err(error) if passes_on(&error) => tried.failed(error.into()),
+                Err(error) if passes_on(&error) => {
+                    $zones.doubt($master, &tried, &error);
+                    tried.failed(error.into());
+                }
                 other => break Ok(other?),
             }
         }
@@ -155,13 +158,20 @@ impl Zones {
         }
     }
 
+    /// A master key that was missed on the HSM that was just tried is not proven any more.
+    fn doubt(&self, master: &MasterKeyRef, tried: &Tried, error: &HsmError) {
+        if let (HsmError::KeyMissing(_), Some(name)) = (error, tried.names.last()) {
+            self.verified.remove(name, master.id);
+        }
+    }
+
     /// Compares the check value of a master key on an HSM with the stored one, once after each unseal and each return
     /// of the HSM.
     async fn verify(&self, member: &Member, master: &MasterKeyRef) -> Result<(), ZoneError> {
-        let name = (member.name.clone(), master.id);
-        if self.verified.lock().contains(&name) {
+        if self.verified.contains(member, master.id) {
             return Ok(());
         }
+        let before = member.facts();
         let (record, _) = self.stored(&master.zone)?;
         let wrong = |found| ZoneError::WrongKey { zone: master.zone.clone(), version: master.version, found };
         let stored = record.versions.iter().find(|version| version.id == master.id).ok_or(ZoneError::Material)?;
@@ -173,7 +183,7 @@ impl Zones {
         if hex::encode(found) != stored.check_value {
             return Err(wrong("another key has its CKA_ID"));
         }
-        self.verified.lock().insert(name);
+        self.verified.insert(member, before, master.id);
         Ok(())
     }
 }

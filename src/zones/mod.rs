@@ -9,15 +9,16 @@
 
 mod material;
 mod record;
+mod rename;
 mod rewrap;
 mod spread;
+mod verified;
 pub mod wire;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use thiserror::Error;
 use time::{Duration, OffsetDateTime};
@@ -32,11 +33,13 @@ use crate::storage::StorageError;
 pub use material::WrappedMaterial;
 pub use record::{EscrowCopy, MasterVersion, Place, TransportCopy, ZoneRecord};
 pub use rewrap::{Rewrap, RewrapProgress, RewrapStep};
-pub use spread::{Brought, PendingKey, Way};
+pub use spread::{Brought, MasterKey, PendingKey, Way};
 
 pub(crate) use record::{FirstZone, master_key_label};
+pub(crate) use rename::rename_holder;
 
 use record::{Intent, Making, intent_path, key_path, progress_path, zone_path};
+use verified::Verified;
 
 /// The zone that exists from init on.
 pub const DEFAULT_ZONE: &str = "default";
@@ -147,8 +150,8 @@ pub struct Zones {
     key_label: String,
     /// Unwrapped data keys and software master keys by identity.
     keys: Cache<KeyId, Arc<Held>>,
-    /// HSM and master key whose check value has been compared since the unseal, or since the HSM came back.
-    verified: Mutex<HashSet<(String, KeyId)>>,
+    /// Master keys whose check value was compared.
+    verified: Verified,
     changing: tokio::sync::Mutex<()>,
 }
 
@@ -160,7 +163,7 @@ impl Zones {
             hsm: hsm.map(Hsm::into_group),
             key_label: key_label.to_owned(),
             keys: Cache::new(CACHED_DATA_KEYS),
-            verified: Mutex::default(),
+            verified: Verified::default(),
             changing: tokio::sync::Mutex::new(()),
         }
     }
@@ -194,7 +197,7 @@ impl Zones {
     /// Forgets every key in memory; to be called when the server is sealed.
     pub fn forget(&self) {
         self.keys.clear();
-        self.verified.lock().clear();
+        self.verified.clear();
     }
 
     /// Forgets the keys that came into memory `age` ago or earlier.
@@ -421,6 +424,7 @@ impl Zones {
             }
         }
         let label = master_key_label(member.key_label.as_deref().unwrap_or(&self.key_label), &record.name, version);
+        let before = member.facts();
         let made = member.hsm.create_master_key(&label, id, &recipients).await;
         let made = match made {
             Ok(made) => made,
@@ -440,7 +444,7 @@ impl Zones {
             return Err(error.into());
         }
         reach("zone-committed");
-        self.verified.lock().insert((member.name.clone(), id));
+        self.verified.insert(&member, before, id);
         Ok(version)
     }
 

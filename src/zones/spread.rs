@@ -4,6 +4,8 @@
 //! An HSM takes in what it lacks as soon as it is ready, at the next tick. What was made before an HSM was enrolled has
 //! no copy for it (a master key on a token cannot be wrapped any more); that comes from the escrow, with the shares.
 
+use std::sync::Arc;
+
 use super::record::{EscrowCopy, TransportCopy, ZoneRecord, zone_path};
 use super::{MasterVersion, Place, ZoneError, Zones, master_key_label};
 use crate::barrier::{BarrierError, Entry, Txn};
@@ -32,6 +34,19 @@ pub struct PendingKey {
     pub version: u32,
     /// How it gets there.
     pub way: Way,
+}
+
+/// A master key that lives in HSMs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MasterKey {
+    /// `zone/vN`.
+    pub name: String,
+    /// CKA_ID.
+    pub id: KeyId,
+    /// Whether the escrow has a copy.
+    pub in_escrow: bool,
+    /// What proves that an object is this key, in hexadecimal.
+    check_value: String,
 }
 
 /// What was put onto an HSM, as `zone/vN`.
@@ -67,11 +82,34 @@ impl Zones {
         Ok(pending)
     }
 
-    /// Every master key that lives in HSMs, as `zone/vN`, with its CKA_ID and whether one of `holders` is known to hold it.
-    pub fn master_keys(&self, holders: &[String]) -> Result<Vec<(String, KeyId, bool)>, ZoneError> {
-        let held = |version: &MasterVersion| version.held_by.iter().any(|name| holders.contains(name));
-        let all = self.in_hsm()?.into_iter();
-        Ok(all.map(|(zone, version)| (format!("{zone}/v{}", version.version), version.id, held(&version))).collect())
+    /// Every master key that lives in HSMs.
+    pub fn master_keys(&self) -> Result<Vec<MasterKey>, ZoneError> {
+        let one = |(zone, version): (String, MasterVersion)| MasterKey {
+            name: format!("{zone}/v{}", version.version),
+            id: version.id,
+            in_escrow: version.escrow.is_some(),
+            check_value: version.check_value,
+        };
+        Ok(self.in_hsm()?.into_iter().map(one).collect())
+    }
+
+    /// Whether one of these HSMs holds the key at this moment: they are asked, and what was seen or noted earlier does not
+    /// count. An error when none proves it and one of them does not answer.
+    pub async fn is_held_now(&self, key: &MasterKey, holders: &[Arc<Member>]) -> Result<bool, ZoneError> {
+        let mut failed = None;
+        for member in holders {
+            match member.hsm.master_key_check_value(key.id).await {
+                Ok(found) if hex::encode(found) == key.check_value => return Ok(true),
+                Ok(_) | Err(HsmError::KeyMissing(_)) => self.verified.remove(&member.name, key.id),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(false), |error| Err(error.into()))
+    }
+
+    /// Forgets which master keys were seen where, so that the next [`Zones::spread`] looks at all of them.
+    pub fn distrust(&self) {
+        self.verified.clear();
     }
 
     /// Whether there is a master key in HSMs that the escrow has a copy of.
@@ -85,10 +123,15 @@ impl Zones {
         let mut brought = Brought::default();
         for (zone, version) in self.in_hsm()? {
             let name = format!("{zone}/v{}", version.version);
-            match self.bring_one(member, &zone, &version, transport, open).await {
-                Ok(Some(true)) => brought.imported.push(name),
-                Ok(Some(false)) => brought.present.push(name),
-                Ok(None) => brought.missing.push(name),
+            let brings = async {
+                Ok(match self.is_on(member, &zone, &version).await? {
+                    true => &mut brought.present,
+                    false if self.put_on(member, &zone, &version, transport, open).await? => &mut brought.imported,
+                    false => &mut brought.missing,
+                })
+            };
+            match brings.await {
+                Ok(list) => list.push(name),
                 // One damaged copy must not keep the others from their HSM.
                 Err(error @ ZoneError::Escrow(_)) => {
                     tracing::error!(hsm = %member.name, key = %name, %error, "a master key cannot be put onto this HSM");
@@ -104,31 +147,35 @@ impl Zones {
     /// key is logged and does not stop the others.
     pub async fn spread(&self) -> Result<(), ZoneError> {
         let Some(group) = &self.hsm else { return Ok(()) };
-        let enrolled = group.enrolled();
-        if group.members().len() < 2 || enrolled.is_empty() {
-            return Ok(());
-        }
-        for member in enrolled {
-            if !member.is_ready() {
-                // It may come back as another token.
-                self.verified.lock().retain(|(name, _)| *name != member.name);
-                continue;
-            }
+        for member in group.ready() {
             let record = MemberRecord::load(&self.barrier, &member.name)?;
-            let transport = record.and_then(|record| record.transport).map(|key| key.id);
+            // A disabled HSM is looked at and gets nothing new.
+            let transport = record.filter(|_| !member.disabled).and_then(|record| record.transport).map(|key| key.id);
             for (zone, version) in self.in_hsm()? {
                 let noted = version.held_by.contains(&member.name);
-                let verified = self.verified.lock().contains(&(member.name.clone(), version.id));
-                if (noted && verified) || (member.disabled && !noted) {
+                if (noted && self.verified.contains(&member, version.id)) || (member.disabled && !noted) {
                     continue;
                 }
-                let holds = match self.bring_one(&member, &zone, &version, transport, None).await {
-                    Ok(found) => found.is_some(),
+                let late = |error: &ZoneError| {
+                    tracing::warn!(hsm = %member.name, %zone, version = version.version, %error, "a master key is not on this HSM yet");
+                };
+                let there = match self.is_on(&member, &zone, &version).await {
+                    Ok(there) => there,
+                    Err(error @ ZoneError::WrongKey { .. }) => {
+                        late(&error);
+                        false
+                    }
+                    // Whether it is there, an HSM that fails does not say.
                     Err(error) => {
-                        tracing::warn!(hsm = %member.name, %zone, version = version.version, %error, "a master key is not on this HSM yet");
+                        late(&error);
                         continue;
                     }
                 };
+                let holds = there
+                    || self.put_on(&member, &zone, &version, transport, None).await.unwrap_or_else(|error| {
+                        late(&error);
+                        false
+                    });
                 if noted != holds {
                     self.note_holder(&zone, version.id, &member.name, holds).await?;
                 }
@@ -139,7 +186,7 @@ impl Zones {
 
     /// Forgets that a removed HSM held anything.
     pub async fn forget_holder(&self, member: &str) -> Result<(), ZoneError> {
-        self.verified.lock().retain(|(name, _)| name != member);
+        self.verified.forget(member);
         for (zone, version) in self.in_hsm()? {
             if version.held_by.iter().any(|name| name == member) || version.copies.iter().any(|copy| copy.member == member) {
                 self.note_holder(&zone, version.id, member, false).await?;
@@ -148,27 +195,33 @@ impl Zones {
         Ok(())
     }
 
-    /// `Some(true)` when it was put there, `Some(false)` when it was there, `None` when there is no way.
-    async fn bring_one(
+    /// Whether the HSM holds the key: it is asked.
+    async fn is_on(&self, member: &Member, zone: &str, version: &MasterVersion) -> Result<bool, ZoneError> {
+        let before = member.facts();
+        match member.hsm.master_key_check_value(version.id).await {
+            Ok(found) if hex::encode(found) == version.check_value => {
+                self.verified.insert(member, before, version.id);
+                Ok(true)
+            }
+            Ok(_) => Err(wrong_key(zone, version, "another key has its CKA_ID")),
+            Err(HsmError::KeyMissing(_)) => {
+                self.verified.remove(&member.name, version.id);
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Puts a key that the HSM lacks onto it; false when there is no copy for it.
+    async fn put_on(
         &self,
         member: &Member,
         zone: &str,
         version: &MasterVersion,
         transport: Option<KeyId>,
         open: Option<OpenEscrow<'_>>,
-    ) -> Result<Option<bool>, ZoneError> {
-        let name = (member.name.clone(), version.id);
-        let wrong = |found| ZoneError::WrongKey { zone: zone.to_owned(), version: version.version, found };
-        match member.hsm.master_key_check_value(version.id).await {
-            Ok(found) if hex::encode(found) == version.check_value => {
-                self.verified.lock().insert(name);
-                return Ok(Some(false));
-            }
-            Ok(_) => return Err(wrong("another key has its CKA_ID")),
-            Err(HsmError::KeyMissing(_)) => {}
-            Err(error) => return Err(error.into()),
-        }
-        self.verified.lock().remove(&name);
+    ) -> Result<bool, ZoneError> {
+        let before = member.facts();
         let label = master_key_label(member.key_label.as_deref().unwrap_or(&self.key_label), zone, version.version);
         let check = match (copy_for(version, transport), open, &version.escrow) {
             (Some(copy), _, _) => {
@@ -178,15 +231,15 @@ impl Zones {
                 let material = open(copy).map_err(ZoneError::Escrow)?;
                 member.hsm.import_master_key(&label, version.id, &material).await?
             }
-            _ => return Ok(None),
+            _ => return Ok(false),
         };
         if hex::encode(check) != version.check_value {
             member.hsm.destroy(version.id).await?;
-            return Err(wrong("the copy is another key"));
+            return Err(wrong_key(zone, version, "the copy is another key"));
         }
         tracing::info!(hsm = %member.name, %zone, version = version.version, "a master key was put onto this HSM");
-        self.verified.lock().insert(name);
-        Ok(Some(true))
+        self.verified.insert(member, before, version.id);
+        Ok(true)
     }
 
     async fn note_holder(&self, zone: &str, id: KeyId, member: &str, holds: bool) -> Result<(), ZoneError> {
@@ -220,4 +273,8 @@ impl Zones {
 /// The copy that this HSM's present transport key opens.
 fn copy_for(version: &MasterVersion, transport: Option<KeyId>) -> Option<&TransportCopy> {
     version.copies.iter().find(|copy| Some(copy.transport) == transport)
+}
+
+fn wrong_key(zone: &str, version: &MasterVersion, found: &'static str) -> ZoneError {
+    ZoneError::WrongKey { zone: zone.to_owned(), version: version.version, found }
 }

@@ -5,6 +5,7 @@ use crate::hsm::{DownReason, KeyKind};
 use crate::seal::wire::InitRequest;
 use crate::seal::{Seal, SealSettings};
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 

@@ -48,9 +48,19 @@ fn wait_nothing_pending(server: &Server<'_>, name: &str) {
 #[test]
 fn a_second_hsm_of_another_vendor_serves_when_the_first_is_gone() {
     let Some(place) = Place::two_hsms() else { return };
+    // Begun with one stanza without a name; the names come with the second one.
+    let both = fs::read_to_string(place.path("sos.hcl")).unwrap();
+    place.configure(&format!("{}\n{}\n", place.plain_config("sled"), place.seal_stanza()));
     let mut server = place.start();
     let made = server.init(3, 2);
     let old = ciphertexts(&server, "old");
+    server.terminate();
+    place.configure(&both);
+    let mut server = place.start();
+    server.token = Some(made.root.clone());
+    server.wait_unsealed();
+    all_open(&server, &old);
+    assert_eq!(seal(&server, "softhsm")["enrolled"], true);
     wait_state(&server, "kryoptic", "ready");
     assert_eq!(seal(&server, "kryoptic")["enrolled"], false);
 
@@ -85,12 +95,25 @@ fn a_second_hsm_of_another_vendor_serves_when_the_first_is_gone() {
     all_open(&server, &new);
     assert_eq!(seal(&server, "softhsm")["state"], "hsm-token-missing");
     assert_eq!(seal(&server, "softhsm")["pending"], json!([{"key": "default/v2", "way": "by-itself"}]));
+    // New shares: the root key follows when the absent HSM is back, and that is said.
+    let begun = server.put("sys/rekey-recovery-key/init", json!({"secret_shares": 1, "secret_threshold": 1})).ok();
+    let (nonce, shares) = (begun["nonce"].as_str().unwrap().to_owned(), &made.shares[..2]);
+    let give = |share: &String| server.put("sys/rekey-recovery-key/update", json!({"key": share, "nonce": nonce})).ok();
+    let done = shares.iter().map(give).last().unwrap();
+    assert!(done["warnings"][0].as_str().unwrap().contains("softhsm (hsm-token-missing)"), "{done}");
+    let awaited = server.get("sys/sos/seals").ok()["data"]["root_key_renewal_awaits"].clone();
+    assert_eq!(awaited, json!([{"name": "softhsm", "reason": "hsm-token-missing"}]));
+    let (_, out, errors) = server.operator(&["status"], "");
+    assert!(errors.contains("still the one of the shares before"), "{out}{errors}");
+    assert!(server.get("sys/health").text.contains("still the one of the shares before"));
 
     // It comes back and gets what it missed; now the other one may go.
     fs::remove_dir(place.path("hsm/tokens")).unwrap();
     fs::rename(place.path("hsm/away"), place.path("hsm/tokens")).unwrap();
     wait_state(&server, "softhsm", "ready");
     wait_nothing_pending(&server, "softhsm");
+    assert_eq!(server.get("sys/sos/seals").ok()["data"]["root_key_renewal_awaits"], Value::Null);
+    assert!(!server.get("sys/health").text.contains("shares before"));
     fs::rename(place.path("kryoptic/token.sql"), place.path("kryoptic/away.sql")).unwrap();
     server.terminate();
     let mut server = place.start();

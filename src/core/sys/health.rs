@@ -85,6 +85,7 @@ async fn health(system: &System, call: &Call<'_>, params: HealthParams) -> Resul
     let status = status.ok_or_else(|| Failure::invalid("invalid status code"))?;
     let facts = if sealed { None } else { Some(core.seal.status()?) };
     let (cluster_name, cluster_id) = facts.map(|facts| (facts.cluster_name, facts.cluster_id)).unwrap_or_default();
+    let of_seals = if sealed { Vec::new() } else { core.seal.warnings(&core.services.zones).unwrap_or_default() };
     let body = Health {
         initialized,
         sealed,
@@ -97,7 +98,7 @@ async fn health(system: &System, call: &Call<'_>, params: HealthParams) -> Resul
         sos_version: env!("CARGO_PKG_VERSION"),
         cluster_name,
         cluster_id,
-        warnings: core.backups.warning(call.now).into_iter().collect(),
+        warnings: core.backups.warning(call.now).into_iter().chain(of_seals).collect(),
     };
     Ok(Reply::bare(&body)?.with_status(status))
 }

@@ -91,22 +91,23 @@ struct AddResponse {
 struct RemoveResponse {
     name: String,
     lost: Vec<String>,
+    stranded: Vec<String>,
     pending: bool,
 }
 
 async fn read_all(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
     let core = system.core()?;
-    Reply::data(&core.seal.list_hsms(&core.services.zones)?)
+    Reply::data(&core.seal.list_hsms(&core.services.zones).await?)
 }
 
 async fn list(system: &System, _: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
     let core = system.core()?;
-    Reply::keys(core.seal.list_hsms(&core.services.zones)?.seals.into_iter().map(|seal| seal.name))
+    Reply::keys(core.seal.list_hsms(&core.services.zones).await?.seals.into_iter().map(|seal| seal.name))
 }
 
 async fn read(system: &System, _: &Call<'_>, params: NameParams) -> Result<Reply, Failure> {
     let core = system.core()?;
-    let all = core.seal.list_hsms(&core.services.zones)?.seals;
+    let all = core.seal.list_hsms(&core.services.zones).await?.seals;
     match all.into_iter().find(|seal| seal.name == params.name) {
         Some(seal) => Reply::data(&seal),
         None => Err(Failure::plain(Kind::NotFound, format!("no HSM is named {:?}", params.name))),
@@ -138,7 +139,7 @@ async fn remove(system: &System, _: &Call<'_>, params: RemoveParams) -> Result<R
     let core = system.core()?;
     let keys = core.hsm_only_keys()?;
     let removed = core.seal.remove_hsm(&core.services.zones, &params.name, params.force, &keys).await?;
-    Reply::data(&RemoveResponse { name: params.name, lost: removed.lost, pending: removed.pending })
+    Reply::data(&RemoveResponse { name: params.name, lost: removed.lost, stranded: removed.stranded, pending: removed.pending })
 }
 
 async fn rewrap(system: &System, _: &Call<'_>, params: NameParams) -> Result<Reply, Failure> {

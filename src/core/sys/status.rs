@@ -14,7 +14,7 @@ use crate::{
         reply::Reply,
         route::{Access, Route},
     },
-    hsm::Status,
+    hsm::{Member, Status},
     op,
     wire::{field::NoParams, time::rfc3339},
 };
@@ -77,6 +77,9 @@ pub struct HsmStatus {
     /// The token's label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// Whether it lacks this cluster's seal key, and so does not unseal the server.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub seal_key_missing: bool,
     /// The token's serial number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
@@ -207,6 +210,7 @@ pub async fn status(core: &Core, now: OffsetDateTime) -> Result<ServerStatus, Fa
 
 fn warnings(core: &Core, status: &ServerStatus, now: OffsetDateTime) -> Vec<String> {
     let mut warnings: Vec<String> = core.backups.warning(now).into_iter().collect();
+    warnings.extend(core.seal.warnings(&core.services.zones).unwrap_or_default());
     for hsm in status.hsms.iter().filter(|hsm| hsm.state != READY) {
         warnings.push(format!("the HSM {:?} cannot be used: {}", hsm.name, hsm.state));
     }
@@ -228,17 +232,23 @@ pub const READY: &str = "ready";
 pub fn hsms(core: &Core) -> Vec<HsmStatus> {
     let Some(hsm) = &core.services.hsm else { return Vec::new() };
     let group = Arc::clone(hsm).into_group();
-    group.members().iter().map(|member| of_hsm(&member.name, &member.hsm.status())).collect()
+    let one = |member: &Member| HsmStatus {
+        seal_key_missing: !core.seal.is_sealed() && core.seal.lacks_seal_key(&member.name),
+        ..of_hsm(&member.name, &member.hsm.status())
+    };
+    group.members().iter().map(|member| one(member)).collect()
 }
 
 fn of_hsm(name: &str, status: &Status) -> HsmStatus {
-    let unknown = |state| HsmStatus { name: name.to_owned(), state, token: None, serial: None, module: None };
+    let unknown =
+        |state| HsmStatus { name: name.to_owned(), state, seal_key_missing: false, token: None, serial: None, module: None };
     match status {
         Status::Starting => unknown("starting"),
         Status::Down { reason, .. } => unknown(reason.word()),
         Status::Ready(facts) => HsmStatus {
             name: name.to_owned(),
             state: READY,
+            seal_key_missing: false,
             token: Some(facts.label.clone()),
             serial: Some(facts.serial.clone()),
             module: Some(facts.module.clone()),
