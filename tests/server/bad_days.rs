@@ -228,6 +228,15 @@ fn the_drill_rehearses_it_beside_the_running_server_and_from_a_backup() {
     let (code, _, errors) = drill(None, &[&backup, &config], &made.shares[..2]);
     assert_eq!(code, Some(1), "{errors}");
     assert!(errors.contains("name an empty token"), "{errors}");
+    // Nor is one whose seal key is not that of the backup any more: its master keys would prove nothing.
+    let mut server = place.start();
+    server.token = Some(made.root.clone());
+    server.wait_unsealed();
+    server.put("sys/sos/seals/softhsm/rewrap", json!({})).ok();
+    server.terminate();
+    let (code, _, errors) = drill(None, &[&backup, &config], &made.shares[..2]);
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("name an empty token"), "{errors}");
     place.start().wait_unsealed();
 }
 

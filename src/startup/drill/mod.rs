@@ -10,6 +10,7 @@ mod sample;
 mod secrets;
 mod transit;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::{
     barrier::Barrier,
     core::{Core, Settings, clock::Clock},
     engines::Services,
-    hsm::{Client, Group, Hsm, HsmConfig, Member, VolatilePinMemory},
+    hsm::{Client, Group, Hsm, HsmConfig, KeyId, Member, ObjectInfo, VolatilePinMemory},
     seal::{Recovered, SEAL_PATH, Seal, SealError, SealRecord, SealSettings, SealType, wire::UnsealRequest},
     secret::SecretString,
     storage::{Storage, StorageError, Txn},
@@ -228,10 +229,19 @@ async fn open_all(
     let server = |failure: crate::core::failure::Failure| DrillError::Server(failure.explained());
     if record.seal_type == SealType::Pkcs11 {
         progress(Step::Stage("rebuilding seal key and zone master keys from escrow"));
+        let hsm_only = core.hsm_only_keys().map_err(server)?;
+        let masters = core.services.zones.master_keys().map_err(|error| DrillError::Server(error.to_string()))?;
+        refuse_own_keys(core, masters.iter().map(|key| key.id).chain(hsm_only.iter().map(|(_, id)| *id)).collect()).await?;
         let recovered = core.seal.recover_hsm(&core.services.zones, shares).await.map_err(DrillError::Rebuild)?;
         let Recovered { seal_key, master_keys, lost } = recovered;
+        if !seal_key {
+            report.fail("the seal key: it was not made anew".to_owned());
+        }
+        for key in masters.into_iter().filter(|key| !master_keys.contains(&key.name) && !lost.contains(&key.name)) {
+            report.fail(format!("the zone master key {}: it did not come out of escrow", key.name));
+        }
         (report.seal_key, report.master_keys, report.lost_master_keys) = (seal_key, master_keys, lost);
-        report.hsm_only = core.hsm_only_keys().map_err(server)?.into_iter().map(|(name, _)| name).collect();
+        report.hsm_only = hsm_only.into_iter().map(|(name, _)| name).collect();
     }
     let active = core.active().map_err(server)?;
     let token = active.tokens.create_root(None).await.map_err(server)?;
@@ -253,6 +263,20 @@ async fn open_all(
         }
     }
     Ok(())
+}
+
+/// What is rebuilt proves nothing on a token that holds it already.
+async fn refuse_own_keys(core: &Core, keys: HashSet<KeyId>) -> Result<(), DrillError> {
+    let Some(hsm) = &core.services.hsm else { return Ok(()) };
+    let held = hsm.find("").await.map_err(|error| DrillError::Token(error.to_string()))?;
+    match held.iter().find(|object| object.id.is_some_and(|id| keys.contains(&id))) {
+        Some(object) => Err(not_empty(object)),
+        None => Ok(()),
+    }
+}
+
+fn not_empty(object: &ObjectInfo) -> DrillError {
+    DrillError::Token(format!("it holds this cluster's key {:?}: name an empty token", object.label))
 }
 
 async fn unseal(core: &Core, shares: &[SecretString]) -> Result<(), DrillError> {
@@ -325,12 +349,17 @@ impl Rebuilt {
             .await
             .map_err(|_elapsed| DrillError::Token("it does not answer".into()))?
             .map_err(unusable)?;
-        // The CKA_IDs are those of production, so a token that holds the cluster's keys is the wrong one.
+        // The CKA_IDs are those of production, so a token that holds the cluster's keys is the wrong one. Which zone master keys
+        // there are is known when the copy is open; see `refuse_own_keys`.
         let held = client.find("sos/").await.map_err(unusable)?;
-        let ours: Vec<_> = record.hsm_names().iter().filter_map(|name| record.seal_key_of(name)).collect();
         let (left, held): (Vec<_>, Vec<_>) = held.into_iter().partition(|object| object.label.starts_with(LABEL));
-        if let Some(object) = held.iter().find(|object| object.id.is_some_and(|id| ours.contains(&id))) {
-            return Err(DrillError::Token(format!("it holds this cluster's key {:?}: name an empty token", object.label)));
+        let seals: Vec<_> = record.hsm_names().iter().filter_map(|name| record.seal_key_of(name)).collect();
+        let prefixes: Vec<_> = record.key_labels().map(|label| format!("sos/{label}/")).collect();
+        let ours = |object: &&ObjectInfo| {
+            object.id.is_some_and(|id| seals.contains(&id)) || prefixes.iter().any(|prefix| object.label.starts_with(prefix))
+        };
+        if let Some(object) = held.iter().find(ours) {
+            return Err(not_empty(object));
         }
         // A drill that was killed could not clean up. What another drill left may have the CKA_IDs that this one needs.
         for id in left.iter().filter_map(|object| object.id) {
