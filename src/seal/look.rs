@@ -40,8 +40,8 @@ impl Seal {
     /// unless `anew`.
     pub(super) async fn look_around(&self, record: &SealRecord, version: Version, anew: bool) {
         let Some(group) = &self.hsm else { return };
-        let mut open = Vec::new();
         let members = group.members();
+        let mut open = Vec::new();
         for member in members.iter() {
             let Some(facts) = member.facts() else { continue };
             let known = |look: &Look| Arc::ptr_eq(&look.facts, &facts) && look.record == version && look.at.elapsed() < TRUSTED;

@@ -114,7 +114,7 @@ fn beside(server: &Server<'_>, what: &str, fault: impl FnOnce()) {
     assert_eq!(server.status()["sealed"], false, "{what}");
 }
 
-fn kill_workers(server: &Server<'_>) {
+pub fn kill_workers(server: &Server<'_>) {
     for worker in server.pids().into_iter().skip(1) {
         let pid = rustix::process::Pid::from_raw(worker.try_into().unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();

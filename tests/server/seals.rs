@@ -6,6 +6,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use crate::faults::kill_workers;
 use crate::support::{Place, Server, request};
 
 /// Keys of the levels `hsm` and `software` with a ciphertext each: path and body of the decryption.
@@ -99,7 +100,8 @@ fn a_second_hsm_of_another_vendor_serves_when_the_first_is_gone() {
     let begun = server.put("sys/rekey-recovery-key/init", json!({"secret_shares": 1, "secret_threshold": 1})).ok();
     let (nonce, shares) = (begun["nonce"].as_str().unwrap().to_owned(), &made.shares[..2]);
     let give = |share: &String| server.put("sys/rekey-recovery-key/update", json!({"key": share, "nonce": nonce})).ok();
-    let done = shares.iter().map(give).last().unwrap();
+    give(&shares[0]);
+    let done = give(&shares[1]);
     assert!(done["warnings"][0].as_str().unwrap().contains("softhsm (hsm-token-missing)"), "{done}");
     let awaited = server.get("sys/sos/seals").ok()["data"]["root_key_renewal_awaits"].clone();
     assert_eq!(awaited, json!([{"name": "softhsm", "reason": "hsm-token-missing"}]));
@@ -124,6 +126,32 @@ fn a_second_hsm_of_another_vendor_serves_when_the_first_is_gone() {
     let removed = server.call("DELETE", "sys/sos/seals/kryoptic", None).ok();
     assert_eq!(removed["data"]["pending"], true, "{removed}");
     server.terminate();
+}
+
+/// The second token is made anew and its worker restarted at once: what was seen on the old one must not cost the first
+/// one's keys.
+#[test]
+fn a_token_made_anew_is_no_second_copy() {
+    let Some(place) = Place::two_hsms() else { return };
+    let mut server = place.start();
+    let made = server.init(3, 2);
+    let sealed = ciphertexts(&server, "k");
+    wait_state(&server, "kryoptic", "ready");
+    let keys = json!({"keys": made.shares[..2]});
+    server.put("sys/sos/seals/kryoptic", keys.clone()).ok();
+    wait_nothing_pending(&server, "kryoptic");
+    place.make_kryoptic_token();
+    kill_workers(&server);
+    server.wait("seal key missing", |_| seal(&server, "kryoptic")["pending"][0]["key"] == "seal key");
+    wait_state(&server, "softhsm", "ready");
+    server.put("sys/sos/seals/kryoptic/rewrap", json!({}));
+    let refused = server.call("DELETE", "sys/sos/seals/softhsm", None);
+    assert!(refused.errors().contains("default/v1 (the shares bring them back"), "{}", refused.text);
+    assert_eq!(seal(&server, "kryoptic")["pending"], json!([{"key": "default/v1", "way": "with-shares"}]));
+    server.put("sys/sos/seals/kryoptic", keys).ok();
+    wait_nothing_pending(&server, "kryoptic");
+    server.call("DELETE", "sys/sos/seals/softhsm", None).ok();
+    all_open(&server, &sealed);
 }
 
 #[test]

@@ -133,9 +133,7 @@ impl Place {
             return None;
         }
         let place = Self::hsm()?;
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/kryoptic/make-token");
-        let made = Command::new(script).arg(place.path("kryoptic")).arg(&module).arg("sos-test").output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        place.make_kryoptic_token();
         let first = place.seal_stanza().replace("key_label", "name = \"softhsm\" priority = 1 key_label");
         let second = format!(
             "seal \"pkcs11\" {{ name = \"kryoptic\" priority = 2 lib = \"{}\" token_label = \"sos-test\" pin_file = \"{}\" key_label = \"test\" }}",
@@ -144,6 +142,14 @@ impl Place {
         );
         place.configure(&format!("{}\n{first}\n{second}\n", place.plain_config("sled")));
         Some(place)
+    }
+
+    /// An empty Kryoptic token, in place of the one that was there.
+    pub fn make_kryoptic_token(&self) {
+        let _ = fs::remove_file(self.path("kryoptic/token.sql"));
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/kryoptic/make-token");
+        let made = Command::new(script).arg(self.path("kryoptic")).arg(kryoptic()).arg("sos-test").output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     }
 
     /// Storage and one listener on a free port.
