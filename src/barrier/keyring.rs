@@ -259,6 +259,7 @@ impl Keyring {
     /// Encrypts every write of `txn`, whose encryptions have been counted, into `out`.
     pub(super) fn encrypt_into(&self, txn: Txn, out: &mut storage::Txn) -> Result<(), BarrierError> {
         out.checks.extend(txn.checks);
+        out.checks.extend(txn.stamps);
         for (path, value) in txn.writes {
             let value =
                 value.map(|value| record::seal(&self.active.aead, self.active.number, &path, value.expose())).transpose()?;

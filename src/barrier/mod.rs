@@ -28,7 +28,7 @@ use crate::secret::SecretBytes;
 use crate::storage::{self, Expect, Names, Storage, StorageError, Version};
 
 pub use keyring::{DEFAULT_MAX_OPERATIONS, KeyStatus, MIN_INTERVAL, MIN_MAX_OPERATIONS, RotateConfig};
-pub use txn::{Entry, Txn};
+pub use txn::{Entry, Stamp, Txn};
 pub use view::View;
 
 pub(crate) use record::{open_bytes, seal_bytes};

@@ -19,10 +19,27 @@ impl Entry {
     }
 }
 
+/// A record as it was when it was read, by its path from the root of the store: a transaction of another view may depend on
+/// it ([`Txn::while_as`]).
+#[derive(Clone, Debug)]
+pub struct Stamp {
+    path: String,
+    expect: Expect,
+}
+
+impl Stamp {
+    /// The record at `path` as it was read.
+    pub fn new(path: impl Into<String>, read: &Entry) -> Self {
+        Self { path: path.into(), expect: Entry::unchanged(Some(read)) }
+    }
+}
+
 /// Checks and plaintext writes that take effect together or not at all.
 #[derive(Debug, Default)]
 pub struct Txn {
     pub(super) checks: Vec<(String, Expect)>,
+    /// Checks whose paths are from the root of the store, whatever the view.
+    pub(super) stamps: Vec<(String, Expect)>,
     pub(super) writes: Vec<(String, Option<SecretBytes>)>,
 }
 
@@ -36,6 +53,13 @@ impl Txn {
     #[must_use]
     pub fn check(mut self, path: impl Into<String>, expect: Expect) -> Self {
         self.checks.push((path.into(), expect));
+        self
+    }
+
+    /// Demands that a record of whatever view is still as it was.
+    #[must_use]
+    pub fn while_as(mut self, stamp: Stamp) -> Self {
+        self.stamps.push((stamp.path, stamp.expect));
         self
     }
 
@@ -63,13 +87,14 @@ impl Txn {
     #[must_use]
     pub fn merge(mut self, other: Txn) -> Self {
         self.checks.extend(other.checks);
+        self.stamps.extend(other.stamps);
         self.writes.extend(other.writes);
         self
     }
 
     /// Whether nothing is checked or written.
     pub fn is_empty(&self) -> bool {
-        self.checks.is_empty() && self.writes.is_empty()
+        self.checks.is_empty() && self.stamps.is_empty() && self.writes.is_empty()
     }
 
     /// Number of encryptions it costs.

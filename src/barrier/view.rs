@@ -88,7 +88,11 @@ impl View {
     pub fn lift(&self, txn: Txn) -> Result<Txn, BarrierError> {
         let checks = txn.checks.into_iter().map(|(path, expect)| Ok((self.absolute(&path)?, expect)));
         let writes = txn.writes.into_iter().map(|(path, value)| Ok((self.absolute(&path)?, value)));
-        Ok(Txn { checks: checks.collect::<Result<_, BarrierError>>()?, writes: writes.collect::<Result<_, BarrierError>>()? })
+        Ok(Txn {
+            checks: checks.collect::<Result<_, BarrierError>>()?,
+            stamps: txn.stamps,
+            writes: writes.collect::<Result<_, BarrierError>>()?,
+        })
     }
 
     fn absolute(&self, path: &str) -> Result<String, BarrierError> {

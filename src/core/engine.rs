@@ -19,6 +19,9 @@ use crate::{
     wire::{field::Input, json::RawObject},
 };
 
+/// How often a request is run again when others change what it works with.
+const RERUNS: usize = 8;
+
 /// Who calls.
 #[derive(Clone)]
 pub struct Caller {
@@ -158,6 +161,12 @@ impl<E: Routed> Engine for E {
         let Some(spec) = route.operations.iter().find(|spec| Some(spec.verb) == verb) else {
             return Err(Failure::unsupported_operation());
         };
+        for _ in 0..RERUNS {
+            match (spec.run)(self, call).await {
+                Err(failure) if self.is_stale(&failure) => {}
+                done => return done,
+            }
+        }
         (spec.run)(self, call).await
     }
 

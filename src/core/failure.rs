@@ -169,7 +169,7 @@ impl Failure {
     }
 
     /// The cause, for the log only.
-    pub fn cause(&self) -> Option<&(dyn Error + Send + Sync)> {
+    pub fn cause(&self) -> Option<&(dyn Error + Send + Sync + 'static)> {
         self.cause.as_deref()
     }
 

@@ -215,6 +215,9 @@ impl MountTable {
         if entry == mounted.entry {
             return Ok(());
         }
+        if entry.table == Table::Secret {
+            engines::check_tuned(&mounted.entry, &self.context(core, &entry)?)?;
+        }
         let rebuilt = match (entry.table, entry.kind.as_str()) {
             (_, "system" | "identity" | "cubbyhole" | "token") => Arc::clone(&mounted.engine),
             (Table::Secret, _) => engines::build(self.context(core, &entry)?)?,

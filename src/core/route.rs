@@ -180,6 +180,11 @@ pub trait Routed: Send + Sync + Sized + 'static {
         Err(Failure::unsupported_path())
     }
 
+    /// Whether a request failed because what it had looked up was changed under it: it is run again and finds what is there now.
+    fn is_stale(&self, _failure: &Failure) -> bool {
+        false
+    }
+
     /// Called once after the mount exists and whenever the server is unsealed, before the first request.
     async fn start(&self) -> Result<(), Failure> {
         Ok(())

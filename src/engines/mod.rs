@@ -72,6 +72,14 @@ pub fn is_mountable(kind: &str) -> bool {
     matches!(kind, "kv" | "transit")
 }
 
+/// Refuses a change of a mount's options that does not suit what the mount holds.
+pub fn check_tuned(before: &MountEntry, after: &MountContext) -> Result<(), Failure> {
+    match after.entry.kind.as_str() {
+        "transit" => transit::check_tuned(before, after),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the engine for a mount. Refuses options that it does not take.
 pub fn build(context: MountContext) -> Result<Arc<dyn Engine>, Failure> {
     match context.entry.kind.as_str() {

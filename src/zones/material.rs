@@ -1,14 +1,15 @@
 //! Key material under a master key: keys that stay in the HSM, and material that is used in software.
 //!
 //! Software material is encrypted (AES-256-GCM) under a data key of its own, and only the data key is wrapped by the
-//! master key. So re-wrapping moves 32 bytes, whatever the material is, and a loaded data key spares the HSM the next call.
+//! master key. So re-wrapping moves 32 bytes, whatever the material is. Data keys are not kept: how long material may be in
+//! memory is for its owner to say, and a data key opens what is stored.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::record::key_path;
-use super::{Held, MasterKeyRef, Place, ZoneError, Zones};
+use super::{MasterKeyRef, Place, ZoneError, Zones};
 use crate::barrier::{open_bytes, seal_bytes};
 use crate::hsm::group::passes_on;
 use crate::hsm::{Hsm, HsmError, KeyId, KeyKind, Mechanism, Member, NewKey, Status, WrappedKey, base64_bytes};
@@ -48,22 +49,13 @@ impl Zones {
         let data_key = SecretBytes::random(32);
         let wrapped = self.wrap_data_key(master, &data_key).await?;
         let blob = seal_bytes(&data_key, &binding(aad), material.expose()).ok_or(ZoneError::Material)?;
-        self.keys.insert(wrapped.id, Held::now(data_key));
         Ok(WrappedMaterial { data_key: wrapped, blob })
     }
 
-    /// Opens software material. One HSM call the first time, none while the data key is in memory (a quarter of an hour).
+    /// Opens software material; one HSM call where the master key is in the HSM.
     pub async fn unwrap(&self, zone: &str, material: &WrappedMaterial, aad: &[u8]) -> Result<SecretBytes, ZoneError> {
-        let id = material.data_key.id;
-        let data_key = match self.held(id) {
-            Some(held) => held,
-            None => {
-                let held = Held::now(self.unwrap_data_key(zone, &material.data_key).await?);
-                self.keys.insert(id, held.clone());
-                held
-            }
-        };
-        open_bytes(&data_key.key, &binding(aad), &material.blob).ok_or(ZoneError::Material)
+        let data_key = self.unwrap_data_key(zone, &material.data_key).await?;
+        open_bytes(&data_key, &binding(aad), &material.blob).ok_or(ZoneError::Material)
     }
 
     /// The same material with its data key under another master key (the current one, after a rotation).
@@ -99,8 +91,8 @@ impl Zones {
             Place::Hsm => self.wrap_key(master, KeyKind::Aes256, data_key).await,
             Place::Software => {
                 let id = KeyId::random();
-                let held = self.software_master(master.id)?;
-                let blob = seal_bytes(&held.key, &data_key_binding(id), data_key.expose()).ok_or(ZoneError::Material)?;
+                let key = self.software_master(master.id)?;
+                let blob = seal_bytes(&key, &data_key_binding(id), data_key.expose()).ok_or(ZoneError::Material)?;
                 let mechanism = Mechanism::AesGcm;
                 Ok(WrappedKey { id, kind: KeyKind::Aes256, mechanism, wrapped_by: master.id, blob })
             }
@@ -114,21 +106,16 @@ impl Zones {
                 on_proven!(self, &master, |hsm| hsm.unwrap_material(wrapped))
             }
             Place::Software => {
-                let held = self.software_master(master.id)?;
-                open_bytes(&held.key, &data_key_binding(wrapped.id), &wrapped.blob).ok_or(ZoneError::Material)
+                let key = self.software_master(master.id)?;
+                open_bytes(&key, &data_key_binding(wrapped.id), &wrapped.blob).ok_or(ZoneError::Material)
             }
         }
     }
 
-    fn software_master(&self, id: KeyId) -> Result<Arc<Held>, ZoneError> {
-        if let Some(held) = self.held(id) {
-            return Ok(held);
-        }
+    fn software_master(&self, id: KeyId) -> Result<SecretBytes, ZoneError> {
         let path = key_path(id);
         let entry = self.barrier.get(&path)?.ok_or_else(|| super::damaged(path, "the software master key is missing"))?;
-        let held = Held::now(entry.value);
-        self.keys.insert(id, held.clone());
-        Ok(held)
+        Ok(entry.value)
     }
 
     /// The next ready HSM that holds this very master key; the last error when there is none left.

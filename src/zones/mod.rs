@@ -15,15 +15,15 @@ mod spread;
 mod verified;
 pub mod wire;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use quick_cache::sync::Cache;
+use parking_lot::Mutex;
 use thiserror::Error;
 use time::{Duration, OffsetDateTime};
 
-use crate::barrier::{Barrier, BarrierError, Entry, Txn};
+use crate::barrier::{Barrier, BarrierError, Entry, Stamp, Txn};
 use crate::crashpoint::reach;
 use crate::hsm::{Group, Hsm, HsmError, KeyId, Member, Status};
 use crate::seal::{ClusterFacts, MemberRecord};
@@ -44,22 +44,6 @@ use verified::Verified;
 /// The zone that exists from init on.
 pub const DEFAULT_ZONE: &str = "default";
 
-/// How many unwrapped data keys are kept in memory.
-const CACHED_DATA_KEYS: usize = 4096;
-/// How long, used or not: as long as what they open.
-const MAX_AGE: std::time::Duration = std::time::Duration::from_secs(15 * 60);
-
-/// An unwrapped data key or a software master key, and since when it is in memory.
-struct Held {
-    key: SecretBytes,
-    since: Instant,
-}
-
-impl Held {
-    fn now(key: SecretBytes) -> Arc<Self> {
-        Arc::new(Self { key, since: Instant::now() })
-    }
-}
 /// How many zones one listing reads at a time.
 const PAGE: usize = 1000;
 /// The longest zone name.
@@ -148,10 +132,10 @@ pub struct Zones {
     barrier: Arc<Barrier>,
     hsm: Option<Arc<Group>>,
     key_label: String,
-    /// Unwrapped data keys and software master keys by identity.
-    keys: Cache<KeyId, Arc<Held>>,
     /// Master keys whose check value was compared.
     verified: Verified,
+    /// Zones whose last pass of re-wrapping left records behind, and when.
+    passed: Mutex<HashMap<String, Instant>>,
     changing: tokio::sync::Mutex<()>,
 }
 
@@ -162,8 +146,8 @@ impl Zones {
             barrier,
             hsm: hsm.map(Hsm::into_group),
             key_label: key_label.to_owned(),
-            keys: Cache::new(CACHED_DATA_KEYS),
             verified: Verified::default(),
+            passed: Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
         }
     }
@@ -194,34 +178,45 @@ impl Zones {
         Ok(())
     }
 
-    /// Forgets every key in memory; to be called when the server is sealed.
+    /// Forgets what is known of the HSMs; to be called when the server is sealed. No key is kept in memory.
     pub fn forget(&self) {
-        self.keys.clear();
         self.verified.clear();
-    }
-
-    /// Forgets the keys that came into memory `age` ago or earlier.
-    fn forget_older(&self, age: std::time::Duration) {
-        self.keys.retain(|_, held| held.since.elapsed() < age);
-    }
-
-    /// A key in memory that is not too old.
-    fn held(&self, id: KeyId) -> Option<Arc<Held>> {
-        self.keys.get(&id).filter(|held| held.since.elapsed() < MAX_AGE)
+        self.passed.lock().clear();
     }
 
     /// The version that wraps new material.
     pub fn current(&self, zone: &str) -> Result<MasterKeyRef, ZoneError> {
-        let (record, _) = self.stored(zone)?;
-        let path = zone_path(zone);
-        record.current().map(|version| version.reference(zone)).ok_or_else(|| damaged(path, "it has no version"))
+        Ok(self.current_stamped(zone)?.0)
     }
 
-    /// One version by the identity that a wrapped key names.
+    /// The version that wraps new material, and the zone's record: a commit that depends on it holds only while no other version
+    /// was made.
+    pub fn current_stamped(&self, zone: &str) -> Result<(MasterKeyRef, Stamp), ZoneError> {
+        let (record, entry) = self.stored(zone)?;
+        let path = zone_path(zone);
+        let current = record.current().map(|version| version.reference(zone));
+        let current = current.ok_or_else(|| damaged(path.clone(), "it has no version"))?;
+        Ok((current, Stamp::new(path, &entry)))
+    }
+
+    /// One version by the identity that a wrapped key names, of whatever zone it is; it is looked for in `zone` first.
     pub fn by_id(&self, zone: &str, id: KeyId) -> Result<MasterKeyRef, ZoneError> {
-        let (record, _) = self.stored(zone)?;
-        let found = record.versions.iter().find(|version| version.id == id);
-        found.map(|version| version.reference(zone)).ok_or(ZoneError::Material)
+        let of = |zone: &str| -> Result<Option<MasterKeyRef>, ZoneError> {
+            let (record, _) = self.stored(zone)?;
+            let found = record.versions.iter().find(|version| version.id == id);
+            Ok(found.map(|version| version.reference(zone)))
+        };
+        if let Some(found) = of(zone)? {
+            return Ok(found);
+        }
+        for other in self.list()? {
+            if other != zone
+                && let Some(found) = of(&other)?
+            {
+                return Ok(found);
+            }
+        }
+        Err(ZoneError::Material)
     }
 
     /// Whether the zone exists.
@@ -281,7 +276,6 @@ impl Zones {
     /// cluster has an HSM; to be called from time to time. Answers
     /// the zones that were rotated. A failure with one zone is logged and does not stop the others.
     pub async fn tick(&self, now: OffsetDateTime) -> Result<Vec<String>, ZoneError> {
-        self.forget_older(MAX_AGE);
         self.settle().await?;
         self.spread().await?;
         let into_hsm = ClusterFacts::load(&self.barrier)?.hsm && self.maker().is_ok();

@@ -180,6 +180,25 @@ fn import_keys(server: &Server<'_>, canaries: &mut Canaries) {
     }
 }
 
+/// A version that is trimmed away and a key that is raised into the HSM, both opened before; the keys live on.
+fn trim_and_raise(server: &Server<'_>, canaries: &mut Canaries, levels: &[&str]) {
+    let make = |canaries: &mut Canaries, name: &str, kind: &str| {
+        let settings = json!({"type": kind, "protection_level": "software", "exportable": true});
+        server.put(&format!("transit/keys/{name}"), settings).ok();
+        let shown = server.get(&format!("transit/export/encryption-key/{name}")).ok();
+        plant_exported(canaries, &format!("encryption-key of {name}"), shown["data"]["keys"]["1"].as_str().unwrap());
+        use_key(server, canaries, name, kind);
+    };
+    make(canaries, "trimmed", "chacha20-poly1305");
+    server.put("transit/keys/trimmed/rotate", json!({})).ok();
+    server.put("transit/keys/trimmed/config", json!({"min_decryption_version": 2, "min_encryption_version": 2})).ok();
+    server.put("transit/keys/trimmed/trim", json!({"min_available_version": 2})).ok();
+    if levels.contains(&"hsm") {
+        make(canaries, "raised", "aes256-gcm96");
+        server.put("transit/keys/raised/config", json!({"protection_level": "hsm"})).ok();
+    }
+}
+
 /// A wrapping token for `data`.
 fn wrap(server: &Server<'_>, data: &Value) -> String {
     let request = ureq::post(format!("{}/v1/sys/wrapping/wrap", server.url()));
@@ -248,6 +267,7 @@ fn plant_use_delete_and_look(server: &mut Server<'_>, levels: &[&str]) {
     }
     restore_keys(server, &mut canaries, &names);
     import_keys(server, &mut canaries);
+    trim_and_raise(server, &mut canaries, levels);
     other_secrets(server, &mut canaries);
     assert_gone(server, &canaries, "after everything was deleted");
 }

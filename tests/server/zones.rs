@@ -27,6 +27,18 @@ fn made_listed_rotated_and_used() {
     assert_eq!(server.put("sys/mounts/t", json!({"type": "transit", "options": {"zone": "unknown"}})).status, 400);
     server.put("sys/mounts/t", json!({"type": "transit", "options": {"zone": "tk1a"}})).ok();
 
+    // An empty mount can be taken to another zone; one with keys stays where its keys are wrapped.
+    for zone in ["default", "tk1a", "default"] {
+        server.put("sys/mounts/t/tune", json!({"options": {"zone": zone}})).ok();
+    }
+    server.put("t/keys/k", json!({"protection_level": "software"})).ok();
+    assert_eq!(server.get("t/keys/k").ok()["data"]["zone"], "default");
+    let refused = server.put("sys/mounts/t/tune", json!({"options": {"zone": "tk1a"}}));
+    assert!(refused.status == 400 && refused.errors().contains("make a new mount"), "{}", refused.text);
+    server.put("sys/mounts/t/tune", json!({"options": {"protection": "software"}})).ok();
+    server.put("sys/mounts/t/tune", json!({"options": {"zone": "default"}})).ok();
+    assert_eq!(server.get("t/keys/k").ok()["data"]["zone"], "default");
+
     // It takes sudo.
     let policy = r#"path "sys/sos/zones/*" { capabilities = ["create", "read", "update", "list"] }"#;
     server.put("sys/policies/acl/zones", json!({"policy": policy})).ok();

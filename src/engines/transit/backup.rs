@@ -67,7 +67,7 @@ pub async fn backup(engine: &Transit, _: &Call<'_>, params: BackupParams) -> Res
     let key = key.ok_or_else(|| stop(format!("key {name:?} not found")))?;
     let mut versions = Vec::with_capacity(key.record.versions.len());
     for line in &key.record.versions {
-        let (record, _) = engine.store.version_record(key.record.uid, line.version)?;
+        let (record, _) = engine.store.version_record(name, key.record.uid, line.version)?;
         versions.push((line, record.convergent_version, engine.material_of(&key, line.version).await?));
     }
     let json = blob::write(name, &key.record, &versions).map_err(Failure::internal)?;
@@ -154,12 +154,11 @@ async fn store(
                     0 => txn.delete(auto_path(name)),
                     _ => txn.put(auto_path(name), Vec::new()),
                 };
-                Ok(Decision::Write(Change { record: Some(record), txn, outcome: existing }))
+                Ok(Decision::Write(Change { record: Some(record), txn, outcome: existing.is_some() }))
             })
         })
         .await?;
-    if let Some(old) = replaced {
-        engine.store.forget(&old.record);
+    if replaced {
         engine.destroy_doomed().await;
     }
     if let Some(key) = key {

@@ -5,7 +5,7 @@ use super::{
     alg::KeyType,
     lifecycle::nanos,
     protect::{Level, Material, VersionId},
-    record::{FORMAT, KeyRecord, KeyUid, StoredKey, VersionLine, encode, material_path},
+    record::{FORMAT, KeyRecord, KeyUid, StoredKey, VersionLine},
     store::Key,
     usage::Usage,
 };
@@ -74,8 +74,8 @@ impl Transit {
             public_only: record.kind.is_asymmetric() && given.material.key.is_empty(),
             certificate_chain: given.certificate_chain.clone(),
         });
-        let path = material_path(record.uid, version);
-        let txn = txn.check(path.clone(), Expect::Absent).put_secret(path, encode(&stored)?);
+        let id = VersionId { uid: record.uid, version };
+        let txn = self.vault().put(id, stored, Expect::Absent, txn).await?;
         Usage::first_block(txn, record.uid, version)
     }
 
@@ -122,7 +122,7 @@ impl Transit {
     /// All material of a version, whatever its level: for exports and backups alone.
     pub async fn material_of(&self, key: &Key, version: u32) -> Result<Material, Failure> {
         let uid = key.record.uid;
-        let (record, _) = self.store.version_record(uid, version)?;
+        let (record, _) = self.store.version_record(&key.name, uid, version)?;
         self.vault().bring_out(VersionId { uid, version }, &record).await
     }
 }

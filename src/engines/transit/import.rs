@@ -26,7 +26,7 @@ use super::{
     keys::level_param,
     lifecycle::{NewKey, SOFT_DELETED, nanos},
     protect::{Level, Material, VersionId},
-    record::{KeyRecord, VersionLine, auto_path, encode, material_path},
+    record::{KeyRecord, VersionLine, auto_path},
     store::{Change, Decision, Key, LoadedKey},
 };
 use crate::{
@@ -372,13 +372,13 @@ impl Transit {
             return Err(stop(SOFT_DELETED));
         }
         if let Some(version) = version {
-            let txn = self.complete(&mut record, version, handed).await?;
+            let txn = self.complete(&key.name, &mut record, version, handed).await?;
             return Ok(Decision::Write(Change { record: Some(record), txn, outcome: () }));
         }
         // A private key that fits the latest public one completes it; any other becomes a version of its own.
         if matches!(handed, Handed::Private(..))
             && record.line(record.latest_version).is_some_and(|line| line.public_only)
-            && let Ok(txn) = self.complete(&mut record, i64::from(key.record.latest_version), handed).await
+            && let Ok(txn) = self.complete(&key.name, &mut record, i64::from(key.record.latest_version), handed).await
         {
             return Ok(Decision::Write(Change { record: Some(record), txn, outcome: () }));
         }
@@ -391,7 +391,7 @@ impl Transit {
     }
 
     /// Puts a private key beside the public one of a version.
-    async fn complete(&self, record: &mut KeyRecord, version: i64, handed: &Handed) -> Result<Txn, Failure> {
+    async fn complete(&self, name: &str, record: &mut KeyRecord, version: i64, handed: &Handed) -> Result<Txn, Failure> {
         let shown = u32::try_from(version).ok().filter(|version| *version >= record.min_decryption_version);
         let line = shown.and_then(|version| record.line(version)).cloned();
         let line = line.ok_or_else(|| stop("no such key version"))?;
@@ -410,7 +410,7 @@ impl Transit {
         if public_key != line.public_key {
             return Err(stop("cannot import key, key pair does not match"));
         }
-        let (stored, entry) = self.store.version_record(record.uid, line.version)?;
+        let (stored, entry) = self.store.version_record(name, record.uid, line.version)?;
         let hmac_key = self.vault().open(VersionId { uid: record.uid, version: line.version }, &stored).await?.hmac_key;
         let given = Given {
             created: line.created,
@@ -420,11 +420,11 @@ impl Transit {
             certificate_chain: line.certificate_chain.clone(),
         };
         let (changed, level) = self.store_given(record, line.version, &given).await?;
-        let path = material_path(record.uid, line.version);
+        let id = VersionId { uid: record.uid, version: line.version };
         if let Some(place) = record.versions.iter_mut().find(|place| place.version == line.version) {
             let moved_into_hsm = self.moved(level, &given);
             *place = VersionLine { public_only: false, revision: line.revision + 1, level, moved_into_hsm, ..line };
         }
-        Ok(Txn::new().check(path.clone(), Entry::unchanged(Some(&entry))).put_secret(path, encode(&changed)?))
+        self.vault().put(id, changed, Entry::unchanged(Some(&entry)), Txn::new()).await
     }
 }

@@ -255,7 +255,7 @@ async fn reconfigured(
     let warning = apply(&mut record, params)?;
     let mut txn = Txn::new();
     if let Some(level) = level.filter(|level| needs_move(&record, *level)) {
-        txn = engine.change_level(&mut record, level, txn).await?;
+        txn = engine.change_level(&key.name, &mut record, level, txn).await?;
     }
     if record == key.record {
         return Ok(Decision::Keep(warning));

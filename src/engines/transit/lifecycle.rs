@@ -9,7 +9,7 @@ use super::{
     alg::{HMAC_KEY_BYTES, KeyType, asym::PublicKey, kdf::Kdf},
     objects::Making,
     protect::{Demands, Level, Material, Vault, VersionId},
-    record::{KeyRecord, StoredKey, VersionLine, VersionRecord, auto_path, encode, material_path, usage_path},
+    record::{KeyRecord, StoredKey, VersionLine, VersionRecord, auto_path, material_path, usage_path},
     store::{Change, Decision, Key},
     usage::Usage,
 };
@@ -216,8 +216,8 @@ impl Transit {
             public_only: false,
             certificate_chain: Vec::new(),
         });
-        let path = material_path(record.uid, version);
-        let txn = Txn::new().check(path.clone(), Expect::Absent).put_secret(path, encode(&made.record)?);
+        let id = VersionId { uid: record.uid, version };
+        let txn = self.vault().put(id, made.record, Expect::Absent, Txn::new()).await?;
         let txn = Usage::first_block(txn, record.uid, version)?;
         let txn = match &made.making {
             Some(making) => making.settle(txn),
@@ -294,15 +294,13 @@ impl Transit {
                     for line in &key.record.versions {
                         txn = self.drop_version(name, &key.record, line.version, txn)?;
                     }
-                    Ok(Decision::Write(Change { record: None, txn, outcome: Ok(key) }))
+                    Ok(Decision::Write(Change { record: None, txn, outcome: Ok(()) }))
                 })
             })
             .await?;
-        let key = match outcome {
-            Ok(key) => key,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        self.store.forget(&key.record);
+        if let Err(reason) = outcome {
+            return Ok(Err(reason));
+        }
         self.store.schedule.lock().remove(name);
         self.destroy_doomed().await;
         Ok(Ok(()))
@@ -333,7 +331,7 @@ impl Transit {
 
     /// Adds to `txn` what takes a version's material away; an object on the HSM is destroyed after the commit.
     pub fn drop_version(&self, name: &str, key: &KeyRecord, version: u32, txn: Txn) -> Result<Txn, Failure> {
-        let (record, _) = self.store.version_record(key.uid, version)?;
+        let (record, _) = self.store.version_record(name, key.uid, version)?;
         let txn = txn.delete(material_path(key.uid, version)).delete(usage_path(key.uid, version));
         match record.key {
             StoredKey::Token(id) => self.store.doom(id, name, txn),
@@ -342,7 +340,7 @@ impl Transit {
     }
 
     /// Adds to `txn` the rewriting of every version of `record` at another level.
-    pub async fn change_level(&self, record: &mut KeyRecord, to: Level, mut txn: Txn) -> Result<Txn, Failure> {
+    pub async fn change_level(&self, name: &str, record: &mut KeyRecord, to: Level, mut txn: Txn) -> Result<Txn, Failure> {
         self.check_level_change(record, to)?;
         let (vault, now) = (self.vault(), nanos(self.clock.now()));
         for line in &mut record.versions {
@@ -355,7 +353,7 @@ impl Transit {
                 continue;
             }
             let id = VersionId { uid: record.uid, version: line.version };
-            let (stored, entry) = self.store.version_record(record.uid, line.version)?;
+            let (stored, entry) = self.store.version_record(name, record.uid, line.version)?;
             let mut material = vault.bring_out(id, &stored).await?;
             let key = match (to, record.kind.in_hsm()) {
                 (Level::Hsm, Some(kind)) => {
@@ -365,8 +363,7 @@ impl Transit {
                 _ => StoredKey::Software,
             };
             let changed = vault.store(id, line.created, key, material, stored.convergent_version).await?;
-            let path = material_path(record.uid, line.version);
-            txn = txn.check(path.clone(), Entry::unchanged(Some(&entry))).put_secret(path, encode(&changed)?);
+            txn = vault.put(id, changed, Entry::unchanged(Some(&entry)), txn).await?;
             line.level = to;
             line.revision += 1;
             line.moved_into_hsm = (to == Level::Hsm).then_some(now);

@@ -69,14 +69,31 @@ use crate::{
     core::{
         clock::Clock,
         failure::Failure,
+        mounts::MountEntry,
         route::{RouteTable, Routed},
     },
 };
+
+/// Refuses to take a mount with keys to another zone: its keys are wrapped by the master key of the one it is in.
+pub fn check_tuned(before: &MountEntry, after: &MountContext) -> Result<(), Failure> {
+    let (from, to) = (protect::zone_of(&before.options), protect::zone_of(&after.entry.options));
+    if from == to || after.view.list(record::KEY_FOLDER, None, 1)?.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::invalid(format!(
+        "this mount has keys in zone {from:?}, so its zone cannot be changed; make a new mount with the option zone={to:?} and \
+         bring the keys there by backup and restore"
+    )))
+}
 
 /// One Transit mount.
 pub struct Transit {
     store: Arc<Store>,
     mount: MountProtection,
+    /// The mount's uuid.
+    uuid: String,
+    /// All Transit mounts.
+    stores: Arc<Stores>,
     clock: Clock,
     worn: usage::Worn,
 }
@@ -89,8 +106,10 @@ impl Transit {
     pub fn new(context: &MountContext) -> Result<Self, Failure> {
         let protection = Protection::from(context.services.as_ref());
         let mount = MountProtection::from_options(&context.entry.options, &protection)?;
-        let store = context.services.transit.of(&context.entry.uuid, &context.view, &mount.zone, &protection);
-        Ok(Self { store, mount, clock: context.clock.clone(), worn: usage::Worn::default() })
+        let uuid = context.entry.uuid.clone();
+        let stores = Arc::clone(&context.services.transit);
+        let store = stores.of(&uuid, &context.view, &mount.zone, &protection);
+        Ok(Self { store, mount, uuid, stores, clock: context.clock.clone(), worn: usage::Worn::default() })
     }
 
     /// The key of a name; `missing` is the API's text where there is none.
@@ -105,7 +124,13 @@ impl Routed for Transit {
         routes::table()
     }
 
+    fn is_stale(&self, failure: &Failure) -> bool {
+        self.store.is_stale(failure)
+    }
+
     async fn start(&self) -> Result<(), Failure> {
+        // Only now, that the mount's record with it is durable.
+        self.stores.set_zone(&self.uuid, &self.mount.zone);
         self.find_scheduled()?;
         self.find_doomed()
     }

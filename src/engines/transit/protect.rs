@@ -13,16 +13,18 @@ use super::{
         KeyType,
         asym::{self, PrivateKey},
     },
-    record::{FORMAT, KeyUid, Secrets, StoredKey, VersionRecord},
+    record::{FORMAT, KeyUid, Secrets, StoredKey, VersionRecord, encode, material_path},
 };
 use crate::{
+    barrier::{Stamp, Txn},
     config,
     core::failure::Failure,
     engines::Services,
     hsm::{self, Hsm, HsmError, KeyId, KeyKind, Status, TokenFacts, WrappedKey},
     secret::SecretBytes,
     stack,
-    zones::{Place, WrappedMaterial, Zones},
+    storage::Expect,
+    zones::{DEFAULT_ZONE, Place, WrappedMaterial, Zones},
 };
 
 /// How a key's material is protected (`protection_level`).
@@ -69,8 +71,8 @@ pub trait ZoneKeys: Send + Sync + 'static {
     /// Whether the zone's newest master key is in the HSM.
     fn in_hsm(&self, zone: &str) -> Result<bool, Failure>;
 
-    /// The newest version of the zone's master key.
-    fn current_master(&self, zone: &str) -> Result<KeyId, Failure>;
+    /// The newest version of the zone's master key; a commit with the stamp holds only while it is the newest.
+    fn newest(&self, zone: &str) -> Result<(KeyId, Stamp), Failure>;
 
     /// Wraps software material; the same `aad` is needed to open it.
     async fn wrap(&self, zone: &str, aad: &[u8], material: &SecretBytes) -> Result<WrappedMaterial, Failure>;
@@ -105,8 +107,9 @@ impl ZoneKeys for Zones {
         Ok(self.current(zone)?.place == Place::Hsm)
     }
 
-    fn current_master(&self, zone: &str) -> Result<KeyId, Failure> {
-        Ok(self.current(zone)?.id)
+    fn newest(&self, zone: &str) -> Result<(KeyId, Stamp), Failure> {
+        let (master, stamp) = self.current_stamped(zone)?;
+        Ok((master.id, stamp))
     }
 
     async fn wrap(&self, zone: &str, aad: &[u8], material: &SecretBytes) -> Result<WrappedMaterial, Failure> {
@@ -176,13 +179,18 @@ pub struct MountProtection {
     pub required: Option<Level>,
 }
 
+/// The zone that a mount's options name.
+pub fn zone_of(options: &BTreeMap<String, String>) -> &str {
+    options.get("zone").map_or(DEFAULT_ZONE, String::as_str)
+}
+
 impl MountProtection {
     /// Reads the mount's options `zone`, `protection` and `protection_required`.
     pub fn from_options(options: &BTreeMap<String, String>, protection: &Protection) -> Result<Self, Failure> {
-        let zone = options.get("zone").map_or("default", String::as_str);
+        let zone = zone_of(options);
         let known = match &protection.zones {
             Some(zones) => zones.exists(zone)?,
-            None => zone == "default",
+            None => zone == DEFAULT_ZONE,
         };
         if !known {
             return Err(Failure::invalid(format!("there is no zone {zone:?}")));
@@ -437,6 +445,41 @@ impl Vault<'_> {
             Some(zones) => Secrets::Zone(zones.wrap(self.zone, &id.aad(), &joined).await?),
         };
         Ok(VersionRecord { format: FORMAT, version: id.version, created, key, secrets, convergent_version })
+    }
+
+    /// Adds to `txn` the writing of a version's record, which must be as `expect` says. What is in it was wrapped some time
+    /// ago, in the queue of an HSM perhaps, and the zone's master key may have been rotated since: it is moved to the newest one,
+    /// and the commit conflicts when there is a newer one by then. So whatever is committed after a rotation is under the new
+    /// master key, and the pass that re-wraps sees all the rest.
+    pub async fn put(&self, id: VersionId, mut record: VersionRecord, expect: Expect, txn: Txn) -> Result<Txn, Failure> {
+        let txn = match &self.protection.zones {
+            Some(zones) => {
+                let (newest, stamp) = zones.newest(self.zone)?;
+                self.move_under(newest, &mut record).await?;
+                txn.while_as(stamp)
+            }
+            None => txn,
+        };
+        let path = material_path(id.uid, id.version);
+        Ok(txn.check(path.clone(), expect).put_secret(path, encode(&record)?))
+    }
+
+    /// Moves what is wrapped by other master keys than `newest`, the zone's newest; tells whether there was anything.
+    pub async fn move_under(&self, newest: KeyId, record: &mut VersionRecord) -> Result<bool, Failure> {
+        let mut moved = false;
+        if let StoredKey::Hsm(wrapped) = &record.key
+            && wrapped.wrapped_by != newest
+        {
+            record.key = StoredKey::Hsm(self.zones()?.rewrap_key(self.zone, wrapped).await?);
+            moved = true;
+        }
+        if let Secrets::Zone(material) = &record.secrets
+            && material.data_key.wrapped_by != newest
+        {
+            record.secrets = Secrets::Zone(self.zones()?.rewrap(self.zone, material).await?);
+            moved = true;
+        }
+        Ok(moved)
     }
 
     /// The secrets of a version that may be in this process.

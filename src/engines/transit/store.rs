@@ -12,6 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
+use thiserror::Error;
 use tokio::sync::OnceCell;
 
 pub use super::opened::{Loaded, LoadedKey, MAX_AGE};
@@ -23,7 +24,10 @@ use super::{
     },
     opened::OpenedVersions,
     protect::{Protection, Vault, VersionId},
-    record::{GivenRecord, KeyRecord, KeyUid, StoredKey, VersionRecord, decode, encode, given_path, key_path, material_path},
+    record::{
+        GivenRecord, KeyRecord, KeyUid, StoredKey, VersionLine, VersionRecord, decode, encode, given_path, key_path,
+        material_path,
+    },
     usage::Usage,
 };
 use crate::{
@@ -82,14 +86,24 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// The store of a mount.
+    /// The store of a mount, in `zone` when it is not there yet. Where a mount is tuned its engine is made before the change
+    /// is durable, so the zone of a store that is there stays until [`Stores::set_zone`].
     pub fn of(&self, uuid: &str, view: &View, zone: &str, protection: &Protection) -> Arc<Store> {
         let mut stores = self.mounts.lock();
         stores.retain(|_, (store, _)| store.strong_count() > 0);
-        let store = stores.get(uuid).and_then(|(store, _)| store.upgrade());
-        let store = store.unwrap_or_else(|| Arc::new(Store::new(view.clone(), protection.clone())));
+        if let Some(store) = stores.get(uuid).and_then(|(store, _)| store.upgrade()) {
+            return store;
+        }
+        let store = Arc::new(Store::new(view.clone(), protection.clone()));
         stores.insert(uuid.to_owned(), (Arc::downgrade(&store), zone.to_owned()));
         store
+    }
+
+    /// Notes the zone that a mount is in from now on.
+    pub fn set_zone(&self, uuid: &str, zone: &str) {
+        if let Some((_, noted)) = self.mounts.lock().get_mut(uuid) {
+            zone.clone_into(noted);
+        }
     }
 
     /// Forgets all mounts, whose records were exchanged for others: engines that are made from now on read them anew.
@@ -152,13 +166,17 @@ impl Store {
         Ok(Some(key))
     }
 
-    /// Commits a transaction and refreshes the key it changes, also when the caller goes away meanwhile.
-    pub async fn commit(self: &Arc<Self>, name: &str, txn: Txn) -> Result<Option<Arc<Key>>, Conflicted> {
+    /// Commits a transaction that changes the key `before`, refreshes it, and forgets what the change took away, also when the
+    /// caller goes away meanwhile.
+    async fn commit(self: &Arc<Self>, name: &str, before: Option<Arc<Key>>, txn: Txn) -> Result<Option<Arc<Key>>, Conflicted> {
         let store = Arc::clone(self);
         let name = name.to_owned();
         let task = tokio::spawn(stack::overwriting(async move {
             let committed = store.view.commit(txn).await;
             let refreshed = store.refresh(&name);
+            if let (Some(before), true) = (before, committed.is_ok()) {
+                store.forget_gone(before.record.uid, &before.record.versions, refreshed.as_ref().ok().and_then(Option::as_deref));
+            }
             match committed {
                 Ok(_) => refreshed.map_err(Conflicted::No),
                 Err(BarrierError::Storage(StorageError::Conflict { .. })) => Err(Conflicted::Yes),
@@ -177,11 +195,17 @@ impl Store {
         mut decide: impl FnMut(Option<Arc<Key>>) -> BoxFuture<'a, Result<Decision<T>, Failure>> + Send,
     ) -> Result<(Option<Arc<Key>>, T), Failure> {
         let _alone = Changing::begin(self, name).await;
+        let mut missing = None;
         for _ in 0..TRIES {
             let key = self.key(name)?;
-            let change = match decide(key.clone()).await? {
-                Decision::Keep(outcome) => return Ok((key, outcome)),
-                Decision::Write(change) => change,
+            let change = match decide(key.clone()).await {
+                Ok(Decision::Keep(outcome)) => return Ok((key, outcome)),
+                Ok(Decision::Write(change)) => change,
+                Err(failure) if self.is_stale(&failure) => {
+                    missing = Some(failure);
+                    continue;
+                }
+                Err(failure) => return Err(failure),
             };
             let path = key_path(name);
             let expect = key.as_ref().map_or(Expect::Absent, |key| Expect::Version(key.version));
@@ -190,13 +214,14 @@ impl Store {
                 Some(record) => txn.put_secret(path, encode(record)?),
                 None => txn.delete(path),
             };
-            match self.commit(name, txn).await {
+            match self.commit(name, key, txn).await {
                 Ok(key) => return Ok((key, change.outcome)),
                 Err(Conflicted::Yes) => {}
                 Err(Conflicted::No(failure)) => return Err(failure),
             }
         }
-        Err(Failure::unavailable(format!("the key {name} was changed by others again and again; try again")))
+        let changed = || Failure::unavailable(format!("the key {name} was changed by others again and again; try again"));
+        Err(missing.unwrap_or_else(changed))
     }
 
     /// A version ready for use.
@@ -208,12 +233,15 @@ impl Store {
         }
         let loaded = Arc::new(self.open(zone, key, version).await?);
         self.loaded.insert(id, Arc::clone(&loaded));
+        // What was deleted or replaced meanwhile may have been forgotten before it was put in.
+        let now = self.key(&key.name);
+        self.forget_gone(key.record.uid, std::slice::from_ref(line), now.as_ref().ok().and_then(Option::as_deref));
         Ok(Some(loaded))
     }
 
     async fn open(&self, zone: &str, key: &Key, version: u32) -> Result<Loaded, Failure> {
         let uid = key.record.uid;
-        let (record, _) = self.version_record(uid, version)?;
+        let (record, _) = self.version_record(&key.name, uid, version)?;
         let convergent_version = record.convergent_version;
         let usage = self.usage(uid, version)?;
         let line = key.record.line(version);
@@ -243,19 +271,29 @@ impl Store {
     ) -> Result<&'a SecretBytes, Failure> {
         let open = || async {
             let uid = key.record.uid;
-            let (record, _) = self.version_record(uid, version)?;
+            let (record, _) = self.version_record(&key.name, uid, version)?;
             let vault = Vault { protection: &self.protection, zone };
             Ok(vault.open(VersionId { uid, version }, &record).await?.hmac_key)
         };
         loaded.hmac_key.get_or_try_init(open).await
     }
 
-    /// The record of a version, which must exist.
-    pub fn version_record(&self, uid: KeyUid, version: u32) -> Result<(VersionRecord, Entry), Failure> {
+    /// The record of a version, which must exist while its key does.
+    ///
+    /// # Errors
+    /// [`Vanished`] as the cause where it does not: the key was deleted or trimmed after it was looked up, or the store lost it.
+    pub fn version_record(&self, name: &str, uid: KeyUid, version: u32) -> Result<(VersionRecord, Entry), Failure> {
         let path = material_path(uid, version);
         let entry = self.view.get(&path)?;
-        let entry = entry.ok_or_else(|| Failure::internal(format!("the record {path:?} is missing")))?;
+        let entry = entry.ok_or_else(|| Failure::internal(Vanished { name: name.to_owned(), path }))?;
         Ok((decode(&entry.value)?, entry))
+    }
+
+    /// Whether a failure comes of a key that was changed after it was looked up. The key is read anew, so that what is done
+    /// again sees it as it is.
+    pub fn is_stale(&self, failure: &Failure) -> bool {
+        let Some(vanished) = failure.cause().and_then(|cause| cause.downcast_ref::<Vanished>()) else { return false };
+        self.refresh(&vanished.name).is_ok()
     }
 
     /// The number of the key's next version: above every one that was ever given, also before a restore.
@@ -305,11 +343,18 @@ impl Store {
         self.changing.lock().len()
     }
 
-    /// Forgets everything opened of a key that is gone.
-    pub fn forget(&self, record: &KeyRecord) {
-        for line in &record.versions {
-            self.loaded.remove(&(record.uid, line.version, line.revision));
-            self.usages.lock().remove(&(record.uid, line.version));
+    /// Forgets what was opened of a key and is not in it any more: versions deleted or trimmed away, and material that was
+    /// replaced by the same at another level.
+    fn forget_gone(&self, uid: KeyUid, before: &[VersionLine], now: Option<&Key>) {
+        let now = now.map(|key| &key.record).filter(|record| record.uid == uid);
+        for line in before {
+            let kept = now.and_then(|record| record.line(line.version));
+            if kept.is_none_or(|kept| kept.revision != line.revision) {
+                self.loaded.remove(&(uid, line.version, line.revision));
+            }
+            if kept.is_none() {
+                self.usages.lock().remove(&(uid, line.version));
+            }
         }
     }
 }
@@ -358,11 +403,20 @@ fn software(record: &KeyRecord, material: SecretBytes) -> Result<LoadedKey, Fail
 }
 
 /// What a look at a key leads to.
+#[allow(clippy::large_enum_variant, reason = "made and taken apart once in a change of a key")]
 pub enum Decision<T> {
     /// Nothing is written.
     Keep(T),
     /// A commit.
     Write(Change<T>),
+}
+
+/// A version's record is not there any more.
+#[derive(Debug, Error)]
+#[error("the record {path:?} of the key {name:?} is missing")]
+struct Vanished {
+    name: String,
+    path: String,
 }
 
 /// Whether a failed commit may be tried again.

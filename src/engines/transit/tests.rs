@@ -2,6 +2,7 @@
 
 mod convergent;
 mod hsm;
+mod races;
 mod types;
 mod vectors;
 

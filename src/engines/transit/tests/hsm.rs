@@ -185,6 +185,43 @@ async fn a_crash_while_an_object_is_made_leaves_no_orphan_and_no_gap() {
 }
 
 #[tokio::test]
+async fn a_mount_is_in_another_zone_once_that_is_durable() {
+    let mut bench = Bench::with(None, &[]).await;
+    bench.services.zones.create("z1", time::Duration::ZERO, bench.clock.now()).await.unwrap();
+    bench.options.insert("zone".into(), "z1".into());
+    let tuned = Transit::new(&context(&bench.barrier, &bench.clock, &bench.services, &bench.options)).unwrap();
+    let stores = &bench.services.transit;
+    assert!(stores.next_in_zone("default", "").is_some() && stores.next_in_zone("z1", "").is_none(), "not committed yet");
+    Engine::start(&tuned).await.unwrap();
+    assert!(stores.next_in_zone("default", "").is_none() && stores.next_in_zone("z1", "").is_some());
+}
+
+#[tokio::test]
+async fn what_another_zone_wrapped_is_used_and_moved() {
+    for hsm in [None, Some(FakeHsm::new())] {
+        let mut bench = Bench::with(hsm, &[]).await;
+        bench.services.zones.create("z1", time::Duration::ZERO, bench.clock.now()).await.unwrap();
+        bench.post("keys/k", json!({ "protection_level": "software" })).await;
+        let first = bench.encrypt("k", "one").await;
+        bench.options.insert("zone".into(), "z1".into());
+        bench.restart();
+        bench.post("keys/k/rotate", json!({})).await;
+        let second = bench.encrypt("k", "two").await;
+        for (zone, moves) in [("default", 0), ("z1", 2)] {
+            bench.options.insert("zone".into(), "z1".into());
+            bench.restart();
+            assert_eq!(bench.decrypt("k", &first).await.unwrap(), "one");
+            assert_eq!(bench.decrypt("k", &second).await.unwrap(), "two");
+            let zones = Arc::clone(&bench.services.zones);
+            zones.rotate(zone, bench.clock.now()).await.unwrap();
+            assert_eq!(zones.rewrap(zone, bench.services.transit.as_ref()).await.unwrap().rewrapped, moves);
+        }
+        bench.restart();
+        assert_eq!(bench.decrypt("k", &first).await.unwrap(), "one");
+    }
+}
+
+#[tokio::test]
 async fn material_follows_the_zones_master_key() {
     for hsm in [None, Some(FakeHsm::new())] {
         let mut bench = Bench::with(hsm.clone(), &[]).await;
