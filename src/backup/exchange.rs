@@ -11,7 +11,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::{BackupError, settle_folder};
-use crate::storage::{self, CommitFuture, Names, Record, SnapshotFuture, Storage, StorageConfig, StorageError, Txn};
+use crate::storage::{self, CommitFuture, Folder, Names, Record, SnapshotFuture, Storage, StorageConfig, StorageError, Txn};
 
 /// How long readers get to let go of the old store.
 const LET_GO: Duration = Duration::from_secs(10);
@@ -72,7 +72,7 @@ impl Exchange {
         }
         // A store in memory is nowhere else.
         let kept = old.filter(|_| self.config.path.is_none());
-        let done = storage::wait_until_closed(&self.config).map_err(BackupError::from).and_then(|()| work());
+        let done = self.wait_until_closed().and_then(|()| work());
         match done {
             Ok(new) => {
                 self.current.store(Some(Arc::new(new)));
@@ -81,7 +81,11 @@ impl Exchange {
             Err(error) => {
                 match kept {
                     Some(old) => self.current.store(Some(old)),
-                    None => match self.settled().and_then(|()| Ok(storage::open(&self.config)?)) {
+                    None => match self
+                        .wait_until_closed()
+                        .and_then(|()| self.settled())
+                        .and_then(|()| Ok(storage::open(&self.config)?))
+                    {
                         Ok(old) => self.current.store(Some(Arc::new(old))),
                         Err(again) => {
                             tracing::error!(error = %again, "the store cannot be opened again after a restore that failed: the server ends");
@@ -90,6 +94,21 @@ impl Exchange {
                     },
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// Waits until the old store has let go of its folder: backups that clients were reading hold it until they notice that
+    /// they are ended.
+    fn wait_until_closed(&self) -> Result<(), BackupError> {
+        storage::wait_until_closed(&self.config)?;
+        let Some(folder) = &self.config.path else { return Ok(()) };
+        let deadline = Instant::now() + LET_GO;
+        loop {
+            match Folder::open(folder) {
+                Ok(_free) => return Ok(()),
+                Err(error) if Instant::now() > deadline => return Err(error.into()),
+                Err(_) => thread::sleep(Duration::from_millis(5)),
             }
         }
     }

@@ -370,7 +370,8 @@ fn a_stalled_client_holds_up_neither_backups_nor_a_restore() {
     server.put("sys/sos/backups", json!({})).ok();
     created(&server, "another.backup");
     server.put("kv/data/a", json!({"data": {"x": "after"}})).ok();
-    sos(&server, &["restore", "-force", &path_text(&file)]);
+    let (code, _, err) = server.operator(&["backup", "restore", "-force", &path_text(&file)], "");
+    assert_eq!(code, Some(0), "{err}{}", server.log());
     unseal(&server, &made);
     assert_eq!(server.get("kv/data/a").ok()["data"]["data"]["x"], "before");
     assert!(server.log().contains("broke off"), "{}", server.log());
