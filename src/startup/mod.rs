@@ -251,7 +251,8 @@ fn start_hsm(
         Some(config::Storage::Sled { path, .. } | config::Storage::Redb { path, .. }) => Some(path.as_path()),
         _ => None,
     };
-    let failed = system("the memory of refused PINs cannot be opened");
+    let failed =
+        system("the memory of refused PINs cannot be opened in the store's folder: can this user read it, and is its disk well?");
     match token {
         Some(token) => Ok((Some(hsm::start(token.config(), folder).map_err(failed)? as Arc<dyn Hsm>), None)),
         None if args.dev && config.seals.iter().all(|seal| seal.disabled) => Ok((None, None)),
