@@ -188,10 +188,11 @@ fn audited(made: Arc<Made>, token: Arc<sos::core::tokens::TokenEntry>, acl: Arc<
     Box::new(move || {
         let exchange =
             Exchange { request: &request, operation: Operation::Read, caller: Some(&caller), mount: None, remote: None };
-        let held = broker.hold();
+        let mut held = broker.hold();
         made.runtime.block_on(async {
-            held.request(exchange, None).await.expect("recorded");
-            held.response(exchange, sos::audit::Outcome::Reply(&reply)).await.expect("recorded");
+            held.request(exchange, None).expect("formatted").written().await.expect("recorded");
+            let answered = held.response(exchange, sos::audit::Outcome::Reply(&reply)).expect("formatted");
+            answered.written().await.expect("recorded");
         });
     })
 }

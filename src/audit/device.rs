@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::{
     file::Target,
@@ -68,6 +68,9 @@ enum Job {
     Write(Vec<u8>, oneshot::Sender<std::io::Result<()>>),
     Reopen,
 }
+
+/// A record on its way to a device's file.
+pub struct Sent(Result<oneshot::Receiver<std::io::Result<()>>, DeviceError>);
 
 /// An enabled device.
 #[derive(Debug)]
@@ -145,37 +148,37 @@ impl Device {
         Ok(Arc::new(Self { record, options, salt, queue, health }))
     }
 
-    /// Puts a record into the queue; the receiver hears when it is written.
-    fn send(&self, line: Vec<u8>) -> Result<oneshot::Receiver<std::io::Result<()>>, DeviceError> {
+    /// Puts a record into the queue at once, whoever waits for it later: every device gets every record.
+    pub fn send(&self, line: Vec<u8>) -> Sent {
         if let Some(stuck) = self.health.stuck() {
-            return Err(DeviceError::Stuck(stuck));
+            return Sent(Err(DeviceError::Stuck(stuck)));
         }
         let (done, written) = oneshot::channel();
-        match self.queue.try_send(Job::Write(line, done)) {
+        Sent(match self.queue.try_send(Job::Write(line, done)) {
             Ok(()) => Ok(written),
             Err(TrySendError::Full(_)) => Err(DeviceError::Full),
             Err(TrySendError::Disconnected(_)) => Err(DeviceError::Gone),
-        }
+        })
     }
 
-    /// Puts a record into the queue at once, and gives a future that waits for it, at most until the deadline.
-    pub fn write(&self, line: Vec<u8>) -> impl Future<Output = Result<(), DeviceError>> + Send + '_ {
-        // Not inside the future: the record must be on its way also when nobody waits for this device.
-        let sent = self.send(line);
-        async move {
-            let result = match sent {
-                Err(error) => Err(error),
-                Ok(written) => match tokio::time::timeout(DEADLINE, written).await {
+    /// Waits for a record, at most until the deadline.
+    pub async fn written(&self, Sent(sent): Sent) -> Result<(), DeviceError> {
+        let result = match sent {
+            Err(error) => Err(error),
+            Ok(mut written) => match written.try_recv() {
+                Ok(result) => return Ok(result?),
+                Err(TryRecvError::Closed) => Err(DeviceError::Gone),
+                Err(TryRecvError::Empty) => match tokio::time::timeout(DEADLINE, written).await {
                     Err(_) => Err(DeviceError::Late),
                     Ok(Err(_)) => Err(DeviceError::Gone),
                     Ok(Ok(result)) => return Ok(result?),
                 },
-            };
-            if let Err(error) = &result {
-                self.health.note(Some(error));
-            }
-            result
+            },
+        };
+        if let Err(error) = &result {
+            self.health.note(Some(error));
         }
+        result
     }
 
     /// Closes the file after the records that wait; the next record opens it again.

@@ -25,21 +25,13 @@ use crate::{
     wire::time::rfc3339,
 };
 
+/// Room made at once: for what both records of a request say, for a line's own members, and for those with an answer.
+const COMMON_LEN: usize = 1024;
+const FRAME_LEN: usize = 128;
+const RESPONSE_LEN: usize = 768;
+
 /// Names of headers that are recorded, and whether as HMAC.
 pub type AuditedHeaders = BTreeMap<String, bool>;
-
-#[derive(Serialize)]
-struct Record<'a> {
-    time: String,
-    #[serde(rename = "type")]
-    kind: &'a str,
-    auth: Auth<'a>,
-    request: RequestPart<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    response: Option<ResponsePart<'a>>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    error: String,
-}
 
 #[derive(Default, Serialize)]
 struct Auth<'a> {
@@ -172,44 +164,41 @@ impl<'a> Formatter<'a> {
         Self { device, headers }
     }
 
-    /// The line of a request.
-    pub fn request(&self, exchange: Exchange<'_>, refused: Option<&Failure>, now: OffsetDateTime) -> serde_json::Result<Vec<u8>> {
+    /// What the records of a request and of its answer both say: the members `auth` and `request`, without braces.
+    pub fn common(&self, exchange: Exchange<'_>, allowed: bool) -> serde_json::Result<Vec<u8>> {
         let caller = self.caller(exchange);
-        line(&Record {
-            time: rfc3339(now),
-            kind: "request",
-            auth: Self::auth(exchange, &caller, refused.is_none()),
-            request: self.request_part(exchange, &caller)?,
-            response: None,
-            error: refused.map(error_text).unwrap_or_default(),
-        })
+        let mut members = Vec::with_capacity(COMMON_LEN);
+        members.extend_from_slice(b"\"auth\":");
+        serde_json::to_writer(&mut members, &Self::auth(exchange, &caller, allowed))?;
+        members.extend_from_slice(b",\"request\":");
+        serde_json::to_writer(&mut members, &self.request_part(exchange, &caller)?)?;
+        Ok(members)
+    }
+
+    /// The line of a request.
+    pub fn request(common: &[u8], refused: Option<&Failure>, now: OffsetDateTime) -> serde_json::Result<Vec<u8>> {
+        line("request", now, common, None, &refused.map(error_text).unwrap_or_default())
     }
 
     /// The line of an answer.
-    pub fn response(&self, exchange: Exchange<'_>, outcome: Outcome<'_>, now: OffsetDateTime) -> serde_json::Result<Vec<u8>> {
-        let (response, error) = match outcome {
-            Outcome::Reply(reply) => (Some(self.response_part(exchange, reply)?), String::new()),
-            Outcome::Failure(failure) => (None, error_text(failure)),
-        };
-        let caller = self.caller(exchange);
-        line(&Record {
-            time: rfc3339(now),
-            kind: "response",
-            auth: Self::auth(exchange, &caller, true),
-            request: self.request_part(exchange, &caller)?,
-            response,
-            error,
-        })
+    pub fn response(
+        &self,
+        common: &[u8],
+        exchange: Exchange<'_>,
+        outcome: Outcome<'_>,
+        now: OffsetDateTime,
+    ) -> serde_json::Result<Vec<u8>> {
+        match outcome {
+            Outcome::Reply(reply) => line("response", now, common, Some(&self.response_part(exchange, reply)?), ""),
+            Outcome::Failure(failure) => line("response", now, common, None, &error_text(failure)),
+        }
     }
 
     /// The record that shows that the device can be written to.
     pub fn probe(&self, id: &str, now: OffsetDateTime) -> serde_json::Result<Vec<u8>> {
         let request = Request { id: id.to_owned(), ..Request::internal(Operation::Update, "sys/audit/test", "") };
-        self.request(
-            Exchange { request: &request, operation: Operation::Update, caller: None, mount: None, remote: None },
-            None,
-            now,
-        )
+        let exchange = Exchange { request: &request, operation: Operation::Update, caller: None, mount: None, remote: None };
+        Self::request(&self.common(exchange, true)?, None, now)
     }
 
     fn hidden(&self, text: &str) -> String {
@@ -360,9 +349,27 @@ impl<'a> Formatter<'a> {
     }
 }
 
-fn line(record: &Record<'_>) -> serde_json::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(record)?;
-    line.push(b'\n');
+fn line(
+    kind: &str,
+    now: OffsetDateTime,
+    common: &[u8],
+    response: Option<&ResponsePart<'_>>,
+    error: &str,
+) -> serde_json::Result<Vec<u8>> {
+    let mut line = Vec::with_capacity(common.len() + if response.is_some() { RESPONSE_LEN } else { FRAME_LEN });
+    // A time and a kind hold nothing that JSON escapes.
+    for part in [b"{\"time\":\"", rfc3339(now).as_bytes(), b"\",\"type\":\"", kind.as_bytes(), b"\",", common] {
+        line.extend_from_slice(part);
+    }
+    if let Some(response) = response {
+        line.extend_from_slice(b",\"response\":");
+        serde_json::to_writer(&mut line, response)?;
+    }
+    if !error.is_empty() {
+        line.extend_from_slice(b",\"error\":");
+        serde_json::to_writer(&mut line, error)?;
+    }
+    line.extend_from_slice(b"}\n");
     Ok(line)
 }
 

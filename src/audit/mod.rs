@@ -30,8 +30,8 @@ use crate::{
     },
     storage::StorageError,
 };
-use device::Device;
 pub use device::{DEADLINE, DeviceRecord};
+use device::{Device, Sent};
 use entry::Formatter;
 pub use options::OptionError;
 use salt::Salt;
@@ -106,7 +106,7 @@ impl Broker {
     /// record it.
     pub fn hold(&self) -> Held<'_> {
         let devices = self.devices.load();
-        Held { broker: self, devices: (!devices.is_empty()).then(|| Arc::clone(&devices)) }
+        Held { broker: self, devices: (!devices.is_empty()).then(|| Arc::clone(&devices)), told: Vec::new() }
     }
 
     /// Starts the devices that are stored below `view` (`core/`), after the barrier was opened.
@@ -152,7 +152,7 @@ impl Broker {
     /// # Errors
     /// As there.
     pub async fn request(&self, exchange: Exchange<'_>, refused: Option<&Failure>) -> Result<(), Failure> {
-        self.hold().request(exchange, refused).await
+        self.hold().request(exchange, refused)?.written().await
     }
 
     /// [`Held::response`] with the devices of this moment.
@@ -160,28 +160,7 @@ impl Broker {
     /// # Errors
     /// As there.
     pub async fn response(&self, exchange: Exchange<'_>, outcome: Outcome<'_>) -> Result<(), Failure> {
-        self.hold().response(exchange, outcome).await
-    }
-
-    async fn record(
-        &self,
-        devices: &[Arc<Device>],
-        format: impl Fn(&Formatter<'_>) -> serde_json::Result<Vec<u8>> + Send,
-        failed: &str,
-    ) -> Result<(), Failure> {
-        let headers = self.headers.load_full();
-        let mut waiting = FuturesUnordered::new();
-        for device in devices {
-            let line = format(&Formatter::new(device, &headers)).map_err(Failure::internal)?;
-            waiting.push(device.write(line));
-        }
-        // Every queue has the record by now; the first device that wrote it is enough.
-        while let Some(result) = waiting.next().await {
-            if result.is_ok() {
-                return Ok(());
-            }
-        }
-        Err(Failure::listed(Kind::Internal, failed))
+        self.hold().response(exchange, outcome)?.written().await
     }
 
     /// The enabled devices, sorted by path.
@@ -206,7 +185,7 @@ impl Broker {
         let device = Device::start(record, salt, &self.allowed).map_err(|error| Failure::invalid(error.to_string()))?;
         let id = uuid::Uuid::new_v4().to_string();
         let probe = Formatter::new(&device, &self.headers.load()).probe(&id, self.clock.now()).map_err(Failure::internal)?;
-        let probed = device.write(probe).await;
+        let probed = device.written(device.send(probe)).await;
         probed.map_err(|error| Failure::invalid(format!("the audit device failed its test record: {error}")))?;
         let value = serde_json::to_vec(&stored).map_err(Failure::internal)?;
         self.view()?.commit(Txn::new().put(name, value)).await?;
@@ -263,6 +242,8 @@ impl Broker {
 pub struct Held<'a> {
     broker: &'a Broker,
     devices: Option<Arc<Vec<Arc<Device>>>>,
+    /// What was told of the request to each device: the record of its answer says it again.
+    told: Vec<(Arc<Device>, Vec<u8>)>,
 }
 
 impl Held<'_> {
@@ -276,26 +257,89 @@ impl Held<'_> {
         (!now.is_empty()).then(|| Arc::clone(&now))
     }
 
-    /// Records a request (`type: request`), allowed or refused, before it is carried out.
+    /// Records a request (`type: request`), allowed or refused. What changes anything waits until it is written.
     ///
     /// # Errors
-    /// When devices are enabled and none took the record in time: the request must not go on.
-    pub async fn request(&self, exchange: Exchange<'_>, refused: Option<&Failure>) -> Result<(), Failure> {
-        let Some(devices) = self.devices() else { return Ok(()) };
+    /// [`Recording::written`] tells.
+    pub fn request(&mut self, exchange: Exchange<'_>, refused: Option<&Failure>) -> Result<Recording, Failure> {
+        let mut recording =
+            Recording::begin("internal error: no audit device could record the request, so it was not carried out");
+        let Some(devices) = self.devices() else { return Ok(recording) };
         let now = self.broker.clock.now();
-        let text = "internal error: no audit device could record the request, so it was not carried out";
-        self.broker.record(&devices, |formatter| formatter.request(exchange, refused, now), text).await
+        let headers = self.broker.headers.load();
+        for device in devices.iter() {
+            let common = Formatter::new(device, &headers).common(exchange, refused.is_none()).map_err(Failure::internal)?;
+            recording.send(device, Formatter::request(&common, refused, now).map_err(Failure::internal)?);
+            if refused.is_none() {
+                self.told.push((Arc::clone(device), common));
+            }
+        }
+        Ok(recording)
     }
 
-    /// Records an answer (`type: response`) before it is sent.
+    /// Records the answer (`type: response`) to the request that was recorded last, before it is sent.
     ///
     /// # Errors
-    /// As for [`Held::request`]; the answer must not be sent.
-    pub async fn response(&self, exchange: Exchange<'_>, outcome: Outcome<'_>) -> Result<(), Failure> {
-        let Some(devices) = self.devices() else { return Ok(()) };
+    /// [`Recording::written`] tells.
+    pub fn response(&mut self, exchange: Exchange<'_>, outcome: Outcome<'_>) -> Result<Recording, Failure> {
+        let mut recording = Recording::begin("internal error: no audit device could record the answer, so it is not sent");
+        let Some(devices) = self.devices() else { return Ok(recording) };
         let now = self.broker.clock.now();
-        let text = "internal error: no audit device could record the answer, so it is not sent";
-        self.broker.record(&devices, |formatter| formatter.response(exchange, outcome, now), text).await
+        let headers = self.broker.headers.load();
+        for device in devices.iter() {
+            let formatter = Formatter::new(device, &headers);
+            let line = match self.told.iter().find(|(told, _)| Arc::ptr_eq(told, device)) {
+                Some((_, common)) => formatter.response(common, exchange, outcome, now),
+                // Enabled while the request ran.
+                None => formatter.common(exchange, true).and_then(|common| formatter.response(&common, exchange, outcome, now)),
+            };
+            recording.send(device, line.map_err(Failure::internal)?);
+        }
+        Ok(recording)
+    }
+}
+
+/// A record that every device has in its queue.
+#[must_use]
+pub struct Recording {
+    on_its_way: Vec<(Arc<Device>, Sent)>,
+    /// Whether any device is to have it.
+    wanted: bool,
+    failed: &'static str,
+}
+
+impl Recording {
+    fn begin(failed: &'static str) -> Self {
+        Self { on_its_way: Vec::new(), wanted: false, failed }
+    }
+
+    fn send(&mut self, device: &Arc<Device>, line: Vec<u8>) {
+        self.wanted = true;
+        self.on_its_way.push((Arc::clone(device), device.send(line)));
+    }
+
+    /// Waits until one device has written it: one is enough.
+    ///
+    /// # Errors
+    /// When devices are enabled and none took the record in time: the request must not go on, the answer not be sent.
+    pub async fn written(mut self) -> Result<(), Failure> {
+        let written = match (self.on_its_way.pop(), self.on_its_way.is_empty()) {
+            (None, _) => !self.wanted,
+            (Some((device, sent)), true) => device.written(sent).await.is_ok(),
+            (Some(last), false) => {
+                let all = self.on_its_way.into_iter().chain([last]);
+                let mut waiting: FuturesUnordered<_> =
+                    all.map(|(device, sent)| async move { device.written(sent).await }).collect();
+                loop {
+                    match waiting.next().await {
+                        Some(Ok(())) => break true,
+                        Some(Err(_)) => {}
+                        None => break false,
+                    }
+                }
+            }
+        };
+        if written { Ok(()) } else { Err(Failure::listed(Kind::Internal, self.failed)) }
     }
 }
 

@@ -214,6 +214,74 @@ async fn every_route_leaves_an_audit_record_also_when_it_is_refused() {
     }
 }
 
+/// Such operations run while the record of the request is still being written.
+#[tokio::test]
+async fn what_is_taken_for_reading_changes_nothing() {
+    let (core, probes) = everything().await;
+    let spec = TokenSpec { policies: vec!["root".into()], path: "auth/token/root".into(), ..TokenSpec::default() };
+    let active = core.active().unwrap();
+    let root = active.tokens.issue(spec).await.unwrap().client_token;
+    for (path, body) in [("transit/keys/x", "{}"), ("kv1/x", r#"{"a": "b"}"#), ("kv2/data/x", r#"{"data": {"a": "b"}}"#)] {
+        let mut request = Request::internal(Operation::Update, path, body);
+        request.token = Some(root.duplicate());
+        let answer = core.handle(request).await;
+        assert!(answer.status < 300, "{path}: {}", answer.status);
+    }
+    let stored = || core.barrier.raw().scan("", None, usize::MAX).unwrap();
+    let (mut read, mut made) = (0, Vec::new());
+    for probe in probes.iter().filter(|probe| Verb::of(probe.operation).is_some_and(Verb::only_reads)) {
+        let Some((mounted, rest)) = active.router.find(&probe.path) else { continue };
+        let Some(found) = mounted.engine.resolve(rest) else { continue };
+        // An earlier route that takes the path may not know the verb.
+        if !mounted.engine.describe()[found.route].operations.iter().any(|(verb, _, _)| operation(*verb) == probe.operation) {
+            continue;
+        }
+        if !mounted.engine.only_reads(found.route, Verb::of(probe.operation).unwrap()) {
+            made.push(probe.path.as_str());
+            continue;
+        }
+        let before = stored();
+        core.handle(probe.request(Some(&root))).await;
+        let after = stored();
+        let changed: Vec<_> = after.iter().filter(|record| !before.contains(record)).map(|(key, _)| key).collect();
+        assert!(changed.is_empty() && before.len() == after.len(), "{:?} {} changed {changed:?}", probe.operation, probe.path);
+        read += 1;
+    }
+    assert!(read > 60, "{read}");
+    made.sort_unstable();
+    assert_eq!(made, ["sys/storage/raft/snapshot", "transit/wrapping_key"]);
+}
+
+/// A device that takes no record keeps reads from being answered as well as writes from being carried out.
+#[tokio::test]
+async fn what_cannot_be_recorded_is_not_answered_and_changes_nothing() {
+    let (core, _) = everything().await;
+    let spec = TokenSpec { policies: vec!["root".into()], path: "auth/token/root".into(), ..TokenSpec::default() };
+    let root = core.active().unwrap().tokens.issue(spec).await.unwrap().client_token;
+    let ask = async |operation, body: &'static str| {
+        let mut request = Request::internal(operation, "kv1/x", body);
+        request.token = Some(root.duplicate());
+        core.handle(request).await
+    };
+    assert_eq!(ask(Operation::Update, r#"{"a": "first"}"#).await.status, 204);
+    let folder = tempfile::tempdir().unwrap();
+    let file = audited(&core, &folder).await;
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    core.audit.reopen();
+    for (operation, body) in [(Operation::Read, ""), (Operation::List, ""), (Operation::Update, r#"{"a": "second"}"#)] {
+        let answer = ask(operation, body).await;
+        let text = String::from_utf8(answer.body).unwrap();
+        assert_eq!(answer.status, 500, "{operation:?}: {text}");
+        assert!(text.contains("no audit device could record") && !text.contains("first"), "{text}");
+    }
+    std::fs::remove_dir(&file).unwrap();
+    let answer = ask(Operation::Read, "").await;
+    assert!(String::from_utf8(answer.body).unwrap().contains("first"));
+    let lines = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+}
+
 #[tokio::test]
 async fn direct_routes_that_write_are_audited() {
     let (core, _) = everything().await;

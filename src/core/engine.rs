@@ -107,6 +107,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Who may call a route.
     fn access(&self, route: usize) -> Access;
 
+    /// Whether a verb changes nothing on this route.
+    fn only_reads(&self, route: usize, verb: Verb) -> bool;
+
     /// Whether a write to this route creates; `None` where the route makes no difference.
     async fn exists(&self, route: usize, call: &Call<'_>) -> Result<Option<bool>, Failure>;
 
@@ -144,6 +147,11 @@ impl<E: Routed> Engine for E {
 
     fn access(&self, route: usize) -> Access {
         E::table().route(route).map_or(Access::Token, |route| route.access)
+    }
+
+    fn only_reads(&self, route: usize, verb: Verb) -> bool {
+        let spec = E::table().route(route).and_then(|route| route.operations.iter().find(|spec| spec.verb == verb));
+        spec.is_some_and(|spec| verb.only_reads() && !spec.makes)
     }
 
     async fn exists(&self, route: usize, call: &Call<'_>) -> Result<Option<bool>, Failure> {

@@ -17,7 +17,7 @@ use super::{
     policy::{AccessRequest, RequestParameters, acl::UnreadableParameters},
     reply::{Body, Reply},
     request::{Operation, Request},
-    route::{Access, Match},
+    route::{Access, Match, Verb},
     tokens, wrapping,
 };
 use crate::{
@@ -57,7 +57,7 @@ impl Core {
             }
         };
         let route = table.route(found.route)?;
-        let verb = super::route::Verb::of(request.operation);
+        let verb = Verb::of(request.operation);
         let Some(spec) = route.operations.iter().find(|spec| Some(spec.verb) == verb) else {
             return Some(Err(Failure::silent(Kind::UnsupportedOperation)));
         };
@@ -120,7 +120,7 @@ impl Core {
 
     async fn serve(self: &Arc<Self>, request: &Request) -> Result<(Reply, String), Failure> {
         let active = self.active()?;
-        let audit = self.audit.hold();
+        let mut audit = self.audit.hold();
         // Sealing ends the answering before it lets go of the audit devices: who is still active holds them.
         if !self.is_still(&active) {
             return Err(Failure::unavailable("Vault is sealed"));
@@ -140,14 +140,20 @@ impl Core {
                 let Refusal { caller, failure, recorded } = refusal;
                 if recorded {
                     let exchange = Exchange { request, operation, caller: caller.as_ref(), mount, remote: request.remote };
-                    audit.request(exchange, Some(&failure)).await?;
+                    audit.request(exchange, Some(&failure))?.written().await?;
                 }
                 return Err(failure);
             }
         };
 
         let exchange = Exchange { request, operation, caller: Some(&caller), mount, remote: request.remote };
-        audit.request(exchange, None).await?;
+        let mut recording = Some(audit.request(exchange, None)?);
+        // What only reads may run while its record is being written: nothing leaves before both of its records are there.
+        let only_reads =
+            wrap_ttl.is_none() && caller.token.as_ref().is_none_or(|token| token.num_uses == 0) && target.only_reads(operation);
+        if !only_reads && let Some(recording) = recording.take() {
+            recording.written().await?;
+        }
         let mut result = self.run(request, &body, &target, &caller, operation).await;
         if target.is_login(operation)
             && let Err(failure) = &result
@@ -166,7 +172,11 @@ impl Core {
             // The token is dead since its last use was counted; what it was used for is done, and may be all there is.
             tracing::warn!(request_id = %request.id, error = ?failure, "a used-up token is removed later");
         }
-        audit.response(exchange, outcome(&result)).await?;
+        let answered = audit.response(exchange, outcome(&result))?;
+        if let Some(recording) = recording {
+            recording.written().await?;
+        }
+        answered.written().await?;
         result.map(|reply| (reply, target.kind()))
     }
 
@@ -373,6 +383,12 @@ impl<'p> Target<'p> {
 
     fn access(&self) -> Option<Access> {
         Some(self.mounted.as_ref()?.engine.access(self.found.as_ref()?.route))
+    }
+
+    /// Whether the operation changes nothing there.
+    fn only_reads(&self, operation: Operation) -> bool {
+        let (Some(mounted), Some(found)) = (&self.mounted, &self.found) else { return false };
+        Verb::of(operation).is_some_and(|verb| mounted.engine.only_reads(found.route, verb))
     }
 
     /// Whether it is an auth method that is to tell whether a caller is who they say.

@@ -71,6 +71,13 @@ impl Verb {
     }
 }
 
+impl Verb {
+    /// Whether the verb only reads, on all routes but those that make what they show.
+    pub fn only_reads(self) -> bool {
+        matches!(self, Self::Read | Self::List | Self::Scan)
+    }
+}
+
 /// One operation of a route (make it with [`op!`](crate::op)).
 pub struct OperationSpec<E: 'static> {
     /// Which verb.
@@ -79,8 +86,18 @@ pub struct OperationSpec<E: 'static> {
     pub summary: &'static str,
     /// Parameters of path, body and query.
     pub fields: &'static [Field],
+    /// Whether it changes something although its verb only reads: it makes what it shows when it is first asked for.
+    pub makes: bool,
     /// The code.
     pub run: Handler<E>,
+}
+
+impl<E> OperationSpec<E> {
+    /// Of a reading verb that makes what it shows.
+    pub const fn making(mut self) -> Self {
+        self.makes = true;
+        self
+    }
 }
 
 /// One endpoint.
@@ -230,6 +247,7 @@ macro_rules! op {
             verb: $crate::core::route::Verb::$verb,
             summary: $summary,
             fields: <$params as $crate::wire::field::Params>::FIELDS,
+            makes: false,
             run: |engine, call| {
                 Box::pin(async move {
                     let input = call.input();
@@ -248,6 +266,7 @@ macro_rules! op {
             verb: $crate::core::route::Verb::$verb,
             summary: $summary,
             fields: &[],
+            makes: false,
             run: |engine, call| Box::pin($handler(engine, call)),
         }
     };

@@ -36,7 +36,7 @@ pub const ROUTES: &[Route<System>] = &[
         access: Access::Token,
         help: "Takes a backup of everything, or puts one in the place of everything.",
         exists: None,
-        operations: &[op!(Read, "Take a backup", take, NoParams), op!(Write, "Restore a backup", restore)],
+        operations: &[op!(Read, "Take a backup", take, NoParams).making(), op!(Write, "Restore a backup", restore)],
     },
     Route {
         patterns: &["storage/raft/snapshot-force"],
