@@ -30,6 +30,15 @@ const COMMON_LEN: usize = 1024;
 const FRAME_LEN: usize = 128;
 const RESPONSE_LEN: usize = 768;
 
+/// What a record says member by member of data that anyone can make the server record; of more it shows one HMAC. Every
+/// string becomes one of 77 bytes, so that what is cheap to send or to ask for would fill a disk otherwise.
+const BOUNDED_LEN: usize = 2048;
+/// Bytes of a stranger's path, and of the reason of a refusal.
+const BOUNDED_TEXT: usize = 1024;
+
+/// Vault's name for a body that is not shown member by member.
+const RAW_BODY: &str = "http_raw_body";
+
 /// Names of headers that are recorded, and whether as HMAC.
 pub type AuditedHeaders = BTreeMap<String, bool>;
 
@@ -88,7 +97,7 @@ struct RequestPart<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     client_token_accessor: &'a str,
     namespace: Namespace,
-    path: &'a str,
+    path: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -177,7 +186,7 @@ impl<'a> Formatter<'a> {
 
     /// The line of a request.
     pub fn request(common: &[u8], refused: Option<&Failure>, now: OffsetDateTime) -> serde_json::Result<Vec<u8>> {
-        line("request", now, common, None, &refused.map(error_text).unwrap_or_default())
+        line("request", now, common, None, &beginning(&refused.map(error_text).unwrap_or_default()))
     }
 
     /// The line of an answer.
@@ -209,19 +218,32 @@ impl<'a> Formatter<'a> {
         if self.device.options.hmac_accessor { self.hidden(text) } else { text.to_owned() }
     }
 
-    fn data(&self, json: &[u8], clear: &[String]) -> serde_json::Result<Option<Box<RawValue>>> {
+    /// Data member by member; where it is `bounded`, only when that is short.
+    fn data(&self, json: &[u8], clear: &[String], bounded: bool) -> serde_json::Result<Option<Box<RawValue>>> {
         let json = json.trim_ascii();
         if json.is_empty() || json == b"null" {
             return Ok(None);
+        }
+        if bounded && json.len() > BOUNDED_LEN {
+            return self.whole(json);
         }
         let shown = if self.device.options.log_raw {
             Cow::Borrowed(json)
         } else {
             Cow::Owned(redact::strings(json, &self.device.salt, clear))
         };
+        if bounded && shown.len() > BOUNDED_LEN {
+            return self.whole(json);
+        }
         // A record is one line: line breaks between the tokens of a client's JSON are blanks (inside strings they are escapes).
         let text = String::from_utf8_lossy(&shown).replace(['\n', '\r'], " ");
         RawValue::from_string(text).map(Some)
+    }
+
+    /// A document as one HMAC, whatever the device's options: whoever has it can see that it was this one.
+    fn whole(&self, document: &[u8]) -> serde_json::Result<Option<Box<RawValue>>> {
+        let hash = self.device.salt.identify(document);
+        serde_json::value::to_raw_value(&BTreeMap::from([(RAW_BODY, hash)])).map(Some)
     }
 
     /// What a record says twice of the caller.
@@ -257,12 +279,13 @@ impl<'a> Formatter<'a> {
 
     fn request_part<'b>(&self, exchange: Exchange<'b>, shown: &'b Shown) -> serde_json::Result<RequestPart<'b>> {
         let request = exchange.request;
+        let stranger = is_stranger(exchange);
         let clear = exchange.mount.map_or(&[][..], |mount| &mount.config.audit_non_hmac_request_keys);
         let data = if exchange.operation.is_write() || request.query.is_empty() {
-            self.data(&request.body, clear)?
+            self.data(&request.body, clear, stranger)?
         } else {
             let pairs: BTreeMap<&str, &str> = request.query.iter().map(|(name, value)| (&**name, &**value)).collect();
-            self.data(&serde_json::to_vec(&pairs)?, clear)?
+            self.data(&serde_json::to_vec(&pairs)?, clear, stranger)?
         };
         Ok(RequestPart {
             id: &request.id,
@@ -272,7 +295,7 @@ impl<'a> Formatter<'a> {
             client_token: &shown.token,
             client_token_accessor: &shown.accessor,
             namespace: Namespace { id: "root" },
-            path: &request.path,
+            path: if stranger { beginning(&request.path) } else { Cow::Borrowed(&request.path) },
             data,
             remote_address: exchange.remote.map(|address| address.to_string()),
             remote_port: exchange.remote.map(|_| request.remote_port),
@@ -300,11 +323,14 @@ impl<'a> Formatter<'a> {
             // A stream is encrypted records, far too many for a log.
             Body::None | Body::Stream { .. } => None,
             Body::Data(json) | Body::Mirrored(json) if self.elides(exchange.operation) => Some(elided(json)?),
-            Body::Data(json) | Body::Mirrored(json) => self.data(json, clear)?,
-            Body::Bare { content_type: "application/json", bytes } => self.data(bytes, clear)?,
+            Body::Data(json) | Body::Mirrored(json) => self.data(json, clear, is_stranger(exchange))?,
+            // Documents about the server, but for the answer that was wrapped: of that an auditor looks for each value.
+            Body::Bare { content_type: "application/json", bytes } => {
+                self.data(bytes, clear, exchange.request.path != "sys/wrapping/unwrap")?
+            }
             Body::Bare { bytes, .. } => {
                 let text = self.hidden(&String::from_utf8_lossy(bytes));
-                Some(serde_json::value::to_raw_value(&BTreeMap::from([("http_raw_body", text)]))?)
+                Some(serde_json::value::to_raw_value(&BTreeMap::from([(RAW_BODY, text)]))?)
             }
         };
         Ok(ResponsePart {
@@ -381,6 +407,20 @@ fn error_text(failure: &Failure) -> String {
         Kind::UnsupportedOperation => "unsupported operation".into(),
         other => format!("{other:?}"),
     })
+}
+
+/// Whether nobody knows who calls.
+fn is_stranger(exchange: Exchange<'_>) -> bool {
+    exchange.caller.is_none_or(|caller| caller.token.is_none())
+}
+
+/// A text as far as a record says it when anyone may have written it.
+fn beginning(text: &str) -> Cow<'_, str> {
+    if text.len() <= BOUNDED_TEXT {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=BOUNDED_TEXT).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    Cow::Owned(format!("{}\u{2026}", text.get(..end).unwrap_or_default()))
 }
 
 fn mount_part(mount: &MountEntry) -> MountPart<'_> {

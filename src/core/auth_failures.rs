@@ -6,7 +6,8 @@
 //! chose themselves, passwords and chosen token ids, can be guessed: those wait until their address has tries left.
 //!
 //! What the limit saves is disk, not only time: every failure within it leaves an audit record, and of those beyond it one a
-//! minute and address does, with a line in the log.
+//! minute and address does, with a line in the log. For the same reason requests without a good token are counted, in buckets of
+//! their own, where they leave audit records without being a failure: on routes that answer anyone, and when their form is wrong.
 //!
 //! Each address has a bucket of `burst` failures that fills up at `per_second`, kept as the one point in time at which it will be
 //! full again (the generic cell rate algorithm). Memory is bounded: full buckets are forgotten, and when there are too many others
@@ -24,7 +25,7 @@ use time::OffsetDateTime;
 
 use super::failure::{Failure, Kind};
 
-/// How many failures an address has.
+/// How many failures, and how many recorded requests without a token, an address has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuthFailureLimit {
     /// At once; at least one.
@@ -51,9 +52,36 @@ const CLEANING: i64 = SECOND;
 
 const SECOND: i64 = 1_000_000_000;
 
-/// Failed authentications beyond the limit.
+/// What of an address is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Failed authentications.
+    Failures,
+    /// Requests without a good token that leave audit records all the same.
+    Strangers,
+}
+
+impl Counted {
+    fn too_many(self) -> &'static str {
+        match self {
+            Self::Failures => "too many failed authentications",
+            Self::Strangers => "too many requests without a token",
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Failures => "check the token",
+            Self::Strangers => "send a token",
+        }
+    }
+}
+
+/// What is beyond the limit.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Shed {
+    /// What there was too much of.
+    pub counted: Counted,
     /// When the next one is let through.
     pub retry_after: Duration,
     /// Whether this one is to be recorded, for all that were shed in this minute.
@@ -66,7 +94,8 @@ impl Shed {
         // Rounded up: who waits as long as that is let through.
         let seconds = self.retry_after.as_secs() + u64::from(self.retry_after.subsec_nanos() > 0);
         let seconds = seconds.max(1);
-        let text = format!("too many failed authentications from this address: check the token, and try again in {seconds} s");
+        let (what, advice) = (self.counted.too_many(), self.counted.advice());
+        let text = format!("{what} from this address: {advice}, and try again in {seconds} s");
         Failure::plain(Kind::RateLimited, text).retry_after(Duration::from_secs(seconds))
     }
 }
@@ -109,7 +138,8 @@ struct Sources {
 
 /// The counts of all addresses.
 #[derive(Debug)]
-pub struct AuthFailures {
+pub struct AddressCounts {
+    counted: Counted,
     /// Nanoseconds that one failure takes to be forgotten, and that a whole burst takes; `None` for no limit.
     pace: Option<(i64, i64)>,
     most: usize,
@@ -118,14 +148,15 @@ pub struct AuthFailures {
     shed: AtomicU64,
 }
 
-impl AuthFailures {
+impl AddressCounts {
     /// Counts against a limit, or only counts.
-    pub fn new(limit: Option<AuthFailureLimit>) -> Self {
+    pub fn new(counted: Counted, limit: Option<AuthFailureLimit>) -> Self {
         let pace = limit.map(|limit| {
             let each = SECOND / i64::from(limit.per_second.max(1));
             (each, each.saturating_mul(i64::from(limit.burst.max(1))))
         });
-        Self { pace, most: SOURCES, sources: Mutex::default(), failed: AtomicU64::new(0), shed: AtomicU64::new(0) }
+        let (failed, shed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { counted, pace, most: SOURCES, sources: Mutex::default(), failed, shed }
     }
 
     /// Counts a failure; an error when it is one too many. Clients of a unix socket have no address and passed the
@@ -140,7 +171,7 @@ impl AuthFailures {
         self.check(remote, now, false)
     }
 
-    /// Failures since the start, and requests that were shed because of them.
+    /// What was counted since the start, and requests that were shed because of them.
     pub fn totals(&self) -> (u64, u64) {
         (self.failed.load(Ordering::Relaxed), self.shed.load(Ordering::Relaxed))
     }
@@ -172,10 +203,12 @@ impl AuthFailures {
         let recorded = now >= bucket.quiet_until;
         if recorded {
             bucket.quiet_until = now.saturating_add(QUIET);
-            tracing::warn!(address = %remote, shed = bucket.shed, "too many failed authentications from one address: more of them are answered 429");
+            let what = self.counted.too_many();
+            tracing::warn!(address = %remote, shed = bucket.shed, "{what} from one address: more of them are answered 429");
             bucket.shed = 0;
         }
-        Err(Shed { retry_after: Duration::from_nanos(u64::try_from(wait).unwrap_or(0)), recorded })
+        let retry_after = Duration::from_nanos(u64::try_from(wait).unwrap_or(0));
+        Err(Shed { counted: self.counted, retry_after, recorded })
     }
 }
 
@@ -212,13 +245,13 @@ mod tests {
 
     #[test]
     fn an_address_has_a_burst_and_then_a_rate() {
-        let failures = AuthFailures::new(Some(LIMIT));
+        let failures = AddressCounts::new(Counted::Failures, Some(LIMIT));
         let one = address("10.0.0.1");
         for _ in 0..3 {
             failures.count(one, at(0)).unwrap();
         }
         let shed = failures.count(one, at(0)).unwrap_err();
-        assert_eq!(shed, Shed { retry_after: Duration::from_millis(500), recorded: true });
+        assert_eq!(shed, Shed { counted: Counted::Failures, retry_after: Duration::from_millis(500), recorded: true });
         assert_eq!(failures.count(one, at(499)).unwrap_err().retry_after, Duration::from_millis(1));
         failures.count(one, at(500)).unwrap();
         failures.count(one, at(500)).unwrap_err();
@@ -232,7 +265,7 @@ mod tests {
 
     #[test]
     fn asking_whether_there_is_a_try_left_takes_none() {
-        let failures = AuthFailures::new(Some(LIMIT));
+        let failures = AddressCounts::new(Counted::Failures, Some(LIMIT));
         let one = address("10.0.0.1");
         for _ in 0..10 {
             failures.may_try(one, at(0)).unwrap();
@@ -246,7 +279,7 @@ mod tests {
 
     #[test]
     fn one_record_a_minute_tells_of_all_that_are_shed() {
-        let failures = AuthFailures::new(Some(LIMIT));
+        let failures = AddressCounts::new(Counted::Failures, Some(LIMIT));
         let one = address("10.0.0.1");
         let recorded =
             (0..2000).filter(|tick| matches!(failures.count(one, at(tick * 60)), Err(Shed { recorded: true, .. }))).count();
@@ -262,7 +295,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_old_addresses_make_room() {
-        let mut failures = AuthFailures::new(Some(LIMIT));
+        let mut failures = AddressCounts::new(Counted::Failures, Some(LIMIT));
         failures.most = 100;
         let number = |number: u32| Some(IpAddr::V4(number.into()));
         for source in 0..10_000 {
@@ -278,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_back_keeps_nobody_out() {
-        let failures = AuthFailures::new(Some(LIMIT));
+        let failures = AddressCounts::new(Counted::Failures, Some(LIMIT));
         let one = address("10.0.0.1");
         for _ in 0..5 {
             drop(failures.count(one, at(3_600_000)));
@@ -288,8 +321,8 @@ mod tests {
 
     #[test]
     fn without_a_limit_or_an_address_failures_are_only_counted() {
-        let failures = AuthFailures::new(None);
-        let limited = AuthFailures::new(Some(LIMIT));
+        let failures = AddressCounts::new(Counted::Failures, None);
+        let limited = AddressCounts::new(Counted::Failures, Some(LIMIT));
         for _ in 0..1000 {
             failures.count(address("10.0.0.1"), at(0)).unwrap();
             limited.count(None, at(0)).unwrap();

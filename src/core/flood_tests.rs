@@ -1,4 +1,5 @@
-//! Floods of failed authentications: what an address gets beyond its limit, who is not meant, and what is recorded.
+//! Floods of failed authentications and of requests without a token: what an address gets beyond its limit, who is not
+//! meant, and what is recorded.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -14,16 +15,40 @@ use super::{
     reply::Reply,
     request::{Operation, Request},
     route::{Access, Route, RouteTable, Routed},
-    testing::unsealed_core_with,
+    testing::{unsealed_core_and_share, unsealed_core_with},
     tokens::TokenSpec,
 };
 use crate::{audit::DeviceRecord, op, secret::SecretString};
 
 const BURST: u32 = 5;
 
-async fn core() -> Arc<Core> {
+fn limited() -> Settings {
     let limit = AuthFailureLimit { burst: BURST, per_second: 1 };
-    unsealed_core_with(Clock::movable(), Settings { auth_failure_limit: Some(limit), ..Settings::default() }).await
+    Settings { auth_failure_limit: Some(limit), ..Settings::default() }
+}
+
+async fn core() -> Arc<Core> {
+    unsealed_core_with(Clock::movable(), limited()).await
+}
+
+/// An audit device that writes into the folder.
+async fn audited(core: &Core, folder: &tempfile::TempDir, options: &[(&str, &str)]) -> std::path::PathBuf {
+    let file = folder.path().join("audit.log");
+    let mut device = DeviceRecord {
+        uuid: "one".into(),
+        path: "one/".into(),
+        kind: "file".into(),
+        description: String::new(),
+        options: [("file_path".to_owned(), file.display().to_string())].into(),
+        local: false,
+    };
+    device.options.extend(options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    core.audit.enable(device).await.unwrap();
+    file
+}
+
+fn size(file: &std::path::Path) -> u64 {
+    std::fs::metadata(file).unwrap().len()
 }
 
 fn from(address: [u8; 4], operation: Operation, path: &str, body: &str, token: Option<&str>) -> Request {
@@ -159,16 +184,7 @@ async fn logins_of_any_method_are_counted_and_passwords_not_looked_at_beyond_the
 async fn audit_devices_learn_of_every_failure_within_the_limit_and_of_one_a_minute_beyond() {
     let core = core().await;
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("audit.log");
-    let device = DeviceRecord {
-        uuid: "one".into(),
-        path: "one/".into(),
-        kind: "file".into(),
-        description: String::new(),
-        options: [("file_path".to_owned(), file.display().to_string())].into(),
-        local: false,
-    };
-    core.audit.enable(device).await.unwrap();
+    let file = audited(&core, &folder, &[]).await;
     let records = |text: &str| std::fs::read_to_string(&file).unwrap().lines().filter(|line| line.contains(text)).count();
     let before = records("");
     for _ in 0..1000 {
@@ -181,4 +197,119 @@ async fn audit_devices_learn_of_every_failure_within_the_limit_and_of_one_a_minu
         core.handle(look_up(BAD, None)).await;
     }
     assert_eq!(records("too many failed authentications"), 2);
+}
+
+/// What anyone may ask of a server that is not sealed, and what leaves a record.
+const OPEN: [(Operation, &str, &str); 6] = [
+    (Operation::Read, "sys/internal/specs/openapi", ""),
+    (Operation::Read, "sys/internal/ui/mounts", ""),
+    (Operation::Update, "sys/decode-token", r#"{"encoded_token": "a", "otp": "b"}"#),
+    (Operation::Update, "sys/unseal", r#"{"key": "AAAA"}"#),
+    (Operation::Update, "sys/generate-root/attempt", "{}"),
+    (Operation::Delete, "sys/generate-root/attempt", ""),
+];
+
+#[tokio::test]
+async fn what_strangers_ask_for_is_recorded_in_few_bytes() {
+    for options in [&[][..], &[("log_raw", "true")]] {
+        let core = core().await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = audited(&core, &folder, options).await;
+        let many = format!("{{\"a\": [{}\"\"]}}", "\"\",".repeat(100_000));
+        let deep = format!("sys/internal/ui/mounts/{}", "x".repeat(50_000));
+        let asked = OPEN.into_iter().chain([
+            (Operation::Update, "sys/unseal", many.as_str()),
+            (Operation::Update, "sys/decode-token", many.as_str()),
+            (Operation::Update, "sys/mounts/a", many.as_str()),
+            (Operation::Read, deep.as_str(), ""),
+        ]);
+        for (number, (operation, path, body)) in asked.enumerate() {
+            let before = size(&file);
+            let answer = core.handle(from([10, 0, 1, u8::try_from(number).unwrap()], operation, path, body, None)).await;
+            let written = size(&file) - before;
+            let path = &path[..path.len().min(50)];
+            assert!(
+                (400..8192).contains(&written),
+                "{operation:?} {path}: {written} bytes for an answer of {}",
+                answer.body.len()
+            );
+        }
+        let answer = core.handle(from(GOOD, Operation::Read, "sys/internal/specs/openapi", "", None)).await;
+        assert!(answer.body.len() > 50_000);
+        let document = core.audit.hash("one/", std::str::from_utf8(&answer.body).unwrap()).unwrap();
+        let log = std::fs::read_to_string(&file).unwrap();
+        assert!(log.lines().last().unwrap().contains(&format!("{{\"http_raw_body\":\"{document}\"}}")), "{log}");
+    }
+}
+
+/// An answer that was wrapped is shown value by value to auditors when it is taken out, whatever its length.
+#[tokio::test]
+async fn what_is_unwrapped_is_recorded_value_by_value() {
+    let core = core().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = audited(&core, &folder, &[]).await;
+    let root = token(&core, None).await;
+    let values: Vec<String> = (0..200).map(|number| format!("\"name{number}\": \"value{number}\"")).collect();
+    let body = format!("{{{}}}", values.join(","));
+    let mut wrap = from(GOOD, Operation::Update, "sys/wrapping/wrap", &body, Some(&root));
+    wrap.wrap_ttl = Some(Duration::from_secs(60));
+    let wrapped: serde_json::Value = serde_json::from_slice(&core.handle(wrap).await.body).unwrap();
+    let wrapping = wrapped["wrap_info"]["token"].as_str().unwrap();
+    let answer = core.handle(from(GOOD, Operation::Update, "sys/wrapping/unwrap", "", Some(wrapping))).await;
+    assert_eq!(answer.status, 200);
+    let log = std::fs::read_to_string(&file).unwrap();
+    let shown = format!("\"name150\":\"{}\"", core.audit.hash("one/", "value150").unwrap());
+    assert!(log.lines().last().unwrap().contains(&shown), "{log}");
+}
+
+#[tokio::test]
+async fn strangers_leave_records_only_as_often_as_their_address_may() {
+    let (core, share) = unsealed_core_and_share(Clock::movable(), limited()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = audited(&core, &folder, &[]).await;
+    let root = token(&core, None).await;
+    let before = size(&file);
+    let ask = async |address, number: usize, token| {
+        let (operation, path, body) = OPEN[number % OPEN.len()];
+        core.handle(from(address, operation, path, body, token)).await
+    };
+    let mut let_in = 0;
+    for number in 0..1000 {
+        let answer = ask(BAD, number, None).await;
+        if answer.status == 429 {
+            assert_eq!(wait(&answer), Some(1));
+            let body = String::from_utf8(answer.body).unwrap();
+            assert!(body.contains("too many requests without a token from this address: send a token"), "{body}");
+        } else {
+            let_in += 1;
+        }
+    }
+    assert_eq!(let_in, BURST);
+    assert!(size(&file) - before < 20_000, "{} bytes for a thousand requests", size(&file) - before);
+    // Who has a token is no stranger, and neither are others.
+    for number in 0..usize::try_from(BURST).unwrap() * 3 {
+        assert_ne!(ask(BAD, number, Some(&root)).await.status, 429);
+    }
+    assert_ne!(ask(GOOD, 0, None).await.status, 429);
+    // Failed authentications are counted apart.
+    assert_eq!(core.handle(look_up(BAD, None)).await.status, 403);
+    // An operator makes a root token meanwhile, from elsewhere or with any token.
+    for (address, token) in [(GOOD, None), (BAD, Some(root.as_str()))] {
+        let write = async |path: &str, body: &str| {
+            let answer = core.handle(from(address, Operation::Update, path, body, token)).await;
+            let value: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+            assert_eq!(answer.status, 200, "{value}");
+            value
+        };
+        let begun = write("sys/generate-root/attempt", "{}").await;
+        let body = format!("{{\"key\": {share:?}, \"nonce\": {}}}", begun["nonce"]);
+        assert_eq!(write("sys/generate-root/update", &body).await["complete"], true);
+    }
+    // A sealed server records nothing, so nobody is kept from unsealing it.
+    assert_eq!(core.handle(from(GOOD, Operation::Update, "sys/seal", "", Some(&root))).await.status, 204);
+    for _ in 0..BURST * 2 {
+        assert_eq!(core.handle(from(BAD, Operation::Update, "sys/unseal", r#"{"reset": true}"#, None)).await.status, 200);
+    }
+    let answer = core.handle(from(BAD, Operation::Update, "sys/unseal", &format!("{{\"key\": {share:?}}}"), None)).await;
+    assert!(String::from_utf8(answer.body).unwrap().contains("\"sealed\":false"));
 }

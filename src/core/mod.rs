@@ -41,7 +41,7 @@ use crate::{
     seal::{Host, Seal},
     secret::SecretString,
 };
-use auth_failures::{AuthFailureLimit, AuthFailures};
+use auth_failures::{AddressCounts, AuthFailureLimit, Counted};
 use clock::Clock;
 use cors::Cors;
 use failure::Failure;
@@ -69,7 +69,7 @@ pub struct Settings {
     pub raw_storage_endpoint: bool,
     /// Zones of the configuration with their rotation periods.
     pub zones: Vec<(String, time::Duration)>,
-    /// How many failed authentications an address has; `None` for any number.
+    /// How many failed authentications, and recorded requests without a token, an address has; `None` for any number.
     pub auth_failure_limit: Option<AuthFailureLimit>,
     /// The configuration as `sys/config/state/sanitized` shows it.
     pub sanitized: serde_json::Value,
@@ -107,7 +107,9 @@ pub struct Core {
     /// Audit devices.
     pub audit: Broker,
     /// Failed authentications by address.
-    pub auth_failures: AuthFailures,
+    pub auth_failures: AddressCounts,
+    /// Requests without a good token that leave audit records, by address.
+    pub strangers: AddressCounts,
     /// Who may send cross-origin requests.
     pub cors: Cors,
     /// The time.
@@ -149,7 +151,8 @@ impl Core {
             seal: Arc::clone(&seal),
             active: ArcSwapOption::empty(),
             audit: Broker::new(clock.clone(), settings.audit_paths.clone()),
-            auth_failures: AuthFailures::new(settings.auth_failure_limit),
+            auth_failures: AddressCounts::new(Counted::Failures, settings.auth_failure_limit),
+            strangers: AddressCounts::new(Counted::Strangers, settings.auth_failure_limit),
             cors: Cors::default(),
             clock,
             settings,

@@ -18,7 +18,8 @@ use super::{
     reply::{Body, Reply},
     request::{Operation, Request},
     route::{Access, Match, Verb},
-    tokens, wrapping,
+    tokens::{self, TokenEntry},
+    wrapping,
 };
 use crate::{
     audit::{Exchange, Outcome},
@@ -108,6 +109,12 @@ impl Core {
         // Reading the state is not worth a record; unsealing, initialising and root generation are.
         let audited = request.operation != Operation::Read;
         if audited && self.audit.is_enabled() {
+            if let Err(refusal) = self.known(request).await {
+                if refusal.recorded {
+                    self.audit.request(exchange, Some(&refusal.failure)).await?;
+                }
+                return Err(refusal.failure);
+            }
             self.audit.request(exchange, None).await?;
         }
         let result = (spec.run)(&system, &call).await;
@@ -189,12 +196,15 @@ impl Core {
         target: &Target<'_>,
         operation: &mut Operation,
     ) -> Result<(Caller, Option<Duration>), Refusal> {
-        if matches!(request.path.as_str(), "sys/wrapping/lookup" | "sys/wrapping/unwrap" | "sys/wrapping/rewrap") {
+        let wrapping = matches!(request.path.as_str(), "sys/wrapping/lookup" | "sys/wrapping/unwrap" | "sys/wrapping/rewrap");
+        if wrapping {
             wrapping::validate(&active.tokens, request, body).map_err(|failure| self.unknown(request, failure))?;
         }
         if target.access() == Some(Access::Anyone) {
             if target.is_login(*operation) {
                 self.may_try(request)?;
+            } else if !wrapping {
+                self.known(request).await?;
             }
             return Ok((Caller::anyone(request.remote), request.wrap_ttl));
         }
@@ -227,6 +237,28 @@ impl Core {
             return Err(refuse(Failure::denied()));
         }
         Ok((caller, request.wrap_ttl))
+    }
+
+    /// On requests that need no token: the caller's token, when a good one came along. Everyone else is let in only as
+    /// often as their address may fill audit devices, and guesses only as often as elsewhere.
+    async fn known(&self, request: &Request) -> Result<Option<Arc<TokenEntry>>, Refusal> {
+        let (Ok(active), Some(token)) = (self.active(), &request.token) else {
+            if self.audit.is_enabled() {
+                self.strangers.count(request.remote, self.clock.now())?;
+            }
+            return Ok(None);
+        };
+        if !tokens::is_unguessable(token) {
+            self.may_try(request)?;
+        }
+        match active.tokens.authenticate(token, request.remote).await {
+            Ok(entry) => Ok(Some(entry)),
+            // Whether a bad token matters is for the endpoint to say.
+            Err(failure) => match self.unknown(request, failure) {
+                shed if shed.failure.kind() == Kind::RateLimited => Err(shed),
+                _ => Ok(None),
+            },
+        }
     }
 
     /// A caller who did not show who they are. One too many from the same address is told so instead.

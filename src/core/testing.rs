@@ -21,6 +21,11 @@ pub async fn unsealed_core() -> Arc<Core> {
 
 /// The same with a clock and settings; audit files may lie in the temporary folder.
 pub async fn unsealed_core_with(clock: Clock, settings: Settings) -> Arc<Core> {
+    unsealed_core_and_share(clock, settings).await.0
+}
+
+/// The same with the one share that opens it, in base64.
+pub async fn unsealed_core_and_share(clock: Clock, settings: Settings) -> (Arc<Core>, String) {
     let barrier = Arc::new(Barrier::new(Arc::new(InMem::open().unwrap())));
     let services = services(&barrier);
     let seal = Arc::new(Seal::new(barrier, None, SealSettings::default()));
@@ -33,7 +38,7 @@ pub async fn unsealed_core_with(clock: Clock, settings: Settings) -> Arc<Core> {
         let share = made.keys_base64[0].clone().into();
         core.seal.unseal(UnsealRequest { key: share, ..UnsealRequest::default() }).await.unwrap();
     }
-    core
+    (core, made.keys_base64[0].to_string())
 }
 
 /// Services without an HSM.

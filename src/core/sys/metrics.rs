@@ -92,6 +92,7 @@ async fn collect(core: &Core, now: OffsetDateTime) -> Result<Vec<Metric>, Failur
         add("sos.hsm.ready", "Whether the HSM can be used", gauge, Some(("hsm", hsm.name)), truth(hsm.state == READY));
     }
     let (failed, shed) = core.auth_failures.totals();
+    let shed = shed + core.strangers.totals().1;
     add("sos.auth.failures.total", "Failed authentications since the start", counter, None, float(failed));
     add("sos.auth.shed.total", "Requests answered 429 because their address had too many", counter, None, float(shed));
     let status = status(core, now).await?;
