@@ -106,7 +106,7 @@ async fn a_flood_is_answered_429_and_harms_neither_other_addresses_nor_good_toke
     core.clock.advance(Duration::from_secs(1));
     assert_eq!(core.handle(look_up(BAD, unknown)).await.status, 403, "the wait is over");
     assert_eq!(core.handle(look_up(BAD, unknown)).await.status, 429);
-    assert_eq!(core.auth_failures.totals(), (11, 5));
+    assert_eq!(core.auth_failures.totals(), (10, 5));
 }
 
 #[tokio::test]
@@ -138,6 +138,54 @@ async fn chosen_tokens_can_be_guessed_only_as_often_as_an_address_has_tries() {
     assert_eq!(core.handle(look_up(GOOD, Some(&chosen))).await.status, 200);
     core.clock.advance(Duration::from_secs(1));
     assert_eq!(core.handle(look_up(BAD, Some(&chosen))).await.status, 200);
+}
+
+/// Routes that answer anyone look at a token that comes along: it must not be guessed there instead.
+#[tokio::test]
+async fn open_routes_are_no_way_around_the_limit_on_guesses() {
+    for path in [
+        "sys/internal/ui/mounts",
+        "sys/internal/ui/mounts/cubbyhole",
+        "sys/internal/specs/openapi",
+        "sys/decode-token",
+        "sys/replication/status",
+        "sys/generate-root/attempt",
+        "sys/wrapping/lookup",
+    ] {
+        let core = core().await;
+        let folder = tempfile::tempdir().unwrap();
+        audited(&core, &folder, &[]).await;
+        let chosen = token(&core, Some("letmein")).await;
+        let writes = path.ends_with("token") || path.ends_with("attempt");
+        let operation = if writes { Operation::Update } else { Operation::Read };
+        let ask = |address, token: String| core.handle(from(address, operation, path, "", Some(&token)));
+        for number in 0..BURST {
+            assert_ne!(ask(BAD, format!("guess{number}")).await.status, 429, "{path} {number}");
+        }
+        for token in ["guess".to_owned(), chosen.clone(), "hvs.000000000000000000000000.x.y".into()] {
+            let answer = ask(BAD, token).await;
+            assert_eq!((answer.status, wait(&answer)), (429, Some(1)), "{path}");
+        }
+        let good = token(&core, None).await;
+        // There only wrapping tokens are good.
+        if path != "sys/wrapping/lookup" {
+            assert_ne!(ask(BAD, good).await.status, 429, "{path}");
+        }
+        assert_ne!(ask(GOOD, chosen).await.status, 429, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn jwts_are_not_looked_at_while_an_address_has_no_try_left() {
+    let core = core().await;
+    let forged = format!("x.y.{}", "A".repeat(176));
+    for _ in 0..BURST {
+        assert_eq!(core.handle(look_up(BAD, Some(&forged))).await.status, 403);
+    }
+    assert_eq!(core.handle(look_up(BAD, Some(&forged))).await.status, 429);
+    let body = format!("{{\"token\": {forged:?}}}");
+    assert_eq!(core.handle(from(BAD, Operation::Update, "sys/wrapping/unwrap", &body, None)).await.status, 429);
+    assert_eq!(core.handle(from(GOOD, Operation::Update, "sys/wrapping/unwrap", &body, None)).await.status, 400);
 }
 
 /// A method whose one password is "right".

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     audit::{Exchange, Outcome},
+    secret::SecretString,
     wire::json::RawObject,
 };
 
@@ -198,7 +199,9 @@ impl Core {
     ) -> Result<(Caller, Option<Duration>), Refusal> {
         let wrapping = matches!(request.path.as_str(), "sys/wrapping/lookup" | "sys/wrapping/unwrap" | "sys/wrapping/rewrap");
         if wrapping {
-            wrapping::validate(&active.tokens, request, body).map_err(|failure| self.unknown(request, failure))?;
+            let token = wrapping::named_token(request, body).map_err(|failure| self.unknown(request, failure))?;
+            self.may_look(request, &token)?;
+            wrapping::validate(&active.tokens, &token).map_err(|failure| self.unknown(request, failure))?;
         }
         if target.access() == Some(Access::Anyone) {
             if target.is_login(*operation) {
@@ -211,9 +214,7 @@ impl Core {
         let Some(token) = &request.token else {
             return Err(self.unknown(request, Failure::bad_token()));
         };
-        if !tokens::is_unguessable(token) {
-            self.may_try(request)?;
-        }
+        self.may_look(request, token)?;
         let found = active.tokens.authenticate(token, request.remote).await;
         let token = found.map_err(|failure| self.unknown(request, failure))?;
         let acl = active.acl_of(&token).map_err(|failure| Refusal { caller: None, failure, recorded: true })?;
@@ -248,9 +249,7 @@ impl Core {
             }
             return Ok(None);
         };
-        if !tokens::is_unguessable(token) {
-            self.may_try(request)?;
-        }
+        self.may_look(request, token)?;
         match active.tokens.authenticate(token, request.remote).await {
             Ok(entry) => Ok(Some(entry)),
             // Whether a bad token matters is for the endpoint to say.
@@ -276,6 +275,11 @@ impl Core {
     /// What can be guessed is not even looked at while its address has no try left.
     fn may_try(&self, request: &Request) -> Result<(), Shed> {
         self.auth_failures.may_try(request.remote, self.clock.now())
+    }
+
+    /// Server-made tokens are looked up at any time.
+    fn may_look(&self, request: &Request, token: &SecretString) -> Result<(), Shed> {
+        if tokens::is_unguessable(token) { Ok(()) } else { self.may_try(request) }
     }
 
     async fn exists(

@@ -94,21 +94,25 @@ pub async fn wrap(
     })
 }
 
-/// Says before anything else whether the token that a request to `sys/wrapping/{lookup,unwrap,rewrap}` names (in the
-/// body, or as its own) wraps an answer: these paths refuse others with words of their own.
-pub fn validate(tokens: &TokenStore, request: &Request, body: &RawObject<'_>) -> Result<(), Failure> {
+/// The token that a request to `sys/wrapping/{lookup,unwrap,rewrap}` names, in the body or as its own: these paths refuse
+/// bad ones with words of their own, before anything else.
+pub fn named_token(request: &Request, body: &RawObject<'_>) -> Result<SecretString, Failure> {
     let refused = |reason: &str| Failure::plain(Kind::Denied, format!("error validating wrapping token: {reason}"));
     let given: Option<String> = match body.member("token").filter(|raw| raw.get() != "null") {
         Some(_) => Some(named(body).ok_or_else(|| refused("could not decode token in request body"))?),
         None => None,
     };
-    let token = match (&given, &request.token) {
-        (Some(text), _) if text.is_empty() => return Err(refused("empty token in request body")),
-        (Some(text), _) => SecretString::new(text.clone()),
-        (None, Some(own)) if !own.is_empty() => own.duplicate(),
-        (None, _) => return Err(refused("token is empty")),
-    };
-    match tokens.lookup(&token)? {
+    match (given, &request.token) {
+        (Some(text), _) if text.is_empty() => Err(refused("empty token in request body")),
+        (Some(text), _) => Ok(SecretString::new(text)),
+        (None, Some(own)) if !own.is_empty() => Ok(own.duplicate()),
+        (None, _) => Err(refused("token is empty")),
+    }
+}
+
+/// Says whether the token wraps an answer.
+pub fn validate(tokens: &TokenStore, token: &SecretString) -> Result<(), Failure> {
+    match tokens.lookup(token)? {
         Some(entry) if entry.is_wrapping() => Ok(()),
         _ => Err(invalid_token()),
     }

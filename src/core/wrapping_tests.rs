@@ -67,6 +67,28 @@ async fn jwts_stand_for_the_token_inside() {
 }
 
 #[tokio::test]
+async fn only_the_signature_of_a_live_token_is_verified() {
+    let (store, _, _) = store().await;
+    let info = wrapped(&store).await;
+    let jwt = store.wrapping_jwt(&info).unwrap();
+    // The live token inside another one's signature opens nothing.
+    let other = store.wrapping_jwt(&wrapped(&store).await).unwrap();
+    let (claims, signature) = (jwt.expose().rsplit_once('.').unwrap().0, other.expose().rsplit_once('.').unwrap().1);
+    let forged = SecretString::new(format!("{claims}.{signature}"));
+    assert!(store.lookup(&forged).unwrap().is_none());
+    assert_eq!(store.verifications(), 1);
+    unwrap(&store, &jwt).await.unwrap();
+    let before = store.verifications();
+    assert!(store.lookup(&jwt).unwrap().is_none(), "used up");
+    let nobodys = WrapInfo { token: SecretString::new("hvs.nobody".into()), ..wrapped(&store).await };
+    assert!(store.lookup(&store.wrapping_jwt(&nobodys).unwrap()).unwrap().is_none());
+    let root = WrapInfo { token: store.create_root(None).await.unwrap(), ..nobodys };
+    assert!(store.lookup(&store.wrapping_jwt(&root).unwrap()).unwrap().is_none(), "not a wrapping token");
+    assert!(store.lookup(&SecretString::new(format!("x.y.{}", "A".repeat(176)))).unwrap().is_none());
+    assert_eq!(store.verifications(), before);
+}
+
+#[tokio::test]
 async fn tokens_are_judged_before_anything_else() {
     let (store, _, _) = store().await;
     let good = wrapped(&store).await.token;
@@ -75,7 +97,9 @@ async fn tokens_are_judged_before_anything_else() {
         let mut request = Request::internal(Operation::Update, "sys/wrapping/unwrap", body.clone());
         request.token = own.map(SecretString::duplicate);
         let object = RawObject::parse(body.as_bytes()).unwrap();
-        validate(&store, &request, &object).map_err(|failure| (failure.kind(), failure.text().to_owned()))
+        named_token(&request, &object)
+            .and_then(|token| validate(&store, &token))
+            .map_err(|failure| (failure.kind(), failure.text().to_owned()))
     };
     let named = |token: &SecretString| format!("{{\"token\":\"{}\"}}", token.expose());
     assert!(judge(Some(&good), String::new()).is_ok() && judge(Some(&root), named(&good)).is_ok());

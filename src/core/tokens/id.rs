@@ -3,6 +3,7 @@
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use super::jwt::is_jwt;
 use crate::secret::{SecretBytes, SecretString, fill_random};
 
 const SERVICE_PREFIX: &str = "hvs.";
@@ -16,10 +17,11 @@ pub fn is_batch(token: &str) -> bool {
     token.starts_with(BATCH_PREFIX)
 }
 
-/// Whether the token can only be one that a server made, with 128 random bits or more: chosen ones hold no dot.
+/// Whether the token can only be one that a server made, with 128 random bits or more: chosen ones hold no dot. JWTs are
+/// not meant: they cost more to look at than a hash.
 pub fn is_unguessable(token: &SecretString) -> bool {
     let token = token.expose();
-    token.len() >= LENGTH && token.contains('.')
+    token.len() >= LENGTH && token.contains('.') && !is_jwt(token)
 }
 
 /// A fresh service token: 24 characters of 62, 142 bits.

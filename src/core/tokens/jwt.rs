@@ -16,6 +16,8 @@ use crate::{
 
 const HEADER: &[u8] = br#"{"alg":"ES512","typ":"JWT"}"#;
 const WRAPPING: &str = "wrapping";
+/// Bytes of a P-521 signature: two numbers of 66.
+const SIGNATURE_LEN: usize = 132;
 
 #[derive(Serialize, Deserialize)]
 struct Claims<'a> {
@@ -36,7 +38,12 @@ struct Inner {
 }
 
 /// Signs and checks.
-pub(super) struct JwtKey(EcdsaKeyPair);
+pub(super) struct JwtKey {
+    pair: EcdsaKeyPair,
+    /// How often a signature was verified.
+    #[cfg(test)]
+    pub(super) verifications: std::sync::atomic::AtomicUsize,
+}
 
 impl JwtKey {
     /// A fresh key as PKCS #8.
@@ -49,7 +56,12 @@ impl JwtKey {
     /// The key from PKCS #8.
     pub(super) fn new(document: &SecretBytes) -> Result<Self, Failure> {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P521_SHA512_FIXED_SIGNING, document.expose());
-        pair.map(Self).map_err(|_| Failure::internal("the key of wrapping JWTs is unusable"))
+        let pair = pair.map_err(|_| Failure::internal("the key of wrapping JWTs is unusable"))?;
+        Ok(Self {
+            pair,
+            #[cfg(test)]
+            verifications: std::sync::atomic::AtomicUsize::new(0),
+        })
     }
 
     /// The JWT that carries a wrapping token issued at `iat` (Unix seconds).
@@ -64,27 +76,43 @@ impl JwtKey {
         };
         let claims = SecretBytes::new(serde_json::to_vec(&claims).map_err(Failure::internal)?);
         let mut text = format!("{}.{}", URL_SAFE_NO_PAD.encode(HEADER), URL_SAFE_NO_PAD.encode(claims.expose()));
-        let signature = self.0.sign(&SystemRandom::new(), text.as_bytes());
+        let signature = self.pair.sign(&SystemRandom::new(), text.as_bytes());
         let signature = signature.map_err(|_| Failure::internal("a wrapping JWT could not be signed"))?;
         text.push('.');
         text.push_str(&URL_SAFE_NO_PAD.encode(signature));
         Ok(SecretString::new(text))
     }
 
-    /// The token inside; `None` for what this key did not sign.
-    pub(super) fn open(&self, text: &str) -> Option<SecretString> {
+    /// Whether this key signed it.
+    pub(super) fn verify(&self, claimed: &Claimed<'_>) -> bool {
+        #[cfg(test)]
+        self.verifications.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let public = UnparsedPublicKey::new(&ECDSA_P521_SHA512_FIXED, self.pair.public_key().as_ref());
+        public.verify(claimed.signed.as_bytes(), &claimed.signature).is_ok()
+    }
+}
+
+/// What a JWT says of itself. Verifying costs hundreds of microseconds, so the token inside is looked up first: who
+/// makes JWTs up names none that lives.
+pub(super) struct Claimed<'a> {
+    /// The token inside.
+    pub(super) token: SecretString,
+    signed: &'a str,
+    signature: Vec<u8>,
+}
+
+impl<'a> Claimed<'a> {
+    /// Reads a JWT without looking at its signature; `None` for what no [`JwtKey::sign`] wrote.
+    pub(super) fn read(text: &'a str) -> Option<Self> {
         let (signed, signature) = text.rsplit_once('.')?;
         let (header, claims) = signed.split_once('.')?;
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
-        let public = UnparsedPublicKey::new(&ECDSA_P521_SHA512_FIXED, self.0.public_key().as_ref());
-        public.verify(signed.as_bytes(), &signature).ok()?;
-        // Nothing else is signed with this key, so header and type can only be what `sign` wrote.
-        if URL_SAFE_NO_PAD.decode(header).ok()? != HEADER {
+        if signature.len() != SIGNATURE_LEN || URL_SAFE_NO_PAD.decode(header).ok()? != HEADER {
             return None;
         }
         let claims = SecretBytes::new(URL_SAFE_NO_PAD.decode(claims).ok()?);
         let inner: Inner = serde_json::from_slice(claims.expose()).ok()?;
-        (inner.kind == WRAPPING).then(|| SecretString::new(inner.jti))
+        (inner.kind == WRAPPING).then(|| Self { token: SecretString::new(inner.jti), signed, signature })
     }
 }
 
@@ -110,18 +138,20 @@ mod tests {
 
     #[test]
     fn only_what_this_key_signed_opens() {
+        let open =
+            |key: &JwtKey, text: &str| Claimed::read(text).filter(|claimed| key.verify(claimed)).map(|claimed| claimed.token);
         let key = JwtKey::new(&JwtKey::generate().unwrap()).unwrap();
         let jwt = key.sign(&info(), 1_700_000_000).unwrap();
         assert!(is_jwt(jwt.expose()) && !is_jwt("hvs.abc"));
-        assert!(key.open(jwt.expose()).unwrap().same_as("hvs.abc"));
+        assert!(open(&key, jwt.expose()).unwrap().same_as("hvs.abc"));
         let other = JwtKey::new(&JwtKey::generate().unwrap()).unwrap();
-        assert!(other.open(jwt.expose()).is_none());
+        assert!(open(&other, jwt.expose()).is_none());
         let mut forged = jwt.expose().to_owned();
         let at = forged.find('.').unwrap() + 5;
         forged.replace_range(at..=at, if &forged[at..=at] == "A" { "B" } else { "A" });
-        assert!(key.open(&forged).is_none());
+        assert!(open(&key, &forged).is_none());
         for text in ["", "..", "a.b.c", "hvs.a.b"] {
-            assert!(key.open(text).is_none(), "{text:?}");
+            assert!(open(&key, text).is_none(), "{text:?}");
         }
     }
 }

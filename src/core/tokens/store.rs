@@ -11,7 +11,7 @@ use super::{
     TokenEntry, TokenKind, TokenSpec,
     batch::BatchCipher,
     id::{self, Hasher, is_batch},
-    jwt::{self, JwtKey},
+    jwt::{Claimed, JwtKey, is_jwt},
     ttl::{TtlLimits, TtlTerms},
     within_cidrs,
 };
@@ -93,13 +93,13 @@ impl TokenStore {
         if within_cidrs(&entry.bound_cidrs, remote) { Ok(entry) } else { Err(Failure::denied()) }
     }
 
-    /// The entry of a live token. A wrapping token may come as a JWT.
+    /// The entry of a live token. A wrapping token may come as a JWT, whose signature is verified when it names one that lives.
     pub fn lookup(&self, token: &SecretString) -> Result<Option<Arc<TokenEntry>>, Failure> {
         let token = token.expose();
-        if jwt::is_jwt(token) {
-            let Some(inner) = self.jwt.open(token) else { return Ok(None) };
-            let entry = self.lookup_hash(&self.hasher.hash(inner.expose()))?;
-            return Ok(entry.filter(|entry| entry.is_wrapping()));
+        if is_jwt(token) {
+            let Some(claimed) = Claimed::read(token) else { return Ok(None) };
+            let entry = self.lookup_hash(&self.hasher.hash(claimed.token.expose()))?;
+            return Ok(entry.filter(|entry| entry.is_wrapping() && self.jwt.verify(&claimed)));
         }
         let hash = self.hasher.hash(token);
         if !is_batch(token) {
@@ -108,6 +108,12 @@ impl TokenStore {
         let Some(entry) = self.batch.open(token, hash) else { return Ok(None) };
         let alive = !entry.is_expired(self.now()) && self.ancestors_alive(&entry)?;
         Ok(alive.then(|| Arc::new(entry)))
+    }
+
+    /// How often the signature of a JWT was verified.
+    #[cfg(test)]
+    pub(in crate::core) fn verifications(&self) -> usize {
+        self.jwt.verifications.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// The entry of a live service token by its hash.
