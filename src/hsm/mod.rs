@@ -379,8 +379,8 @@ pub trait Hsm: Send + Sync + 'static {
     /// Wraps a wrapped key under another master key without showing it to the server process.
     async fn rewrap(&self, wrapped: &WrappedKey, new_master: KeyId) -> Result<WrappedKey, HsmError>;
 
-    /// AES-GCM encryption of every item with one key; each answer is ciphertext followed by the 16-byte tag. The whole
-    /// batch is one round trip to the worker.
+    /// AES-GCM encryption of every item with one key; each answer is ciphertext followed by the 16-byte tag. A
+    /// batch goes to the worker in calls of bounded time, so that it may be of any length.
     async fn encrypt(&self, key: KeySource<'_>, items: Vec<AeadItem>) -> Result<Vec<Vec<u8>>, HsmError>;
 
     /// AES-GCM decryption of every item with one key; an item that does not authenticate is `BadInput` by itself.

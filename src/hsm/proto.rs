@@ -6,6 +6,7 @@
 //! borrowed from the frame on both sides, and frames are overwritten when dropped: they carry PINs, keys and plaintexts.
 
 use std::io::{self, Read};
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
@@ -14,6 +15,10 @@ use super::{DownReason, HsmError, KeyId, KeyKind, Mechanism, SignScheme, TokenFa
 
 /// Longest frame: the longest plaintext with room for a batch's framing.
 pub const MAX_FRAME: usize = 96 << 20;
+
+/// How long a call of several items works on them. What is not done by then is asked for again: other calls get their turn,
+/// and a long batch is told from a hang.
+pub const SLICE: Duration = Duration::from_millis(50);
 
 /// Call id, lane, milliseconds left.
 pub const HEADER: usize = 8 + 1 + 4;
@@ -332,8 +337,18 @@ pub enum Reply<'a> {
     },
     Wrapped(#[serde(borrow)] Wrapped<'a>),
     Bytes(#[serde(borrow)] Bytes<'a>),
-    Many(#[serde(borrow)] Vec<Bytes<'a>>),
-    Each(#[serde(borrow)] Vec<Result<Bytes<'a>, Failure>>),
+    /// The first items, as many as fit into [`SLICE`], and the time that they took.
+    Many {
+        #[serde(borrow)]
+        outputs: Vec<Bytes<'a>>,
+        micros: u64,
+    },
+    /// As [`Reply::Many`].
+    Each {
+        #[serde(borrow)]
+        outputs: Vec<Result<Bytes<'a>, Failure>>,
+        micros: u64,
+    },
     Failed(Failure),
 }
 

@@ -154,6 +154,53 @@ async fn latency_is_hidden_by_sessions() {
     assert!(started.elapsed() < Duration::from_millis(800), "{:?}", started.elapsed());
 }
 
+/// Batches that take longer than a call may, on a module that gets slow after it was fast, with one session at work and with
+/// many: they succeed, single calls beside them are answered in time, and the worker lives on.
+#[tokio::test]
+async fn a_batch_may_take_longer_than_a_call_and_lets_others_through() {
+    for (manufacturer, count) in [(None, 700), (Some("Acme HSM"), 4000)] {
+        let Some(faulty) = Faulty::new() else { return };
+        let mut config = faulty.config();
+        if let Some(name) = manufacturer {
+            config.environment.push(("SOS_PROXY_MANUFACTURER".into(), name.into()));
+        }
+        let deadline = config.deadline;
+        let hsm = ready(config).await;
+        let key = wrapped_key(&hsm).await;
+        let text = |at: usize| format!("text {at}").into_bytes();
+        let to_encrypt: Vec<_> = (0..count).map(|at| item(&text(at), b"")).collect();
+        let ivs: Vec<_> = to_encrypt.iter().map(|item| item.iv).collect();
+        // From here on items are thought to be cheap.
+        hsm.encrypt(KeySource::Wrapped(&key), (0..2000).map(|_| item(b"text", b"")).collect()).await.unwrap();
+        let logins = faulty.logins();
+        faulty.set("latency_ms", "3");
+        let beside = {
+            let (hsm, key) = (hsm.clone(), key.clone());
+            tokio::spawn(async move {
+                for count in 0.. {
+                    if let Err(error) = encrypt(&hsm, &key).await {
+                        panic!("single call {count}: {error}");
+                    }
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            })
+        };
+        let began = Instant::now();
+        let sealed = hsm.encrypt(KeySource::Wrapped(&key), to_encrypt).await.unwrap();
+        assert!(began.elapsed() > deadline, "a batch of {count} items is no test: {:?}", began.elapsed());
+        let to_decrypt = sealed.iter().zip(ivs).map(|(sealed, iv)| back(sealed, iv, b"")).collect();
+        let opened = hsm.decrypt(KeySource::Wrapped(&key), to_decrypt).await.unwrap();
+        assert_eq!(opened.len(), count);
+        for (at, opened) in opened.iter().enumerate() {
+            assert!(opened.as_ref().unwrap().same_as(&text(at)), "{at}");
+        }
+        assert!(!beside.is_finished(), "a single call beside the batch failed");
+        beside.abort();
+        assert!(beside.await.unwrap_err().is_cancelled());
+        assert_eq!(faulty.logins(), logins, "the worker was replaced");
+    }
+}
+
 #[tokio::test]
 async fn too_many_waiting_calls_are_refused_at_once() {
     let Some(faulty) = Faulty::new() else { return };

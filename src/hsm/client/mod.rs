@@ -3,19 +3,20 @@
 //! Calls go out over one socket, many at a time, and are matched by number. Each ends by its deadline, whatever the
 //! module does. A worker that hangs or dies is replaced; calls that change nothing on the token are then sent once more.
 
+mod batches;
 mod link;
 mod process;
 mod supervisor;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
+use self::batches::{Batches, Part};
 use self::link::{Link, Pending};
 use super::proto::{self, Bytes, Frame, Header, Inspection, Item, Key, Lane, Op, Reply, Wrapped};
 use super::{
@@ -24,8 +25,8 @@ use super::{
 };
 use crate::secret::SecretBytes;
 
-/// The answer to each item of a batch.
-type Opened = Vec<Result<SecretBytes, HsmError>>;
+/// The answer to an item of a batch.
+type Opened = Result<SecretBytes, HsmError>;
 
 /// The HSM through its worker process. Dropping it ends the worker.
 pub struct Client {
@@ -40,8 +41,7 @@ struct Shared {
     status: watch::Sender<Status>,
     link: Mutex<Link>,
     last_call: AtomicU64,
-    /// Into how many calls a batch is best split.
-    ways: AtomicUsize,
+    batches: Batches,
 }
 
 impl Shared {
@@ -60,7 +60,7 @@ impl Client {
             status: watch::Sender::new(Status::Starting),
             link: Mutex::default(),
             last_call: AtomicU64::new(0),
-            ways: AtomicUsize::new(1),
+            batches: Batches::default(),
         });
         let (stop, stopped) = oneshot::channel::<()>();
         let supervised = shared.clone();
@@ -99,29 +99,27 @@ impl Client {
         .await
     }
 
-    /// A batch is one call, except where several sessions finish it sooner.
-    fn parts<'a>(&self, batch: &'a [AeadItem]) -> std::slice::Chunks<'a, AeadItem> {
-        let ways = self.shared.ways.load(Ordering::Relaxed);
-        batch.chunks(batch.len().div_ceil(ways.max(1)).max(1))
-    }
-
-    async fn encrypt_part(&self, source: &KeySource<'_>, batch: &[AeadItem]) -> Result<Vec<Vec<u8>>, HsmError> {
-        let op = Op::Encrypt { key: key(source), items: items(batch) };
+    /// Encrypts the first items, as many as the worker does in its time.
+    async fn encrypt_part(&self, key: Key<'_>, part: &[AeadItem]) -> Result<Part<Vec<u8>>, HsmError> {
+        let op = Op::Encrypt { key, items: items(part) };
         self.ask(op, |reply| match reply {
-            Reply::Many(outputs) if outputs.len() == batch.len() => {
-                Some(outputs.into_iter().map(|output| output.0.to_vec()).collect())
-            }
+            Reply::Many { outputs, micros } if (1..=part.len()).contains(&outputs.len()) => Some(Part {
+                outputs: outputs.into_iter().map(|output| output.0.to_vec()).collect(),
+                took: Duration::from_micros(micros),
+            }),
             _ => None,
         })
         .await
     }
 
-    async fn decrypt_part(&self, source: &KeySource<'_>, batch: &[AeadItem]) -> Result<Opened, HsmError> {
-        let op = Op::Decrypt { key: key(source), items: items(batch) };
+    /// Decrypts the first items, as many as the worker does in its time.
+    async fn decrypt_part(&self, key: Key<'_>, part: &[AeadItem]) -> Result<Part<Opened>, HsmError> {
+        let op = Op::Decrypt { key, items: items(part) };
         self.ask(op, |reply| match reply {
-            Reply::Each(outputs) if outputs.len() == batch.len() => {
-                Some(outputs.into_iter().map(|output| output.map(secret).map_err(HsmError::from)).collect())
-            }
+            Reply::Each { outputs, micros } if (1..=part.len()).contains(&outputs.len()) => Some(Part {
+                outputs: outputs.into_iter().map(|output| output.map(secret).map_err(HsmError::from)).collect(),
+                took: Duration::from_micros(micros),
+            }),
             _ => None,
         })
         .await
@@ -144,7 +142,7 @@ impl Client {
             let ready = tokio::time::timeout_at(expires.into(), self.ready()).await;
             ready.map_err(|_| HsmError::Timeout)??;
             // Ready, yet without a worker: it ended this moment and its status is about to change.
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
         drop(frame);
         receiver.await.map_err(|_| ended())?
@@ -340,13 +338,13 @@ impl Hsm for Client {
     }
 
     async fn encrypt(&self, source: KeySource<'_>, batch: Vec<AeadItem>) -> Result<Vec<Vec<u8>>, HsmError> {
-        let parts = self.parts(&batch).map(|part| self.encrypt_part(&source, part));
-        Ok(try_join_all(parts).await?.into_iter().flatten().collect())
+        let key = key(&source);
+        self.shared.batches.run(&batch, |part| self.encrypt_part(key, part)).await
     }
 
     async fn decrypt(&self, source: KeySource<'_>, batch: Vec<AeadItem>) -> Result<Vec<Result<SecretBytes, HsmError>>, HsmError> {
-        let parts = self.parts(&batch).map(|part| self.decrypt_part(&source, part));
-        Ok(try_join_all(parts).await?.into_iter().flatten().collect())
+        let key = key(&source);
+        self.shared.batches.run(&batch, |part| self.decrypt_part(key, part)).await
     }
 
     async fn sign(&self, source: KeySource<'_>, scheme: SignScheme, input: &[u8]) -> Result<Vec<u8>, HsmError> {

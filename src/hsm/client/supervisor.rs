@@ -1,7 +1,6 @@
 //! Keeps a worker running: starts it, hands it the PIN, watches it, kills it when it hangs, and starts the next one.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -115,7 +114,7 @@ async fn run(shared: &Shared, pin: SecretString) -> End {
     drop(pin);
     tracing::info!(token = %facts.label, serial = %facts.serial, module = %facts.module, "the HSM is ready");
     let (out, outgoing) = mpsc::unbounded_channel();
-    shared.ways.store(ways.max(1), Ordering::Relaxed);
+    shared.batches.split(ways);
     shared.link.lock().connect(out);
     shared.status.send_replace(Status::Ready(Arc::new(facts)));
     let ready = Instant::now();

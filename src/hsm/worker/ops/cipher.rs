@@ -1,13 +1,14 @@
 //! AES-GCM with Transit keys.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use cryptoki_sys::*;
 use zeroize::Zeroizing;
 
 use super::Call;
 use crate::hsm::ck_error::{CkError, Kind};
-use crate::hsm::proto::{Bytes, Failure, Frame, Item, Key, Reply};
+use crate::hsm::proto::{Bytes, Failure, Frame, Item, Key, Reply, SLICE};
 use crate::hsm::raw::{Mechanism, Object};
 use crate::hsm::worker::Trouble;
 use crate::hsm::worker::device::Loaded;
@@ -39,25 +40,34 @@ fn handle(call: &Call<'_>, key: &Key<'_>) -> Result<Handle, Trouble> {
 
 pub fn encrypt(call: &Call<'_>, key: &Key<'_>, items: &[Item<'_>]) -> Result<Frame, Trouble> {
     let handle = handle(call, key)?;
-    let mut outputs = Vec::with_capacity(items.len());
-    for item in items {
+    let (outputs, micros) = in_time(items, |item| {
         let mechanism = Mechanism::Gcm { iv: &item.iv, aad: item.aad.0 };
-        outputs.push(call.device.module.encrypt(call.session, mechanism, handle.object(), item.input.0, TAG)?);
-    }
-    call.reply(&Reply::Many(outputs.iter().map(|output| Bytes(output)).collect()))
+        Ok(call.device.module.encrypt(call.session, mechanism, handle.object(), item.input.0, TAG)?)
+    })?;
+    call.reply(&Reply::Many { outputs: outputs.iter().map(|output| Bytes(output)).collect(), micros })
 }
 
 pub fn decrypt(call: &Call<'_>, key: &Key<'_>, items: &[Item<'_>]) -> Result<Frame, Trouble> {
     let handle = handle(call, key)?;
-    let mut outputs = Vec::with_capacity(items.len());
-    for item in items {
-        outputs.push(decrypt_one(call, handle.object(), item)?);
-    }
+    let (outputs, micros) = in_time(items, |item| decrypt_one(call, handle.object(), item))?;
     let each = outputs.iter().map(|output| match output {
         Ok(bytes) => Ok(Bytes(bytes)),
         Err(failure) => Err(failure.clone()),
     });
-    call.reply(&Reply::Each(each.collect()))
+    call.reply(&Reply::Each { outputs: each.collect(), micros })
+}
+
+/// Does the items one after the other until the call's time is up, at least one; tells the microseconds that it took.
+fn in_time<'a, T>(items: &[Item<'a>], one: impl Fn(&Item<'a>) -> Result<T, Trouble>) -> Result<(Vec<T>, u64), Trouble> {
+    let began = Instant::now();
+    let mut outputs = Vec::with_capacity(items.len());
+    for item in items {
+        outputs.push(one(item)?);
+        if began.elapsed() >= SLICE {
+            break;
+        }
+    }
+    Ok((outputs, u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)))
 }
 
 type OneResult = Result<Zeroizing<Vec<u8>>, Failure>;
