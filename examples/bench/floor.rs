@@ -1,16 +1,31 @@
-//! The yardstick: an actix-web server with the product's own settings that does nothing but HTTP.
+//! The yardsticks: actix-web under the product's own settings, behind which there is nothing.
 //!
-//! `/floor/<n>/…` takes the body, parses it when it is JSON, and answers n bytes under the same headers as the product does.
+//! ```text
+//! /bare/<n>/…       takes the body to its end and answers n bytes
+//! /parsing/<n>/…    parses the body as JSON first, as Transit must
+//! ```
+//! One default service takes every path, as in the product: no router, no extractors. The first two segments are all that is
+//! looked at; the rest is there so that requests are as long as those that the product gets. The answers have the product's
+//! two headers and come from static memory.
 
 use std::{borrow::Cow, time::Duration};
 
-use actix_web::{App, HttpResponse, HttpServer, http::header, web};
+use actix_web::{
+    App, HttpResponse, HttpServer,
+    dev::{Payload, ServiceRequest, fn_service},
+    http::header::{self, HeaderValue},
+};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde::Deserialize;
 
 use super::Outcome;
 
-/// The members that Transit requests have; others (KV) are passed over.
+/// Larger answers than any row has.
+static ANSWER: [u8; 1 << 20] = [b'x'; 1 << 20];
+
+/// The members that Transit requests have.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Body<'a> {
@@ -32,26 +47,48 @@ impl Body<'_> {
     }
 }
 
-async fn answer(path: web::Path<(usize, String)>, body: web::Bytes) -> HttpResponse {
-    if !body.is_empty() {
+/// What a path asks for: whether to parse, and the bytes to answer.
+fn asked(path: &str) -> Option<(bool, Bytes)> {
+    let (parse, rest) = match path.strip_prefix("/bare/") {
+        Some(rest) => (false, rest),
+        None => (true, path.strip_prefix("/parsing/")?),
+    };
+    let bytes: usize = rest.split('/').next()?.parse().ok()?;
+    Some((parse, Bytes::from_static(ANSWER.get(..bytes)?)))
+}
+
+async fn answer(path: &str, mut payload: Payload) -> HttpResponse {
+    let Some((parse, bytes)) = asked(path) else { return HttpResponse::NotFound().finish() };
+    let mut body = BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        match chunk {
+            Ok(chunk) => body.extend_from_slice(&chunk),
+            Err(_) => return HttpResponse::BadRequest().finish(),
+        }
+    }
+    if parse {
         match serde_json::from_slice::<Body<'_>>(&body) {
             Ok(parsed) => drop(std::hint::black_box(parsed.len())),
             Err(_) => return HttpResponse::BadRequest().finish(),
         }
     }
+    std::hint::black_box(&body);
     let mut response = HttpResponse::Ok();
-    response.insert_header((header::CACHE_CONTROL, "no-store")).insert_header((header::CONTENT_TYPE, "application/json"));
-    match path.0 {
-        0 => HttpResponse::NoContent().finish(),
-        bytes => response.body(vec![b'x'; bytes]),
-    }
+    response.insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
+    response.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+    response.body(bytes)
 }
 
 /// Serves until it is killed.
 pub fn serve(address: &str, tls: Option<(&str, &str)>) -> Outcome {
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+    // As `src/startup/listen.rs` and `src/http/mod.rs` have it.
     let server = HttpServer::new(|| {
-        App::new().app_data(web::PayloadConfig::new(32 << 20)).route("/floor/{bytes}/{rest:.*}", web::to(answer))
+        App::new().default_service(fn_service(|request: ServiceRequest| async {
+            let (http, payload) = request.into_parts();
+            let response = answer(http.path(), payload).await;
+            Ok(ServiceRequest::from_request(http).into_response(response))
+        }))
     })
     .workers(workers)
     .keep_alive(Duration::from_secs(120))

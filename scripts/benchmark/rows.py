@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import ssl
-import sys
 import tempfile
 import time
 import urllib.parse
@@ -15,6 +14,9 @@ KIB4 = base64.b64encode(bytes(4096)).decode()
 SECRET = {"dek": DEK, "disk": "113700571279"}
 BATCH = 100
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# The yardstick beside a row, as `examples/bench floor` names it: reads need no body, Transit cannot do without parsing one.
+BARE, PARSING = "bare", "parsing"
+READ_GOAL, SOFTWARE_GOAL = 0.6, 0.5  # fractions of the floor that the design names
 
 
 class Server:
@@ -25,6 +27,7 @@ class Server:
         if url.hostname not in LOOPBACK:
             raise SystemExit("%s: loopback addresses only" % addr)
         self.addr, self.host, self.port, self.token = addr.rstrip("/"), url.hostname, url.port, token
+        self.left_out = {}  # what it cannot do, and what it said
         self.tls = url.scheme == "https"
 
     def ask(self, method, path, body=None):
@@ -52,7 +55,11 @@ class Server:
 
 @dataclasses.dataclass
 class Row:
-    """One workload. `mode`: "" the same path always, "spread" over `keys` numbered keys, "unique" a new key each time."""
+    """One workload. `mode`: "" the same path always, "spread" over `keys` numbered keys, "unique" a new key each time.
+
+    `floor` names the yardstick beside it, "" where disk or device bound it and a floor would say nothing; `goal` is the
+    fraction of that floor to reach, `conns` the most connections (0: no bound), `answer` the exact bytes of an answer, where known.
+    """
 
     name: str
     method: str
@@ -61,15 +68,29 @@ class Row:
     mode: str = ""
     items: int = 1
     keys: int = 1000
-    conns: int = 0  # at most so many, where more would only wait: a batch of RSA signatures takes 60 ms
+    conns: int = 0
+    floor: str = ""
+    goal: float = None
+    answer: int = None
+
+    def once(self, number=1):
+        """A path of one of its requests."""
+        return {"spread": self.path + str(number % self.keys), "unique": "%sonce-%d" % (self.path, number)}.get(self.mode, self.path)
 
 
-def optional(attempt, what):
-    """The result, or None when the server does not have this."""
+def at_floor(server, row):
+    """The same request at the floor, which answers as many bytes as `server` does."""
+    path = row.once()
+    size = len(server.ask(row.method, path, row.body)[1])
+    return dataclasses.replace(row, path="/%s/%d%s" % (row.floor, size, row.path), answer=size)
+
+
+def optional(server, attempt, what):
+    """The result, or None when the server does not have this, which is then noted."""
     try:
         return attempt()
     except RuntimeError as error:
-        print("left out: %s (%s)" % (what, str(error)[-120:]), file=sys.stderr)
+        server.left_out[what] = str(error)[-160:].strip()
         return None
 
 
@@ -94,26 +115,22 @@ def setup(server):
 def kv_rows():
     write = {"data": {"dek": DEK, "disk": "1"}}
     return [
-        Row("health", "GET", "/v1/sys/health"),
-        Row("kv1-read", "GET", "/v1/bench-kv1/hot"),
-        Row("kv2-read", "GET", "/v1/bench-kv2/data/hot"),
-        Row("kv2-read-1000", "GET", "/v1/bench-kv2/data/disk/", mode="spread"),
-        Row("kv2-list-1000", "GET", "/v1/bench-kv2/metadata/disk?list=true"),
+        Row("health", "GET", "/v1/sys/health", floor=BARE),
+        Row("kv1-read", "GET", "/v1/bench-kv1/hot", floor=BARE, goal=READ_GOAL),
+        Row("kv2-read", "GET", "/v1/bench-kv2/data/hot", floor=BARE, goal=READ_GOAL),
+        Row("kv2-read-1000", "GET", "/v1/bench-kv2/data/disk/", mode="spread", floor=BARE, goal=READ_GOAL),
+        Row("kv2-list-1000", "GET", "/v1/bench-kv2/metadata/disk?list=true", floor=BARE),
         Row("kv2-write-new", "POST", "/v1/bench-kv2/data/new/", write, mode="unique"),
         Row("kv2-write-same", "POST", "/v1/bench-kv2/data/same", write),
     ]
 
 
-def token_rows_plain():
-    return [
-        Row("token-lookup-self", "GET", "/v1/auth/token/lookup-self"),
+def token_rows(server):
+    rows = [
+        Row("token-lookup-self", "GET", "/v1/auth/token/lookup-self", floor=BARE, goal=READ_GOAL),
         Row("token-create", "POST", "/v1/auth/token/create", {"policies": ["default"], "ttl": "10m"}),
     ]
-
-
-def token_rows(server):
-    rows = token_rows_plain()
-    if optional(lambda: server.call("POST", "/v1/sys/auth/bench-approle", {"type": "approle"}) or True, "auth method approle"):
+    if optional(server, lambda: server.call("POST", "/v1/sys/auth/bench-approle", {"type": "approle"}) or True, "approle-login: no auth method approle"):
         role = "/v1/auth/bench-approle/role/r"
         server.call("POST", role, {"token_ttl": "10m", "token_policies": ["default"]})
         role_id = server.call("GET", role + "/role-id")["data"]["role_id"]
@@ -128,7 +145,7 @@ def transit_rows(server):
     def make(name, kind, level):
         # Other servers ignore the unknown parameter.
         made = lambda: server.call("POST", at + "keys/" + name, {"type": kind, "protection_level": level}) or True
-        return optional(made, "%s at level %s" % (kind, level))
+        return optional(server, made, "%s keys at level %s" % (kind, level))
 
     def encrypted(key, plaintext):
         return server.call("POST", at + "encrypt/" + key, {"plaintext": plaintext})["data"]["ciphertext"]
@@ -139,20 +156,22 @@ def transit_rows(server):
         if not make(key, "aes256-gcm96", level):
             continue
         small = encrypted(key, DEK)
+        goal = None if suffix else SOFTWARE_GOAL
         rows += [
-            Row("encrypt-32B" + suffix, "POST", at + "encrypt/" + key, {"plaintext": DEK}),
-            Row("decrypt-32B" + suffix, "POST", at + "decrypt/" + key, {"ciphertext": small}),
+            Row("encrypt-32B" + suffix, "POST", at + "encrypt/" + key, {"plaintext": DEK}, goal=goal),
+            Row("decrypt-32B" + suffix, "POST", at + "decrypt/" + key, {"ciphertext": small}, goal=goal),
             Row("encrypt-batch100" + suffix, "POST", at + "encrypt/" + key, {"batch_input": [{"plaintext": DEK}] * BATCH}, items=BATCH),
             Row("decrypt-batch100" + suffix, "POST", at + "decrypt/" + key, {"batch_input": [{"ciphertext": small}] * BATCH}, items=BATCH),
         ]
     rows += [
-        Row("encrypt-4KiB", "POST", at + "encrypt/aes", {"plaintext": KIB4}),
-        Row("decrypt-4KiB", "POST", at + "decrypt/aes", {"ciphertext": encrypted("aes", KIB4)}),
-        Row("datakey", "POST", at + "datakey/plaintext/aes", {}),
-        Row("hmac", "POST", at + "hmac/aes", {"input": DEK}),
+        Row("encrypt-4KiB", "POST", at + "encrypt/aes", {"plaintext": KIB4}, goal=SOFTWARE_GOAL),
+        Row("decrypt-4KiB", "POST", at + "decrypt/aes", {"ciphertext": encrypted("aes", KIB4)}, goal=SOFTWARE_GOAL),
+        Row("datakey", "POST", at + "datakey/plaintext/aes", {}, goal=SOFTWARE_GOAL),
+        Row("hmac", "POST", at + "hmac/aes", {"input": DEK}, goal=SOFTWARE_GOAL),
     ]
     made = {name for name, kind in SIGNING.items() if make(name, kind, "software")}
-    return rows + [row for row in signing_rows() if row.path.rsplit("/", 1)[1] in made]
+    rows += [row for row in signing_rows() if row.path.rsplit("/", 1)[1] in made]
+    return [dataclasses.replace(row, floor=PARSING) for row in rows]
 
 
 SIGNING = {"p256": "ecdsa-p256", "ed25519": "ed25519", "rsa2048": "rsa-2048"}
@@ -163,6 +182,7 @@ def signing_rows():
     for name in SIGNING:
         path = "/v1/bench-transit/sign/" + name
         rows.append(Row("sign-" + name, "POST", path, {"input": DEK}))
+        # More connections would only wait: a batch of RSA signatures takes 60 ms.
         rows.append(Row("sign-%s-batch100" % name, "POST", path, {"batch_input": [{"input": DEK}] * BATCH}, items=BATCH, conns=4))
     return rows
 
@@ -183,6 +203,12 @@ def audit_file(server):
 def enable_audit(server):
     """A file audit device at `audit_file`."""
     server.call("PUT", "/v1/sys/audit/bench", {"type": "file", "options": {"file_path": audit_file(server)}})
+
+
+def empty_audit(server):
+    """Cuts the audit file, to which the server appends, so that a run does not fill the disk."""
+    if os.path.exists(audit_file(server)):
+        os.truncate(audit_file(server), 0)
 
 
 def disable_audit(server):

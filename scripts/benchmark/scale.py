@@ -5,7 +5,7 @@ import subprocess
 import time
 
 from . import rows as workloads
-from .drive import load, median, resident_mib
+from .drive import load, memory, resident_mib
 from .local import ROOT, Sos, softhsm
 
 DISK = json.dumps({"data": workloads.SECRET})
@@ -16,14 +16,20 @@ def address(server):
 
 
 def writers(lab, sos, counts, seconds, rounds):
-    """KV v2 writes to new keys by how many clients write at once; the disk's own sync rate beside them."""
+    """KV v2 writes to new keys by how many clients write at once. The disk's own syncs are timed before and after each run, as
+    what a disk does changes from minute to minute: a list of rounds, each {clients: (mean of the two syncs, Run)}."""
     row = next(row for row in workloads.kv_rows() if row.name == "kv2-write-new")
-    figures = {"fsync": [], "conns": {count: [] for count in counts}}
+    sync = lambda: lab.tool_json("fsync", sos.store, 1024, 0.4)
+    found = []
     for _ in range(rounds):
-        figures["fsync"].append(lab.tool_json("fsync", sos.store, 1024, 1))
+        before, each = sync(), {}
         for count in counts:
-            figures["conns"][count].append(load(sos.plain, row, seconds, count, sos.pid))
-    return figures
+            run = load(sos.plain, row, seconds, count, sos.pid)
+            after = sync()
+            each[count] = ({part: (before[part] + after[part]) / 2 for part in ("per_second", "p50_ms", "p99_ms")}, run)
+            before = after
+        found.append(each)
+    return found
 
 
 def many_secrets(lab, sos, count, limit):
@@ -34,7 +40,7 @@ def many_secrets(lab, sos, count, limit):
     done = lab.tool_json("fill", address(server), "/v1/bench-many/data/disk-{}", DISK, count, limit, 256, token=server.token)
     row = workloads.Row("read", "GET", "/v1/bench-many/data/disk-", mode="spread", keys=max(done["written"] - 256, 1))
     read = load(server, row, 4, 32, sos.pid)
-    return {"written": done["written"], "per_second": done["written"] / done["seconds"], "read": read,
+    return {"asked": count, "written": done["written"], "per_second": done["written"] / done["seconds"], "read": read,
             "rss_before": before, "rss_after": resident_mib(sos.pid), "store_mib": sos.store_mib()}
 
 
@@ -45,7 +51,7 @@ def many_leases(lab, sos, count, limit):
     done = lab.tool_json("fill", address(server), "/v1/auth/token/create", body, count, limit, 256, token=server.token)
     look_up = load(server, workloads.Row("look-up", "GET", "/v1/auth/token/lookup-self"), 4, 32, sos.pid)
     create = workloads.Row("create", "POST", "/v1/auth/token/create", json.loads(body))
-    return {"written": done["written"], "per_second": done["written"] / done["seconds"], "look_up": look_up,
+    return {"asked": count, "written": done["written"], "per_second": done["written"] / done["seconds"], "look_up": look_up,
             "create": load(server, create, 4, 32, sos.pid), "rss_after": resident_mib(sos.pid), "store_mib": sos.store_mib()}
 
 
@@ -61,7 +67,7 @@ def cold_start(lab, sos, clients, path):
     if out["answered"] != clients:
         raise RuntimeError("only %d of %d waiting clients were answered" % (out["answered"], clients))
     since = {name: out[name] - sos.started for name in ("first", "median", "last")}
-    return {"clients": clients, "rss": resident_mib(sos.pid), **since}
+    return {"clients": clients, "memory": memory(sos.pid), **since}
 
 
 def slow_hsm(lab, latency_ms, pools, seconds):
@@ -86,13 +92,8 @@ def slow_hsm(lab, latency_ms, pools, seconds):
         waiting = max(4 * pool, 32)
         run = load(sos.plain, row, seconds, waiting, sos.pid)
         bare = sos.hsm_bench(waiting, batch=1, millis=1000)["single"]
-        figures[pool] = {"rps": run.rps, "bound": pool * 1000 / latency_ms, "bare": bare, "bad": run.bad, "p99": run.p99}
+        figures[pool] = {"run": run, "bound": pool * 1000 / latency_ms, "bare": bare}
         with open(os.path.join(faults, "latency_ms"), "w") as file:
             file.write("0")
         lab.stop(sos.process)
     return figures
-
-
-def ratio(ours, floor):
-    """The median of the rounds' ratios."""
-    return median([one.rps / max(other.rps, 1e-9) for one, other in zip(ours, floor)])
