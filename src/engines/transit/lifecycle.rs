@@ -134,7 +134,6 @@ impl Transit {
         let key = key.ok_or_else(|| Failure::unavailable("the key was deleted meanwhile"))?;
         if let Some(making) = &created {
             making.committed();
-            self.store.start_usage(key.record.uid, 1);
             self.reschedule(&key);
         }
         Ok((key, created.is_some()))
@@ -189,7 +188,6 @@ impl Transit {
             .await?;
         if let (Some(key), Some(committing)) = (&key, &committing) {
             committing.committed();
-            self.store.start_usage(key.record.uid, key.record.latest_version);
             self.reschedule(key);
         }
         Ok(key)
@@ -219,6 +217,7 @@ impl Transit {
         let id = VersionId { uid: record.uid, version };
         let txn = self.vault().put(id, made.record, Expect::Absent, Txn::new()).await?;
         let txn = Usage::first_block(txn, record.uid, version)?;
+        self.store.start_usage(record.uid, version);
         let txn = match &made.making {
             Some(making) => making.settle(txn),
             None => txn,

@@ -321,9 +321,11 @@ impl Store {
         Ok(usage)
     }
 
-    /// Notes the count of a version that was made just now with its first block.
+    /// Notes the count of a version that is being made, whose first block is in the commit that makes it. To be called before
+    /// that commit: once others see the version they take their counts from here, and two counts of one version would each
+    /// miss what the other one took.
     pub fn start_usage(&self, uid: KeyUid, version: u32) {
-        self.usages.lock().insert((uid, version), Arc::new(Usage::new(uid, version)));
+        self.usages.lock().entry((uid, version)).or_insert_with(|| Arc::new(Usage::new(uid, version)));
     }
 
     /// Forgets the versions that were opened `age` ago or earlier; requests under way finish with theirs.

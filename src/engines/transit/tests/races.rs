@@ -277,6 +277,50 @@ async fn a_request_that_lost_its_key_looks_again() {
     }
 }
 
+/// Lets other tasks go on, and comes before what they wake: [`tokio::task::yield_now`] comes after it.
+async fn next_turn() {
+    let mut waited = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut waited, true) {
+            return std::task::Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_uses_a_version_first_counts_together_with_all_others() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({})).await;
+    for version in 2..20 {
+        // On a task of its own, which is asked between the commit and whatever the rotation does after it.
+        let store = Arc::clone(&bench.transit.store);
+        let using = tokio::spawn(async move {
+            loop {
+                let key = store.key("k").unwrap().unwrap();
+                match store.load("default", &key, version).await.unwrap() {
+                    Some(loaded) => return (key.record.uid, loaded),
+                    None => next_turn().await,
+                }
+            }
+        });
+        bench.transit.rotate("k").await.unwrap();
+        let (uid, first) = using.await.unwrap();
+        let store = &bench.transit.store;
+        first.usage.take(&store.view, 3 * usage::BLOCK).await.unwrap();
+        store.forget_older(Duration::ZERO);
+        let key = store.key("k").unwrap().unwrap();
+        let again = store.load("default", &key, version).await.unwrap().unwrap();
+        assert!(Arc::ptr_eq(&first.usage, &again.usage), "version {version} has two counts");
+        again.usage.take(&store.view, usage::BLOCK).await.unwrap();
+        let entry = store.view.get(&record::usage_path(uid, version)).unwrap().unwrap();
+        let reserved = decode::<record::UsageRecord>(&entry.value).unwrap().reserved;
+        assert!(reserved >= 4 * usage::BLOCK, "{reserved} of version {version}");
+    }
+}
+
 #[tokio::test]
 async fn records_that_cannot_be_moved_do_not_keep_the_others() {
     let mut bench = Bench::new().await;
