@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Transit,
-    alg::{KeyType, kdf::Kdf},
+    alg::{HMAC_KEY_BYTES, KeyType, kdf::Kdf},
     b64,
     blob::{self, Blob, Entry, Policy},
     export::Shown,
@@ -183,6 +183,9 @@ fn read(mut policy: Policy<'_>, archive: &[Entry<'_>], now: i64) -> Result<(KeyR
     if policy.derived.unwrap_or(false) && !kind.supports_derivation() {
         return Err(format!("key derivation is not supported for keys of type {}", kind.name()));
     }
+    if convergent && !kind.is_cipher() {
+        return Err(format!("convergent encryption not supported for keys of type {}", kind.name()));
+    }
     let fallback = match policy.convergent_version.unwrap_or(0) {
         // Keys of the first servers that knew convergent encryption do not say so.
         0 if convergent => 1,
@@ -207,13 +210,18 @@ fn read(mut policy: Policy<'_>, archive: &[Entry<'_>], now: i64) -> Result<(KeyR
             None => {}
         }
     }
+    let derives_from_nothing = |given: &Given| given.material.key.is_empty() || !given.certificate_chain.is_empty();
+    if kdf.is_some() && versions.iter().any(|(_, given)| derives_from_nothing(given)) {
+        return Err("a key with derivation enabled has a secret to derive from, and no certificates".to_owned());
+    }
     let mut record = KeyRecord::empty(kind, Level::Software);
     if kind == KeyType::Hmac {
         // Where a backup does not say it, the newest key does: a rotation makes another of its size.
         let newest = versions.last().map_or(0, |(_, given)| given.material.key.len());
         let bytes = if key_size == 0 { newest } else { usize::try_from(key_size).unwrap_or(0) };
-        if bytes == 0 {
-            return Err("the hmac key is empty".to_owned());
+        if !HMAC_KEY_BYTES.contains(&bytes) {
+            let (least, most) = (HMAC_KEY_BYTES.start(), HMAC_KEY_BYTES.end());
+            return Err(format!("invalid key size for HMAC key, must be between {least} and {most} bytes"));
         }
         record.key_size = u32::try_from(bytes).unwrap_or(0);
     }

@@ -22,11 +22,12 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     alg::{
-        KeyType,
+        HMAC_KEY_BYTES, KeyType,
         asym::{AsymError, PrivateKey, PublicKey, group},
     },
     b64,
     batch::push_text,
+    chain::Chain,
     given::Given,
     keys::rfc3339,
     lifecycle::nanos,
@@ -267,13 +268,35 @@ impl<'a> Entry<'a> {
         };
         let hmac_key = bytes(self.hmac_key.as_deref())?;
         let hmac_key = if kind == KeyType::Hmac { key.duplicate() } else { hmac_key };
+        // Old servers made none.
+        if !hmac_key.is_empty() && !HMAC_KEY_BYTES.contains(&hmac_key.len()) {
+            return Err(wrong(format!("{} bytes are no HMAC key", hmac_key.len())));
+        }
+        let certificate_chain = self.certificates(kind, public_key.as_deref())?;
         Ok(Given {
             created: self.time.as_deref().and_then(parse_time).or(seconds).unwrap_or(now),
             material: Material { key, hmac_key },
             public_key,
             convergent_version,
-            certificate_chain: self.certificate_chain.iter().flatten().map(|der| der.clone().into_owned()).collect(),
+            certificate_chain,
         })
+    }
+
+    /// The certificates, which must be such as `set-certificate` takes for the key with this public half.
+    fn certificates(&self, kind: KeyType, public_key: Option<&str>) -> Result<Vec<String>, AsymError> {
+        let chain = self.certificate_chain.iter().flatten();
+        let chain: Vec<Vec<u8>> =
+            chain.map(|der| b64::decode(der)).collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))?;
+        if chain.is_empty() {
+            return Ok(Vec::new());
+        }
+        let chain = Chain::of(chain).map_err(wrong)?;
+        chain.check_order().map_err(wrong)?;
+        chain.check_algorithm(kind).map_err(wrong)?;
+        if !chain.is_of(public_key) {
+            return Err(wrong("the first certificate is not of this key"));
+        }
+        Ok(chain.stored())
     }
 
     /// Private material (empty where there is none) and public half.
@@ -282,7 +305,7 @@ impl<'a> Entry<'a> {
             match (&self.rsa_key, &self.rsa_public_key) {
                 (Some(numbers), _) => numbers.private()?,
                 (None, Some(numbers)) => {
-                    let public = PublicKey::from_der(kind, &numbers.public()?.public_key_to_der()?)?;
+                    let public = PublicKey::from_der(kind, &numbers.public()?.public_key_to_der()?)?.sound()?;
                     return Ok((SecretBytes::default(), Some(public.to_text()?)));
                 }
                 (None, None) => return Err(wrong("an RSA key is missing")),
@@ -313,14 +336,14 @@ impl<'a> Entry<'a> {
                     let public = PrivateKey::from_stored(kind, key.expose())?.public()?.to_text()?;
                     Ok((key, Some(public)))
                 }
-                KeyType::Hmac if !key.is_empty() => Ok((key, None)),
+                KeyType::Hmac if HMAC_KEY_BYTES.contains(&key.len()) => Ok((key, None)),
                 _ if kind.is_cipher() && key.len() == kind.key_len() => Ok((key, None)),
                 _ => Err(wrong(format!("{} bytes are no {} key", key.len(), kind.name()))),
             };
         };
-        // Through the checks of an import: curve and size.
+        // Through the checks of an import: curve and size, and whether the numbers make a key at all.
         let stored = private.to_pkcs8()?;
-        let private = PrivateKey::from_pkcs8(kind, stored.expose())?;
+        let private = PrivateKey::from_pkcs8(kind, stored.expose())?.sound()?;
         Ok((private.to_stored()?, Some(private.public()?.to_text()?)))
     }
 }

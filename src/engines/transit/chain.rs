@@ -30,11 +30,20 @@ impl Chain {
     /// The API's texts.
     pub fn parse(text: &str) -> Result<Self, String> {
         let blocks = pem_blocks(text).ok_or("could not decode a PEM block in the certificate chain")?;
-        let certificates: Vec<Vec<u8>> = blocks
-            .into_iter()
-            .filter(|(label, _)| matches!(*label, "CERTIFICATE" | "X509 CERTIFICATE"))
-            .map(|(_, der)| der)
-            .collect();
+        Self::of(
+            blocks
+                .into_iter()
+                .filter(|(label, _)| matches!(*label, "CERTIFICATE" | "X509 CERTIFICATE"))
+                .map(|(_, der)| der)
+                .collect(),
+        )
+    }
+
+    /// Reads certificates in DER.
+    ///
+    /// # Errors
+    /// The API's texts.
+    pub fn of(certificates: Vec<Vec<u8>>) -> Result<Self, String> {
         let unreadable =
             |error: &dyn std::fmt::Display| format!("could not parse a certificate in the certificate chain: {error}");
         let mut leaf = None;

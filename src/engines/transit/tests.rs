@@ -3,6 +3,7 @@
 mod convergent;
 mod hsm;
 mod races;
+mod restores;
 mod types;
 mod vectors;
 
@@ -197,7 +198,7 @@ async fn recorded_ciphertexts_open_and_deterministic_ones_come_out_the_same() {
     }
 }
 
-/// Stores a key with one version of given material, as a restore does.
+/// Stores a key with one version of given material, as a restore does; also what a restore would refuse.
 async fn put_key(
     bench: &Bench,
     name: &str,
@@ -207,7 +208,8 @@ async fn put_key(
     version: u32,
     material: &[u8],
 ) {
-    let new = lifecycle::NewKey { derived: kdf.is_some(), convergent, ..lifecycle::NewKey::plain(kind) };
+    let key_size = if kind == alg::KeyType::Hmac { 32 } else { 0 };
+    let new = lifecycle::NewKey { derived: kdf.is_some(), convergent, key_size, ..lifecycle::NewKey::plain(kind) };
     let transit = &bench.transit;
     let (key, _) = transit.create("template", &new).await.unwrap();
     let uid = record::KeyUid::random();
@@ -224,13 +226,14 @@ async fn put_key(
         public_only: false,
         certificate_chain: vec![],
     }];
+    let hmac_key = if kind == alg::KeyType::Hmac { SecretBytes::new(material.to_vec()) } else { SecretBytes::random(32) };
     let stored = transit
         .vault()
         .store(
             protect::VersionId { uid, version },
             0,
             record::StoredKey::Software,
-            protect::Material { key: SecretBytes::new(material.to_vec()), hmac_key: SecretBytes::random(32) },
+            protect::Material { key: SecretBytes::new(material.to_vec()), hmac_key },
             if convergent { 3 } else { 0 },
         )
         .await

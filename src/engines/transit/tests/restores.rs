@@ -1,0 +1,104 @@
+//! Backups from outside: whoever writes one can write anything into it.
+
+use openssl::{
+    asn1::Asn1Time,
+    hash::MessageDigest,
+    pkey::PKey,
+    rsa::Rsa,
+    x509::{X509, X509NameBuilder},
+};
+
+use super::*;
+
+/// The text of a backup of a fresh key, as JSON.
+async fn backup_of(bench: &Bench, body: Value) -> String {
+    let mut body = body;
+    body["exportable"] = json!(true);
+    body["allow_plaintext_backup"] = json!(true);
+    bench.post("keys/k", body).await;
+    let answer = data(bench.call(Operation::Read, "backup/k", json!({})).await.unwrap());
+    String::from_utf8(b64::decode(answer["backup"].as_str().unwrap()).unwrap()).unwrap()
+}
+
+async fn restore(bench: &Bench, backup: &str) -> Result<Reply, Failure> {
+    let body = json!({ "backup": b64::encode(backup.as_bytes()) });
+    bench.call(Operation::Update, "restore/restored", body).await
+}
+
+/// A certificate of a key that signed it itself.
+fn certificate(pkcs8: &[u8]) -> String {
+    let key = PKey::private_key_from_pkcs8(pkcs8).unwrap();
+    let mut name = X509NameBuilder::new().unwrap();
+    name.append_entry_by_text("CN", "leaf").unwrap();
+    let name = name.build();
+    let mut builder = X509::builder().unwrap();
+    builder.set_version(2).unwrap();
+    builder.set_subject_name(&name).unwrap();
+    builder.set_issuer_name(&name).unwrap();
+    builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+    builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+    builder.set_pubkey(&key).unwrap();
+    builder.sign(&key, MessageDigest::sha256()).unwrap();
+    b64::encode(&builder.build().to_der().unwrap())
+}
+
+#[tokio::test]
+async fn what_an_import_refuses_a_restore_refuses() {
+    let foreign = alg::asym::PrivateKey::generate(alg::KeyType::EcdsaP256).unwrap().to_pkcs8().unwrap();
+    let foreign = format!("\"certificate_chain\":[\"{}\"]", certificate(foreign.expose()));
+    let weak = format!("\"hmac_key\":\"{}\"", b64::encode(&[1; 16]));
+    let no_chain = "\"certificate_chain\":null";
+    for (body, from, to, reason) in [
+        (json!({ "type": "rsa-2048" }), "\"E\":65537", "\"E\":1", "public exponent too small"),
+        (json!({ "type": "rsa-2048" }), "\"E\":65537", "\"E\":4", "public exponent too small or even"),
+        (json!({ "type": "rsa-2048" }), "\"E\":65537", "\"E\":65539", "do not fit together"),
+        (json!({ "type": "rsa-2048" }), "\"D\":", "\"D\":1", "do not fit together"),
+        (json!({ "type": "hmac", "key_size": 64 }), "\"key_size\":64", "\"key_size\":1000000", "between 32 and 512"),
+        (json!({ "type": "hmac", "key_size": 64 }), "\"key\":\"", "\"key\":\"AAAA\",\"rest\":\"", "3 bytes are no hmac key"),
+        (json!({}), "\"hmac_key\":\"", &format!("{weak},\"rest\":\""), "16 bytes are no HMAC key"),
+        (json!({ "type": "ecdsa-p256" }), no_chain, "\"certificate_chain\":[\"AAAA\"]", "DER is malformed"),
+        (json!({ "type": "ecdsa-p256" }), no_chain, &foreign, "not of this key"),
+        (json!({}), no_chain, &foreign, "does not match the transit key type"),
+        (json!({ "type": "ed25519", "derived": true }), "\"key\":\"", "\"key\":null,\"rest\":\"", "secret to derive from"),
+        (
+            json!({ "type": "ed25519", "derived": true }),
+            "\"convergent_encryption\":false",
+            "\"convergent_encryption\":true",
+            "convergent encryption not supported",
+        ),
+    ] {
+        let bench = Bench::new().await;
+        let backup = backup_of(&bench, body).await;
+        let failure = match restore(&bench, &backup.replace(from, to)).await {
+            Err(failure) => failure,
+            Ok(_) => panic!("{to} was taken"),
+        };
+        assert!(failure.text().contains(reason), "{to}: {failure:?}");
+        assert!(bench.transit.store.key("restored").unwrap().is_none());
+        restore(&bench, &backup).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_public_half_alone_must_be_sound_too() {
+    let key = Rsa::generate(2048).unwrap();
+    let entry = |e: u32| format!("{{\"rsa_public_key\":{{\"N\":{},\"E\":{e}}}}}", key.n().to_dec_str().unwrap());
+    for (e, sound) in [(1, false), (2, false), (65537, true)] {
+        let text = entry(e);
+        let entry: blob::Entry<'_> = serde_json::from_str(&text).unwrap();
+        assert_eq!(entry.given(alg::KeyType::Rsa2048, false, 0, 0).is_ok(), sound, "{e}");
+    }
+}
+
+#[tokio::test]
+async fn certificates_of_the_key_itself_come_back() {
+    let bench = Bench::new().await;
+    let backup = backup_of(&bench, json!({ "type": "ecdsa-p256" })).await;
+    let key = bench.transit.store.key("k").unwrap().unwrap();
+    let material = bench.transit.material_of(&key, 1).await.unwrap();
+    let own = certificate(material.key.expose());
+    let backup = backup.replace("\"certificate_chain\":null", &format!("\"certificate_chain\":[\"{own}\"]"));
+    restore(&bench, &backup).await.unwrap();
+    let restored = bench.transit.store.key("restored").unwrap().unwrap();
+    assert_eq!(restored.record.versions[0].certificate_chain, [own]);
+}
