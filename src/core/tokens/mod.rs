@@ -24,6 +24,7 @@ pub mod leases;
 mod revoke;
 mod store;
 pub mod ttl;
+mod uses;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -13,6 +13,7 @@ use super::{
     id::{self, Hasher, is_batch},
     jwt::{Claimed, JwtKey, is_jwt},
     ttl::{TtlLimits, TtlTerms},
+    uses::Uses,
     within_cidrs,
 };
 use crate::{
@@ -36,10 +37,10 @@ const KEY_LEN: usize = 32;
 const CACHED: usize = 20_000;
 
 /// How often a change is tried again when others change the same token.
-const ATTEMPTS: usize = 50;
+pub(super) const ATTEMPTS: usize = 50;
 
 /// How long a used-up token's cubbyhole waits for its last request when nobody calls [`TokenStore::finish_use`].
-const LAST_REQUEST: i64 = 60_000_000_000;
+pub(super) const LAST_REQUEST: i64 = 60_000_000_000;
 
 /// A stored entry and the commit that wrote it.
 #[derive(Clone)]
@@ -68,6 +69,7 @@ pub struct TokenStore {
     batch: BatchCipher,
     jwt: JwtKey,
     cache: Cache<String, Stored>,
+    pub(super) uses: Uses,
 }
 
 enum Miss {
@@ -84,7 +86,7 @@ impl TokenStore {
         let jwt = JwtKey::new(&secret(&view, "wrapping-key", JwtKey::generate).await?)?;
         let hasher = Hasher::new(&salt).ok_or_else(|| Failure::internal("the salt of tokens is unusable"))?;
         let batch = BatchCipher::new(&key).ok_or_else(|| Failure::internal("the key of batch tokens is unusable"))?;
-        Ok(Arc::new(Self { view, cubbyhole, clock, hasher, batch, jwt, cache: Cache::new(CACHED) }))
+        Ok(Arc::new(Self { view, cubbyhole, clock, hasher, batch, jwt, cache: Cache::new(CACHED), uses: Uses::default() }))
     }
 
     /// The token's entry, when the token may be used from this address now.
@@ -150,40 +152,6 @@ impl TokenStore {
     /// The salted hash of a token: its name in the store.
     pub fn hash(&self, token: &SecretString) -> String {
         self.hasher.hash(token.expose())
-    }
-
-    /// Counts one use of a token whose uses are limited; durable when it answers. After the last use the token is dead for
-    /// every other request; the caller ends it with [`TokenStore::finish_use`] when the request is done.
-    pub async fn count_use(&self, entry: &Arc<TokenEntry>) -> Result<(), Failure> {
-        if entry.num_uses == 0 {
-            return Ok(());
-        }
-        for _ in 0..ATTEMPTS {
-            let stored = self.load(&entry.hash)?.ok_or_else(Failure::bad_token)?;
-            let now = self.now();
-            if !is_usable(&stored.entry, now) {
-                return Err(Failure::bad_token());
-            }
-            let mut used = TokenEntry::clone(&stored.entry);
-            used.num_uses -= 1;
-            if used.num_uses == 0 {
-                used.num_uses = -1;
-                let end = now.saturating_add(LAST_REQUEST);
-                used.expires_at = Some(stored.entry.expires_at.map_or(end, |known| known.min(end)));
-            }
-            if self.replace(&stored, used).await? {
-                return Ok(());
-            }
-        }
-        Err(busy())
-    }
-
-    /// Ends a token whose last use was counted by [`TokenStore::count_use`], with all it kept.
-    pub async fn finish_use(&self, entry: &Arc<TokenEntry>) -> Result<(), Failure> {
-        if entry.num_uses != 0 && self.load(&entry.hash)?.is_some_and(|stored| stored.entry.num_uses < 0) {
-            self.revoke_tree(&entry.hash).await?;
-        }
-        Ok(())
     }
 
     /// Makes a token: one commit for a service token, none for a batch token.
@@ -393,7 +361,7 @@ impl std::fmt::Debug for TokenStore {
 }
 
 /// Whether a token can be used, as far as it depends on itself.
-fn is_usable(entry: &TokenEntry, now: i64) -> bool {
+pub(super) fn is_usable(entry: &TokenEntry, now: i64) -> bool {
     entry.num_uses >= 0 && !entry.orphaning && !entry.is_expired(now)
 }
 
