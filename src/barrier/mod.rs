@@ -12,11 +12,13 @@
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod keyring;
+mod outcome;
 mod record;
 mod txn;
 mod view;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use thiserror::Error;
@@ -33,6 +35,7 @@ pub use view::View;
 
 pub(crate) use record::{open_bytes, seal_bytes};
 
+use outcome::{Footprint, Outcome, PATIENCE};
 use record::Aead;
 
 use keyring::{Image, Keyring};
@@ -84,20 +87,32 @@ pub enum BarrierError {
     /// A rotation setting out of range.
     #[error("{0}")]
     Config(&'static str),
+    /// The store failed while it wrote, and was read again since.
+    #[error("the store failed; looking again shows that nothing was written")]
+    NotWritten(#[source] StorageError),
     /// The store failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
 
+impl BarrierError {
+    /// Of a failed commit: whether it may have taken effect all the same.
+    pub fn may_have_landed(&self) -> bool {
+        matches!(self, Self::Storage(StorageError::Io(_) | StorageError::Closed | StorageError::Corrupt { .. }))
+    }
+}
+
 /// What must be at hand to rewrite the keyring; present only while unsealed.
 struct Unlocked {
     aead: Aead,
+    /// A new root key that was to replace the other one when the store failed for long: either may open the keyring.
+    other: Option<Aead>,
 }
 
 impl Unlocked {
     fn new(root: &SecretBytes) -> Result<Self, BarrierError> {
         let aead = Aead::new(root.expose()).ok_or(BarrierError::RootKeyLength)?;
-        Ok(Self { aead })
+        Ok(Self { aead, other: None })
     }
 }
 
@@ -150,8 +165,10 @@ impl Barrier {
         keyring.active().grant(first, image.reserved());
         let mut txn = raw.check(KEYRING_PATH, Expect::Absent).put(KEYRING_PATH, image.encrypt(&fresh.aead)?);
         keyring.active().take(sealed.puts());
+        // All but the keyring.
+        let raw = txn.writes.len() - 1;
         keyring.encrypt_into(sealed, &mut txn)?;
-        self.storage.commit(txn).await?;
+        self.settle(txn, raw, PATIENCE).await?;
         self.keyring.store(Some(Arc::new(keyring)));
         *unlocked = Some(fresh);
         Ok(())
@@ -161,7 +178,7 @@ impl Barrier {
     pub async fn unlock(&self, root: &SecretBytes) -> Result<(), BarrierError> {
         let fresh = Unlocked::new(root)?;
         let mut unlocked = self.unlocked.lock().await;
-        let (image, _) = self.stored_image(&fresh.aead)?;
+        let (image, _) = self.image_by(&fresh.aead)?;
         let previous = self.keyring.load_full();
         self.keyring.store(Some(Arc::new(Keyring::from_image(&image, previous.as_deref()))));
         *unlocked = Some(fresh);
@@ -170,7 +187,7 @@ impl Barrier {
 
     /// Whether this is the root key of the stored keyring; changes nothing.
     pub fn verify_root(&self, root: &SecretBytes) -> Result<(), BarrierError> {
-        self.stored_image(&Unlocked::new(root)?.aead).map(|_| ())
+        self.image_by(&Unlocked::new(root)?.aead).map(|_| ())
     }
 
     /// Forgets every key. Reads that hold the keyring already finish; later ones fail.
@@ -256,12 +273,44 @@ impl Barrier {
         Ok(self.storage.commit(encrypted).await?)
     }
 
-    /// As [`Barrier::commit`], together with `raw`, which is written as it is; all of it or nothing.
+    /// As [`Barrier::commit`], for what objects outside of the store depend on: a store that fails is waited for, and what became of
+    /// the transaction is found out ([`BarrierError::NotWritten`]).
+    pub async fn commit_surely(&self, txn: Txn) -> Result<Version, BarrierError> {
+        self.commit_with(txn, storage::Txn::new()).await
+    }
+
+    /// As [`Barrier::commit`], together with `raw`, which is written as it is; all of it or nothing. A store that fails is
+    /// waited for, and what became of the transaction is found out ([`BarrierError::NotWritten`]).
     pub async fn commit_with(&self, txn: Txn, raw: storage::Txn) -> Result<Version, BarrierError> {
         let keyring = self.admit(txn.puts()).await?;
         let mut both = raw;
+        let raw = both.writes.len();
         keyring.encrypt_into(txn, &mut both)?;
-        Ok(self.storage.commit(both).await?)
+        self.settle(both, raw, PATIENCE).await
+    }
+
+    /// Makes what is stored at these paths durable, as it is read from then on. To be called before anything is destroyed because of
+    /// what the store says: after a failure it may tell, for as long as it cannot be opened afresh, what will not last.
+    pub async fn confirm(&self, paths: &[&str]) -> Result<(), BarrierError> {
+        outcome::confirm(self.storage.as_ref(), paths.iter().copied()).await?;
+        Ok(())
+    }
+
+    /// Commits, and finds out what became of it when the store could not tell. The first `raw` writes are not encrypted.
+    async fn settle(&self, txn: storage::Txn, raw: usize, patience: Duration) -> Result<Version, BarrierError> {
+        let footprint = Footprint::of(&txn, raw);
+        let error = match self.storage.commit(txn).await {
+            Err(error @ StorageError::Io(_)) => error,
+            certain => return Ok(certain?),
+        };
+        match footprint.outcome(self.storage.as_ref(), patience).await {
+            Outcome::Landed(version) => {
+                tracing::warn!(%error, "a write took effect although the store had failed");
+                Ok(version)
+            }
+            Outcome::NotWritten => Err(BarrierError::NotWritten(error)),
+            Outcome::Unknown => Err(error.into()),
+        }
     }
 
     /// Makes a new term the active one; old terms stay readable. Answers the new term.
@@ -297,15 +346,23 @@ impl Barrier {
     }
 
     /// Replaces the root key: re-encrypts the keyring and commits it together with `raw` (the new wrapped copies of the
-    /// root key), all or nothing. Terms and records stay as they are.
+    /// root key), all or nothing. Terms and records stay as they are. A store that fails is waited for; where even then nobody knows
+    /// ([`BarrierError::may_have_landed`]), both root keys are kept and whichever opens the keyring is used.
     pub async fn rekey(&self, new_root: &SecretBytes, raw: storage::Txn) -> Result<(), BarrierError> {
         let fresh = Unlocked::new(new_root)?;
         let mut unlocked = self.unlocked.lock().await;
-        let current = unlocked.as_ref().ok_or(BarrierError::Sealed)?;
-        let (image, version) = self.stored_image(&current.aead)?;
+        let current = unlocked.as_mut().ok_or(BarrierError::Sealed)?;
+        let (image, version) = self.stored_image(current)?;
+        let raw_writes = raw.writes.len();
         let txn = raw.check(KEYRING_PATH, Expect::Version(version)).put(KEYRING_PATH, image.encrypt(&fresh.aead)?);
-        self.storage.commit(txn).await?;
-        *unlocked = Some(fresh);
+        match self.settle(txn, raw_writes, PATIENCE).await {
+            Ok(_) => *current = fresh,
+            Err(error) if error.may_have_landed() => {
+                current.other = Some(fresh.aead);
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
@@ -326,36 +383,37 @@ impl Barrier {
 
     /// Reserves another block of encryptions durably, unless someone else has done it since `seen` was loaded.
     async fn reserve(&self, seen: &Arc<Keyring>, puts: u64) -> Result<(), BarrierError> {
-        let unlocked = self.unlocked.lock().await;
+        let mut unlocked = self.unlocked.lock().await;
         let now_loaded = self.loaded()?;
         if !Arc::ptr_eq(seen, &now_loaded) {
             return Ok(());
         }
-        self.rewrite(unlocked.as_ref(), |image| image.reserve(puts).map(|first| ((), Some(first)))).await
+        self.rewrite(unlocked.as_mut(), |image| image.reserve(puts).map(|first| ((), Some(first)))).await
     }
 
     async fn update<T>(&self, change: impl Fn(&mut Image) -> Result<T, BarrierError>) -> Result<T, BarrierError> {
-        let unlocked = self.unlocked.lock().await;
-        self.rewrite(unlocked.as_ref(), |image| change(image).map(|answer| (answer, None))).await
+        let mut unlocked = self.unlocked.lock().await;
+        self.rewrite(unlocked.as_mut(), |image| change(image).map(|answer| (answer, None))).await
     }
 
     /// Reads, changes and commits the keyring, then installs it; again when another node changed it meanwhile. What is
     /// stored is read each time, so that an abandoned earlier change cannot leave this process behind.
     async fn rewrite<T>(
         &self,
-        unlocked: Option<&Unlocked>,
+        unlocked: Option<&mut Unlocked>,
         change: impl Fn(&mut Image) -> Result<(T, Option<u64>), BarrierError>,
     ) -> Result<T, BarrierError> {
-        let root = &unlocked.ok_or(BarrierError::Sealed)?.aead;
+        let unlocked = unlocked.ok_or(BarrierError::Sealed)?;
         loop {
-            let (mut image, version) = self.stored_image(root)?;
+            let (mut image, version) = self.stored_image(unlocked)?;
             let (answer, first_free) = change(&mut image)?;
-            let txn = storage::Txn::new().check(KEYRING_PATH, Expect::Version(version)).put(KEYRING_PATH, image.encrypt(root)?);
+            let record = image.encrypt(&unlocked.aead)?;
+            let txn = storage::Txn::new().check(KEYRING_PATH, Expect::Version(version)).put(KEYRING_PATH, record);
             reach("keyring-changed");
-            match self.storage.commit(txn).await {
+            match self.settle(txn, 0, Duration::ZERO).await {
                 Ok(_) => reach("keyring-committed"),
-                Err(StorageError::Conflict { .. }) => continue,
-                Err(error) => return Err(error.into()),
+                Err(BarrierError::Storage(StorageError::Conflict { .. })) => continue,
+                Err(error) => return Err(error),
             }
             let previous = self.loaded()?;
             let keyring = Keyring::from_image(&image, Some(&previous));
@@ -367,7 +425,25 @@ impl Barrier {
         }
     }
 
-    fn stored_image(&self, root: &Aead) -> Result<(Image, Version), BarrierError> {
+    /// The stored keyring. A root key that took effect after all takes the place of the one before.
+    fn stored_image(&self, unlocked: &mut Unlocked) -> Result<(Image, Version), BarrierError> {
+        match (self.image_by(&unlocked.aead), unlocked.other.take()) {
+            (Err(BarrierError::RootKey), Some(other)) => {
+                let found = self.image_by(&other);
+                match found {
+                    Ok(_) => unlocked.aead = other,
+                    Err(_) => unlocked.other = Some(other),
+                }
+                found
+            }
+            (found, other) => {
+                unlocked.other = other;
+                found
+            }
+        }
+    }
+
+    fn image_by(&self, root: &Aead) -> Result<(Image, Version), BarrierError> {
         let record = self.storage.get(KEYRING_PATH)?.ok_or(BarrierError::NotInitialized)?;
         Ok((Image::decrypt(root, &record.value)?, record.version))
     }

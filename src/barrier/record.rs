@@ -22,7 +22,8 @@ use crate::storage::StorageError;
 const FORMAT: u8 = 1;
 const NONCE_LEN: usize = 12;
 const TAG_LEN: usize = 16;
-const HEADER_LEN: usize = 1 + 4 + NONCE_LEN;
+/// Up to the end of the nonce.
+pub(super) const HEADER_LEN: usize = 1 + 4 + NONCE_LEN;
 
 /// AES-256-GCM with the key schedule already made; the key is overwritten on drop.
 pub(crate) struct Aead(Aes256Gcm);

@@ -195,3 +195,128 @@ async fn a_long_list_is_read_off_the_workers_and_a_short_one_at_once() {
     }
     assert_eq!(view.list_long("long/", Some("04999"), usize::MAX).await.unwrap().len(), 4000);
 }
+
+/// Each way in which a store can fail once: whether the commit landed, and how many further commits fail.
+fn failures(closed_for: usize) -> [(bool, usize); 4] {
+    [(false, 0), (true, 0), (false, closed_for), (true, closed_for)]
+}
+
+/// More commits than anybody's patience.
+const FOR_LONG: usize = 1000;
+
+#[tokio::test]
+async fn after_a_failed_commit_the_store_is_read_again_and_what_it_holds_is_the_answer() {
+    for (landed, closed_for) in failures(3) {
+        let (store, barrier) = fresh().await;
+        let before = barrier.commit(Txn::new().put("a", b"1".to_vec())).await.unwrap();
+        store.fail_at(0, landed, closed_for);
+        let txn = Txn::new().check("a", Expect::Version(before)).put("a", b"2".to_vec()).delete("b");
+        let answer = barrier.commit_with(txn, storage::Txn::new().put("raw", b"x".to_vec())).await;
+        assert!(store.has_recovered());
+        let found = barrier.get("a").unwrap().unwrap();
+        if landed {
+            assert_eq!((answer.unwrap(), found.value.expose()), (found.version, b"2".as_slice()));
+            assert_eq!(store.get("raw").unwrap().unwrap().value, b"x");
+        } else {
+            assert!(matches!(answer, Err(BarrierError::NotWritten(_))), "{answer:?}");
+            assert_eq!((found.value.expose(), store.get("raw").unwrap()), (b"1".as_slice(), None));
+        }
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_can_tell_a_commit_says_so() {
+    let (store, barrier) = fresh().await;
+    let before = barrier.commit(Txn::new().put("a", b"1".to_vec())).await.unwrap();
+    store.fail_at(0, true, FOR_LONG);
+    let answer = barrier.commit_surely(Txn::new().check("a", Expect::Version(before)).put("a", b"2".to_vec())).await;
+    assert!(answer.unwrap_err().may_have_landed());
+    // Nothing is there by which a lost write without a check could be told from one that somebody overwrote.
+    let (store, barrier) = fresh().await;
+    barrier.commit(Txn::new().put("a", b"1".to_vec())).await.unwrap();
+    store.fail_at(0, false, 0);
+    assert!(barrier.commit_surely(Txn::new().put("a", b"2".to_vec())).await.unwrap_err().may_have_landed());
+    // And what everybody writes is not waited for.
+    store.fail_at(0, true, 0);
+    assert!(barrier.commit(Txn::new().put("a", b"3".to_vec())).await.unwrap_err().may_have_landed());
+    assert!(!store.has_recovered());
+}
+
+#[tokio::test]
+async fn a_deletion_that_landed_is_told_from_one_that_did_not() {
+    for landed in [false, true] {
+        let (store, barrier) = fresh().await;
+        let before = barrier.commit(Txn::new().put("a", b"1".to_vec())).await.unwrap();
+        store.fail_at(0, landed, 0);
+        let answer = barrier.commit_surely(Txn::new().check("a", Expect::Version(before)).delete("a")).await;
+        assert_eq!((answer.is_ok(), barrier.get("a").unwrap().is_none()), (landed, landed));
+    }
+}
+
+#[tokio::test]
+async fn a_rotation_and_its_settings_are_there_or_not_as_answered() {
+    for (landed, closed_for) in [(false, 0), (true, 0), (true, FOR_LONG)] {
+        let (store, barrier) = fresh().await;
+        store.fail_at(0, landed, closed_for);
+        let answer = barrier.rotate(START + DAY).await;
+        assert_eq!(answer.is_ok(), landed && closed_for == 0, "{answer:?}");
+        store.come_back();
+        let config = RotateConfig { interval: MIN_INTERVAL, ..barrier.rotate_config().unwrap() };
+        barrier.set_rotate_config(config).await.unwrap();
+        // What took effect without anybody knowing is taken over with the next change.
+        assert_eq!(barrier.key_status().unwrap().term, if landed { 2 } else { 1 });
+        barrier.commit(Txn::new().put("a", b"1".to_vec())).await.unwrap();
+        let again = Barrier::new(store);
+        again.unlock(&root(1)).await.unwrap();
+        assert_eq!(again.get("a").unwrap().unwrap().value.expose(), b"1");
+        assert_eq!(again.rotate_config().unwrap(), config);
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_is_there_or_not_as_answered() {
+    for (landed, closed_for) in failures(3) {
+        let store = Arc::new(Store::default());
+        let barrier = Barrier::new(store.clone());
+        store.fail_at(0, landed, closed_for);
+        let sealed = Txn::new().put("a", b"1".to_vec());
+        let answer = barrier.initialize(&root(1), storage::Txn::new().put("raw", b"x".to_vec()), sealed, START).await;
+        assert_eq!((answer.is_ok(), barrier.is_initialized().unwrap(), barrier.is_sealed()), (landed, landed, !landed));
+        if landed {
+            assert_eq!(barrier.get("a").unwrap().unwrap().value.expose(), b"1");
+        } else {
+            barrier.initialize(&root(2), storage::Txn::new(), Txn::new(), START).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_root_key_that_opens_the_keyring_is_the_one_in_use_whatever_became_of_a_rekey() {
+    for (landed, closed_for) in [(false, 0), (true, 0), (false, 3), (true, 3), (false, FOR_LONG), (true, FOR_LONG)] {
+        let (store, barrier) = fresh().await;
+        store.fail_at(0, landed, closed_for);
+        let answer = barrier.rekey(&root(2), storage::Txn::new().put("wrapped", b"x".to_vec())).await;
+        if closed_for == FOR_LONG {
+            assert!(answer.unwrap_err().may_have_landed());
+            store.come_back();
+        } else if landed {
+            answer.unwrap();
+        } else {
+            assert!(matches!(answer, Err(BarrierError::NotWritten(_))), "{answer:?}");
+        }
+        let (good, bad) = if landed { (root(2), root(1)) } else { (root(1), root(2)) };
+        assert!(barrier.verify_root(&good).is_ok() && barrier.verify_root(&bad).is_err());
+        assert_eq!(store.get("wrapped").unwrap().is_some(), landed);
+        // All that needs the root key goes on: new terms, more encryptions than were reserved, another rekey.
+        barrier.rotate(START + DAY).await.unwrap();
+        let mut many = Txn::new();
+        for n in 0..(1 << 16) {
+            many = many.put(format!("k/{n}"), Vec::new());
+        }
+        barrier.commit(many).await.unwrap();
+        barrier.rekey(&root(3), storage::Txn::new()).await.unwrap();
+        let again = Barrier::new(store);
+        again.unlock(&root(3)).await.unwrap();
+        assert!(again.get("k/9").unwrap().is_some());
+    }
+}

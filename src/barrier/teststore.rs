@@ -1,4 +1,4 @@
-//! A store in memory for the tests of barrier, seal and zones; it dies at a chosen commit when told to.
+//! A store in memory for the tests of barrier, seal and zones; it dies or fails at a chosen commit when told to.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +12,18 @@ pub(crate) struct Store {
     dead_from: AtomicUsize,
     /// Whether the first failing commit is still written (killed before the answer).
     written: std::sync::atomic::AtomicBool,
+    failing: parking_lot::Mutex<Option<Failing>>,
+}
+
+/// A failure that the store comes back from, opened afresh.
+struct Failing {
+    /// The commit that fails, counted from the first one of all.
+    at: usize,
+    landed: bool,
+    /// So many further commits fail before the engine can be opened again.
+    closed_for: usize,
+    /// What landed, and shows only once the engine was opened again.
+    hidden: Option<Txn>,
 }
 
 impl Default for Store {
@@ -21,6 +33,7 @@ impl Default for Store {
             commits: AtomicUsize::new(0),
             dead_from: AtomicUsize::new(usize::MAX),
             written: false.into(),
+            failing: parking_lot::Mutex::new(None),
         }
     }
 }
@@ -32,9 +45,55 @@ impl Store {
         self.dead_from.store(self.commits.load(Ordering::SeqCst) + nth, Ordering::SeqCst);
     }
 
+    /// Makes the `nth` commit from now fail, landed or not, and `closed_for` more after it. What landed is not read before the
+    /// next commit that does not fail.
+    pub(crate) fn fail_at(&self, nth: usize, landed: bool, closed_for: usize) {
+        let at = self.commits.load(Ordering::SeqCst) + nth;
+        *self.failing.lock() = Some(Failing { at, landed, closed_for, hidden: None });
+    }
+
+    /// Whether the failure came and the store is well again.
+    pub(crate) fn has_recovered(&self) -> bool {
+        self.failing.lock().is_none()
+    }
+
     /// As after a restart.
     pub(crate) fn come_back(&self) {
         self.dead_from.store(usize::MAX, Ordering::SeqCst);
+        if let Some(landed) = self.failing.lock().take().and_then(|failing| failing.hidden) {
+            self.write(landed).ok();
+        }
+    }
+
+    fn write(&self, txn: Txn) -> Result<u64, StorageError> {
+        let mut state = self.state.lock();
+        let conflict = txn.checks.iter().find(|(key, expect)| Expect::unchanged(state.1.get(key)) != *expect);
+        if let Some((key, _)) = conflict {
+            return Err(StorageError::Conflict { key: key.clone() });
+        }
+        state.0 += 1;
+        let version = state.0;
+        for (key, value) in txn.writes {
+            match value {
+                Some(value) => drop(state.1.insert(key, Record { version, value })),
+                None => drop(state.1.remove(&key)),
+            }
+        }
+        Ok(version)
+    }
+
+    /// The error of a commit that fails, which then keeps or loses what it was to write; otherwise the transaction.
+    fn fail(&self, commit: usize, txn: Txn) -> Result<Txn, StorageError> {
+        let mut slot = self.failing.lock();
+        let Some(failing) = slot.as_mut().filter(|failing| commit >= failing.at) else { return Ok(txn) };
+        if commit == failing.at {
+            failing.hidden = failing.landed.then_some(txn);
+        } else if commit > failing.at + failing.closed_for {
+            let hidden = slot.take().and_then(|failing| failing.hidden);
+            hidden.map(|landed| self.write(landed));
+            return Ok(txn);
+        }
+        Err(StorageError::Io("failed".into()))
     }
 
     /// All keys, sorted.
@@ -67,21 +126,15 @@ impl Storage for Store {
         if dies && !(commit == dead_from && self.written.load(Ordering::SeqCst)) {
             return Box::pin(async { Err(StorageError::Io("killed".into())) });
         }
-        let mut state = self.state.lock();
-        let conflict = txn.checks.iter().find(|(key, expect)| Expect::unchanged(state.1.get(key)) != *expect);
-        if let Some((key, _)) = conflict {
-            let key = key.clone();
-            return Box::pin(async { Err(StorageError::Conflict { key }) });
-        }
-        state.0 += 1;
-        let version = state.0;
-        for (key, value) in txn.writes {
-            match value {
-                Some(value) => drop(state.1.insert(key, Record { version, value })),
-                None => drop(state.1.remove(&key)),
-            }
-        }
-        let answer = if dies { Err(StorageError::Io("killed".into())) } else { Ok(version) };
+        let txn = match self.fail(commit, txn) {
+            Ok(txn) => txn,
+            Err(error) => return Box::pin(async { Err(error) }),
+        };
+        let written = self.write(txn);
+        let answer = match written {
+            Ok(_) if dies => Err(StorageError::Io("killed".into())),
+            written => written,
+        };
         Box::pin(async { answer })
     }
 }

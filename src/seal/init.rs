@@ -18,7 +18,7 @@ use crate::barrier::{BarrierError, ROOT_KEY_LEN};
 use crate::crashpoint::reach;
 use crate::hsm::{HsmError, KeyId, Member, Status};
 use crate::secret::SecretBytes;
-use crate::storage::{Expect, StorageError};
+use crate::storage::Expect;
 use crate::zones::FirstZone;
 
 /// Everything of a new cluster that has been decided and not been written.
@@ -119,14 +119,12 @@ impl Seal {
         let Err(error) = made else { return Ok(()) };
         // A timeout may still take effect later, and a failed commit may have been written: then the intent decides at
         // the next start or init.
-        let certain = !matches!(
-            &error,
-            SealError::Hsm(HsmError::Timeout)
-                | SealError::Barrier(BarrierError::Storage(
-                    StorageError::Io(_) | StorageError::Closed | StorageError::Corrupt { .. }
-                ))
-        );
-        if certain && let Err(later) = self.finish_interrupted_init().await {
+        let uncertain = match &error {
+            SealError::Hsm(error) => matches!(error, HsmError::Timeout),
+            SealError::Barrier(error) => error.may_have_landed(),
+            _ => false,
+        };
+        if !uncertain && let Err(later) = self.finish_interrupted_init().await {
             tracing::warn!(error = %later, "what the failed init made on the HSM is removed later");
         }
         Err(error)
@@ -164,7 +162,15 @@ impl Seal {
                 self.enroll(&record);
                 Ok(())
             }
-            other => Ok(other?),
+            Err(error) => {
+                if error.may_have_landed() {
+                    tracing::error!(
+                        "whether the cluster was made is not known: look at sys/init when the store is well again. A cluster whose \
+                         shares nobody has holds nothing, and is made anew in an empty store"
+                    );
+                }
+                Err(error.into())
+            }
         }
     }
 

@@ -10,8 +10,8 @@ use std::sync::{Arc, atomic::Ordering};
 use super::escrow::{EscrowKeyPair, recover_master_key};
 use super::init::make_escrow;
 use super::record::{MemberRecord, SealIntent, SealRecord, TransportKey, Wrapper, member_path};
-use super::{ClusterFacts, Opens, Seal, SealError, SealType, combine_shares, root_key_binding};
-use crate::barrier::{BarrierError, Entry, Txn};
+use super::{ClusterFacts, Opens, SEAL_PATH, Seal, SealError, SealType, combine_shares, root_key_binding};
+use crate::barrier::{Entry, Txn};
 use crate::crashpoint::reach;
 use crate::hsm::{Group, HsmError, KeyId, Member, Members, SealedBlob, Status, TokenFacts};
 use crate::secret::{SecretBytes, SecretString};
@@ -85,6 +85,7 @@ impl Seal {
             }
         };
         self.settle_member(zones, name).await?;
+        let (record, version) = self.open_record()?;
         self.refuse_foreign_objects(zones, member, own).await?;
         let (seal_key, transport) = (KeyId::random(), KeyId::random());
         self.begin("add", member, vec![seal_key, transport], true).await?;
@@ -173,7 +174,7 @@ impl Seal {
         }
         let renewed = member.hsm.seal(blob.key, &root, &binding).await?;
         record.set_hsm_blob(&member.name, renewed);
-        self.barrier.raw().commit(record.write(Some(version))?).await.map_err(BarrierError::from)?;
+        self.barrier.commit_with(Txn::new(), record.write(Some(version))?).await?;
         added.seal_key = true;
         Ok(added)
     }
@@ -188,6 +189,9 @@ impl Seal {
         hsm_only: &[(String, KeyId)],
     ) -> Result<Removed, SealError> {
         let _working = self.working.lock().await;
+        self.open_record()?;
+        // What cannot be settled on an HSM that is dead is taken over by the removal.
+        self.give_up(zones, name).await;
         let (mut record, version) = self.open_record()?;
         let names = record.hsm_names();
         let Some(blob) = record.hsm_blob(name).cloned() else {
@@ -200,8 +204,6 @@ impl Seal {
                  another one before"
             )));
         }
-        // What cannot be settled on an HSM that is dead is taken over by the removal.
-        self.give_up(zones, name).await;
         self.refuse_without_other_wrapper(&record, &others).await?;
         // What was seen earlier may be on a token that was exchanged since.
         zones.distrust();
@@ -247,7 +249,7 @@ impl Seal {
             let sealed = self.make_seal_key(member, new, &record, &root).await?;
             reach("seal-rewrap-key");
             record.set_hsm_blob(name, sealed);
-            self.barrier.raw().commit(record.write(Some(version))?).await.map_err(BarrierError::from)?;
+            self.barrier.commit_with(Txn::new(), record.write(Some(version))?).await?;
             reach("seal-rewrap-committed");
             Ok::<_, SealError>(())
         };
@@ -288,9 +290,15 @@ impl Seal {
     /// Destroys what interrupted work left on HSMs that are there; intents of absent ones stay.
     pub(super) async fn settle(&self, zones: &Zones) -> Result<(), SealError> {
         let Some(group) = &self.hsm else { return Ok(()) };
-        for (path, intent, entry) in SealIntent::all(&self.barrier)? {
-            match group.member(&intent.member) {
-                Some(member) if !member.is_ready() => continue,
+        for (path, intent, _) in SealIntent::all(&self.barrier)? {
+            let member = group.member(&intent.member);
+            if member.as_ref().is_some_and(|member| !member.is_ready()) {
+                continue;
+            }
+            // What a commit of unknown outcome may have left must be certain before anything is destroyed by it.
+            self.barrier.confirm(&[SEAL_PATH, &path, &member_path(&intent.member)]).await?;
+            let Some(entry) = self.barrier.get(&path)? else { continue };
+            match member {
                 Some(member) => {
                     if !self.destroy_unreferenced(zones, &member, &intent).await? {
                         continue;

@@ -462,6 +462,8 @@ fn root_key_binding(cluster_id: &str) -> Vec<u8> {
 #[cfg(test)]
 mod members_tests;
 #[cfg(test)]
+mod outcome_tests;
+#[cfg(test)]
 mod renewal_tests;
 #[cfg(test)]
 mod tests;

@@ -14,8 +14,12 @@ use super::wire::{
     VerifyUpdateResponse,
 };
 use super::{Seal, SealError, SealType, State, Wrapper, shamir};
-use crate::barrier::ROOT_KEY_LEN;
+use crate::barrier::{BarrierError, ROOT_KEY_LEN};
 use crate::secret::SecretBytes;
+
+/// Said when the store failed and does not come back.
+const UNKNOWN: &str = "the store failed while the new shares were written, and whether they count is not known: keep the old shares \
+and the new ones. When the store is well again, another rekey accepts those that count";
 
 /// Which of the two paths was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,7 +256,8 @@ impl Seal {
         Ok(root)
     }
 
-    /// Makes the new shares count. Answers a warning when the root key could not be renewed with them.
+    /// Makes the new shares count. Answers a warning when the root key could not be renewed with them, or nobody knows whether they
+    /// count.
     async fn replace_shares(
         &self,
         old_secret: &SecretBytes,
@@ -274,23 +279,36 @@ impl Seal {
                     record.set_hsm_blob(&name, blob);
                 }
                 record.set_shares(Wrapper::Shares { blob: wrap_root(new_secret, &cluster_id, &new_root)?, through: None });
-                self.barrier.rekey(&new_root, record.write(Some(version))?.delete(RENEWAL_PATH)).await?;
-                None
+                let written = self.barrier.rekey(&new_root, record.write(Some(version))?.delete(RENEWAL_PATH)).await;
+                not_lost(written)?
             }
             // An HSM that is away must go on opening the root key, so that stays as it is until all can wrap a new one.
             Err(awaited) => {
                 record.set_shares(Wrapper::Shares { blob: wrap_root(new_secret, &cluster_id, &old_root)?, through: None });
-                let pair = make_pair(new_secret.duplicate(), cluster_id).await?;
-                self.postpone_renewal(RootRenewal { format: 1, shares: pair }, record.write(Some(version))?).await?;
-                let warning = notice(&awaited);
-                tracing::warn!("new shares: {warning}");
-                Some(warning)
+                let renewal = RootRenewal { format: 1, shares: make_pair(new_secret.duplicate(), cluster_id).await? };
+                let written = self.postpone_renewal(renewal.into_txn()?, record.write(Some(version))?).await;
+                Some(not_lost(written)?.unwrap_or_else(|| notice(&awaited)))
             }
         };
+        if let Some(warning) = &warning {
+            tracing::warn!("new shares: {warning}");
+        }
         let mut state = self.state.lock();
         (state.rekey, state.rekey_recovery, state.root) = (None, None, None);
-        tracing::info!(shares, threshold, "the old shares were replaced by new ones");
+        tracing::info!(shares, threshold, "new shares were made for the old ones");
         Ok(warning)
+    }
+}
+
+/// New shares that may count must reach the operator: they exist nowhere else.
+fn not_lost(written: Result<(), BarrierError>) -> Result<Option<String>, SealError> {
+    match written {
+        Ok(()) => Ok(None),
+        Err(error) if error.may_have_landed() => {
+            tracing::error!(%error, "the store failed while new shares were written");
+            Ok(Some(UNKNOWN.to_owned()))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -15,7 +15,7 @@ use super::escrow::SharesKeyPair;
 use super::look::Opens;
 use super::record::{SealRecord, Wrapper, parse};
 use super::{Seal, SealError, root_key_binding};
-use crate::barrier::{Barrier, Entry, ROOT_KEY_LEN, Txn};
+use crate::barrier::{Barrier, BarrierError, Entry, ROOT_KEY_LEN, Txn};
 use crate::crashpoint::reach;
 use crate::hsm::{SealedBlob, Status};
 use crate::secret::SecretBytes;
@@ -140,9 +140,8 @@ impl Seal {
     }
 
     /// Writes a seal record with new shares under the root key of before, which is to be renewed.
-    pub(super) async fn postpone_renewal(&self, renewal: RootRenewal, record: storage::Txn) -> Result<(), SealError> {
-        self.barrier.commit_with(renewal.into_txn()?, record).await?;
-        Ok(())
+    pub(super) async fn postpone_renewal(&self, renewal: Txn, record: storage::Txn) -> Result<(), BarrierError> {
+        self.barrier.commit_with(renewal, record).await.map(|_version| ())
     }
 }
 

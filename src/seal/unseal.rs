@@ -222,6 +222,11 @@ impl Seal {
     /// Removes from the HSM what an interrupted init made there.
     pub(super) async fn finish_interrupted_init(&self) -> Result<(), SealError> {
         let storage = self.barrier.raw();
+        if InitIntent::load(storage.as_ref())?.is_none() {
+            return Ok(());
+        }
+        // An init whose end the store could not tell may have taken effect.
+        self.barrier.confirm(&[super::INTENT_PATH, super::SEAL_PATH, super::KEYRING_PATH]).await?;
         let Some((intent, version)) = InitIntent::load(storage.as_ref())? else { return Ok(()) };
         if !self.is_initialized()? {
             let named = intent.member.as_ref().and_then(|name| self.hsm.as_ref()?.member(name));

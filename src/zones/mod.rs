@@ -28,7 +28,6 @@ use crate::crashpoint::reach;
 use crate::hsm::{Group, Hsm, HsmError, KeyId, Member, Status};
 use crate::seal::{ClusterFacts, MemberRecord};
 use crate::secret::SecretBytes;
-use crate::storage::StorageError;
 
 pub use material::WrappedMaterial;
 pub use record::{EscrowCopy, MasterVersion, Place, TransportCopy, ZoneRecord};
@@ -345,7 +344,7 @@ impl Zones {
     async fn settle_all(&self, zone: &str) -> Result<(), ZoneError> {
         for (path, entry) in self.barrier.scan(&format!("{}{zone}", record::INTENTS), None, PAGE)? {
             let intent = Intent::decode(&path, entry.value.expose())?;
-            match self.undo(&path, &entry, &intent).await {
+            match self.undo(&path, &intent).await {
                 Err(ZoneError::HsmUnavailable { reason }) => {
                     tracing::warn!(zone = %intent.zone, reason, "half-done work on a zone waits for the HSM");
                 }
@@ -355,7 +354,10 @@ impl Zones {
         Ok(())
     }
 
-    async fn undo(&self, path: &str, entry: &Entry, intent: &Intent) -> Result<(), ZoneError> {
+    async fn undo(&self, path: &str, intent: &Intent) -> Result<(), ZoneError> {
+        // What a commit of unknown outcome may have left must be certain before anything is destroyed by it.
+        self.barrier.confirm(&[path, &zone_path(&intent.zone)]).await?;
+        let Some(entry) = self.barrier.get(path)? else { return Ok(()) };
         let committed = match self.stored(&intent.zone) {
             Ok((record, _)) => record.versions.iter().any(|version| version.id == intent.id),
             Err(ZoneError::Unknown(_)) => false,
@@ -381,7 +383,7 @@ impl Zones {
                 ),
             }
         }
-        self.barrier.commit(Txn::new().check(path, Entry::unchanged(Some(entry))).delete(path)).await?;
+        self.barrier.commit(Txn::new().check(path, Entry::unchanged(Some(&entry))).delete(path)).await?;
         Ok(())
     }
 
@@ -404,7 +406,7 @@ impl Zones {
         if !facts.hsm {
             record.versions.push(MasterVersion::software(version, id, now));
             let txn = Txn::new().check(&path, check).put(&path, record.encode()?);
-            self.barrier.commit(txn.put_secret(key_path(id), SecretBytes::random(32))).await?;
+            self.barrier.commit_surely(txn.put_secret(key_path(id), SecretBytes::random(32))).await?;
             return Ok(version);
         }
         let (member, intent_path) = self.begin(&record.name, version, id).await?;
@@ -430,9 +432,9 @@ impl Zones {
         reach("zone-key-made");
         record.versions.push(MasterVersion::in_hsm(version, id, now, label, made, &making));
         let txn = Txn::new().check(&path, check).put(&path, record.encode()?).delete(&intent_path);
-        if let Err(error) = self.barrier.commit(txn).await {
-            // Only a conflict says for certain that nothing was written; otherwise a later `settle` looks again.
-            if matches!(error, BarrierError::Storage(StorageError::Conflict { .. })) {
+        if let Err(error) = self.barrier.commit_surely(txn).await {
+            // Where nobody knows whether it was written, a later `settle` looks again.
+            if !error.may_have_landed() {
                 self.give_up(&intent_path).await;
             }
             return Err(error.into());
@@ -458,7 +460,7 @@ impl Zones {
         let undone = async {
             let Some(entry) = self.barrier.get(path)? else { return Ok(()) };
             let intent = Intent::decode(path, entry.value.expose())?;
-            self.undo(path, &entry, &intent).await
+            self.undo(path, &intent).await
         };
         if let Err(error) = undone.await {
             tracing::warn!(%error, "a half-made master key is left on the HSM for now and removed later");

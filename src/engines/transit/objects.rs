@@ -111,13 +111,11 @@ impl Transit {
         let path = token_path(id);
         let Some(entry) = self.store.view.get(&path)? else { return Ok(()) };
         let mut record: TokenRecord = decode(&entry.value)?;
-        let mut version = entry.version;
-        if record.fate == Fate::Creating {
-            // From here on a commit that would refer to the object cannot hold any more.
-            record.fate = Fate::Destroying;
-            let txn = Txn::new().check(path.clone(), Entry::unchanged(Some(&entry))).put_secret(path.clone(), encode(&record)?);
-            version = self.store.view.commit(txn).await?;
-        }
+        // From here on a commit that would refer to the object cannot hold any more. Where one said already that nothing does, it is
+        // written again: a store that failed and could not be opened afresh yet may show what will not last.
+        record.fate = Fate::Destroying;
+        let txn = Txn::new().check(path.clone(), Entry::unchanged(Some(&entry))).put_secret(path.clone(), encode(&record)?);
+        let version = self.store.view.commit(txn).await?;
         reach("token-doomed");
         self.store.protection.hsm()?.destroy(id).await?;
         reach("token-destroyed");
