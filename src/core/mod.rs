@@ -11,6 +11,8 @@ pub mod failure;
 #[cfg(test)]
 mod flood_tests;
 pub mod help;
+#[cfg(test)]
+mod mount_changes_tests;
 pub mod mount_table;
 pub mod mounts;
 mod pipeline;

@@ -13,7 +13,7 @@ use super::{
     Active, Core,
     engine::{Call, Engine},
     failure::Failure,
-    mounts::{MountConfig, MountEntry, Mounted, Router, Table},
+    mounts::{MOUNTS, MountConfig, MountEntry, MountRecord, Mounted, Router, Table},
     reply::Reply,
     route::{RouteTable, Routed},
     sys::System,
@@ -50,7 +50,7 @@ impl MountTable {
         if !missing.is_empty() {
             let mut txn = Txn::new();
             for entry in &missing {
-                txn = txn.put(format!("mounts/{}", entry.uuid), encode(entry)?);
+                txn = txn.put(format!("{MOUNTS}{}", entry.uuid), encode(entry)?);
             }
             self.view.commit(txn).await?;
             entries.extend(missing);
@@ -69,7 +69,7 @@ impl MountTable {
     }
 
     fn entries(&self) -> Result<Vec<MountEntry>, Failure> {
-        self.view.scan("mounts/", None, usize::MAX)?.into_iter().map(|(path, entry)| decode(&path, &entry)).collect()
+        self.view.scan(MOUNTS, None, usize::MAX)?.into_iter().map(|(path, entry)| decode(&path, &entry)).collect()
     }
 
     fn engine(
@@ -101,6 +101,7 @@ impl MountTable {
         };
         Ok(MountContext {
             entry: entry.clone(),
+            record: MountRecord::new(&self.view, &entry.uuid),
             view: View::new(Arc::clone(&self.barrier), &format!("{folder}/{}/", entry.uuid))?,
             clock: core.clock.clone(),
             system_default_ttl: core.settings.default_lease_ttl,
@@ -126,7 +127,7 @@ impl MountTable {
             Table::Secret => engines::build(self.context(core, &entry)?)?,
             Table::Auth => auth::build(self.context(core, &entry)?)?,
         };
-        let path = format!("mounts/{}", entry.uuid);
+        let path = format!("{MOUNTS}{}", entry.uuid);
         self.view.commit(Txn::new().check(&path, Expect::Absent).put(&path, encode(&entry)?)).await?;
         self.serve(entry, engine).await;
         Ok(())
@@ -150,7 +151,7 @@ impl MountTable {
         let Some(mounted) = self.router.at(full_path) else { return Ok(()) };
         let entry = &mounted.entry;
         let record = encode(entry)?;
-        let txn = Txn::new().delete(format!("mounts/{}", entry.uuid)).put(format!("removed/{}", entry.uuid), record);
+        let txn = Txn::new().delete(format!("{MOUNTS}{}", entry.uuid)).put(format!("removed/{}", entry.uuid), record);
         self.view.commit(txn).await?;
         self.router.take(full_path);
         self.remove(entry, mounted.engine.as_ref()).await
@@ -215,15 +216,23 @@ impl MountTable {
         if entry == mounted.entry {
             return Ok(());
         }
-        if entry.table == Table::Secret {
-            engines::check_tuned(&mounted.entry, &self.context(core, &entry)?)?;
-        }
+        let still = match entry.table {
+            Table::Secret => engines::check_tuned(&mounted.entry, &self.context(core, &entry)?).await?,
+            Table::Auth => None,
+        };
         let rebuilt = match (entry.table, entry.kind.as_str()) {
             (_, "system" | "identity" | "cubbyhole" | "token") => Arc::clone(&mounted.engine),
             (Table::Secret, _) => engines::build(self.context(core, &entry)?)?,
             (Table::Auth, _) => auth::build(self.context(core, &entry)?)?,
         };
-        self.view.commit(Txn::new().put(format!("mounts/{}", entry.uuid), encode(&entry)?)).await?;
+        let txn = Txn::new().put(format!("{MOUNTS}{}", entry.uuid), encode(&entry)?);
+        let view = self.view.clone();
+        // On a task of its own: what stands still does so until the commit is there, also when the caller goes away.
+        let committed = tokio::spawn(async move {
+            let _still = still;
+            view.commit(txn).await
+        });
+        committed.await.map_err(Failure::internal)??;
         self.serve(entry, rebuilt).await;
         Ok(())
     }
@@ -238,7 +247,7 @@ impl MountTable {
             Table::Secret => engines::build(self.context(core, &entry)?)?,
             Table::Auth => auth::build(self.context(core, &entry)?)?,
         };
-        self.view.commit(Txn::new().put(format!("mounts/{}", entry.uuid), encode(&entry)?)).await?;
+        self.view.commit(Txn::new().put(format!("{MOUNTS}{}", entry.uuid), encode(&entry)?)).await?;
         self.router.take(from);
         self.serve(entry, engine).await;
         Ok(())

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
-use super::engine::Engine;
+use super::{engine::Engine, failure::Failure};
+use crate::barrier::{Stamp, View};
 
 /// Secrets engine or auth method: they have tables and path spaces of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +82,31 @@ impl MountEntry {
             Table::Secret => self.path.clone(),
             Table::Auth => format!("auth/{}", self.path),
         }
+    }
+}
+
+/// Folder of the mounts' records below `core/`.
+pub const MOUNTS: &str = "mounts/";
+
+/// A mount's record as it is stored. An engine whose work takes long has its commits depend on it, so that none is made once
+/// the mount was removed or changed.
+#[derive(Clone, Debug)]
+pub struct MountRecord {
+    table: View,
+    path: String,
+}
+
+impl MountRecord {
+    /// The record of a mount in the table, which is the view of `core/`.
+    pub fn new(table: &View, uuid: &str) -> Self {
+        Self { table: table.clone(), path: format!("{MOUNTS}{uuid}") }
+    }
+
+    /// The mount as it is now, and what a commit depends on that shall be made only while it is so. `None` once it was removed.
+    pub fn read(&self) -> Result<Option<(MountEntry, Stamp)>, Failure> {
+        let Some(entry) = self.table.get(&self.path)? else { return Ok(None) };
+        let mount = serde_json::from_slice(entry.value.expose()).map_err(Failure::internal)?;
+        Ok(Some((mount, Stamp::new(format!("{}{}", self.table.prefix(), self.path), &entry))))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
         engine::{Call, Caller, Engine},
         failure::Failure,
         mount_table::new_entry,
-        mounts::{MountEntry, Table},
+        mounts::{MountEntry, MountRecord, Table},
         reply::{Body, Reply},
         request::{Operation, Request},
         testing::services,
@@ -40,6 +40,7 @@ impl Bench {
         let mut entry = new_entry(Table::Secret, "kv/", "kv");
         entry.options.insert("version".into(), version.into());
         let context = MountContext {
+            record: MountRecord::new(&View::new(Arc::clone(&barrier), "core").unwrap(), &entry.uuid),
             entry,
             view: view.clone(),
             clock: clock.clone(),

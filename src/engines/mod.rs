@@ -15,7 +15,12 @@ use std::sync::Arc;
 use crate::{
     barrier::View,
     config::Protection,
-    core::{clock::Clock, engine::Engine, failure::Failure, mounts::MountEntry},
+    core::{
+        clock::Clock,
+        engine::Engine,
+        failure::Failure,
+        mounts::{MountEntry, MountRecord},
+    },
     hsm::Hsm,
     zones::Zones,
 };
@@ -25,6 +30,8 @@ use crate::{
 pub struct MountContext {
     /// The mount as it is now; a tuned mount gets a new engine.
     pub entry: MountEntry,
+    /// The same as it is stored, for commits that must not be made any more once it changed.
+    pub record: MountRecord,
     /// The mount's own records: `logical/<uuid>/` or `auth/<uuid>/`.
     pub view: View,
     /// The time.
@@ -72,11 +79,12 @@ pub fn is_mountable(kind: &str) -> bool {
     matches!(kind, "kv" | "transit")
 }
 
-/// Refuses a change of a mount's options that does not suit what the mount holds.
-pub fn check_tuned(before: &MountEntry, after: &MountContext) -> Result<(), Failure> {
+/// Refuses a change of a mount's options that does not suit what the mount holds. As long as the answer is held, what the
+/// mount holds stays as it was found: until the change is committed.
+pub async fn check_tuned(before: &MountEntry, after: &MountContext) -> Result<Option<transit::Still>, Failure> {
     match after.entry.kind.as_str() {
-        "transit" => transit::check_tuned(before, after),
-        _ => Ok(()),
+        "transit" => transit::check_tuned(before, after).await,
+        _ => Ok(None),
     }
 }
 

@@ -19,7 +19,7 @@ use openssl::pkey::PKey;
 use openssl::rsa::{Padding, Rsa};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio::sync::{Barrier, watch};
 
 use super::{
     AeadItem, DownReason, Group, Hsm, HsmError, KeyId, KeyKind, KeySource, Mechanism, NewKey, NewMasterKey, ObjectInfo,
@@ -45,6 +45,8 @@ pub struct FakeHsm {
     dead_from: AtomicUsize,
     /// Whether the first failing call still takes effect on the token (killed between effect and answer).
     effect_before_death: std::sync::atomic::AtomicBool,
+    /// Where the next key that is made waits.
+    held: Mutex<Option<Arc<Barrier>>>,
 }
 
 impl FakeHsm {
@@ -59,6 +61,7 @@ impl FakeHsm {
             calls: AtomicUsize::new(0),
             dead_from: AtomicUsize::new(usize::MAX),
             effect_before_death: false.into(),
+            held: Mutex::default(),
         })
     }
 
@@ -100,6 +103,22 @@ impl FakeHsm {
     /// How many operations were asked for.
     pub fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
+    }
+
+    /// The next key that is made or wrapped is answered only after two meetings at the barrier: one when it is made, and one
+    /// when it may be answered.
+    pub fn hold_next(&self) -> Arc<Barrier> {
+        let barrier = Arc::new(Barrier::new(2));
+        *self.held.lock() = Some(Arc::clone(&barrier));
+        barrier
+    }
+
+    async fn wait_if_held(&self) {
+        let held = self.held.lock().take();
+        if let Some(barrier) = held {
+            barrier.wait().await;
+            barrier.wait().await;
+        }
     }
 
     /// Labels of all objects, sorted.
@@ -341,6 +360,7 @@ impl Hsm for FakeHsm {
         let dies = self.enter()?;
         let (material, public_key) = generate(kind)?;
         let wrapped = Some(self.wrap(master, kind, material.expose())?);
+        self.wait_if_held().await;
         finish(NewKey { wrapped, public_key }, dies)
     }
 
@@ -348,12 +368,15 @@ impl Hsm for FakeHsm {
         let dies = self.enter()?;
         let (material, public_key) = generate(kind)?;
         self.put(label, id, material.expose())?;
+        self.wait_if_held().await;
         finish(NewKey { wrapped: None, public_key }, dies)
     }
 
     async fn wrap_material(&self, master: KeyId, kind: KeyKind, material: &SecretBytes) -> Result<WrappedKey, HsmError> {
         let dies = self.enter()?;
-        finish(self.wrap(master, kind, material.expose())?, dies)
+        let wrapped = self.wrap(master, kind, material.expose())?;
+        self.wait_if_held().await;
+        finish(wrapped, dies)
     }
 
     async fn unwrap_material(&self, wrapped: &WrappedKey) -> Result<SecretBytes, HsmError> {

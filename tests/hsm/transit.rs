@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sos::barrier::{Barrier, View};
+use sos::barrier::{Barrier, Txn, View};
 use sos::core::clock::Clock;
 use sos::core::engine::{Call, Caller, Engine};
-use sos::core::mounts::{MountConfig, MountEntry, Table};
+use sos::core::mounts::{MountConfig, MountEntry, MountRecord, Table};
 use sos::core::reply::Body;
 use sos::core::request::{Operation, Request};
 use sos::engines::transit::Transit;
@@ -44,8 +44,11 @@ async fn mounted(hsm: Arc<dyn Hsm>, clock: &Clock) -> (Transit, MountEntry) {
         seal_wrap: false,
         external_entropy_access: false,
     };
+    let txn = Txn::new().put("core/mounts/uuid", serde_json::to_vec(&entry).unwrap());
+    barrier.commit(txn).await.unwrap();
     let context = MountContext {
         entry: entry.clone(),
+        record: MountRecord::new(&View::new(Arc::clone(&barrier), "core").unwrap(), "uuid"),
         view: View::new(barrier, "logical/uuid").unwrap(),
         clock: clock.clone(),
         system_default_ttl: 0,

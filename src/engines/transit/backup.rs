@@ -63,7 +63,7 @@ fn stop(text: impl Into<String>) -> Failure {
 /// GET `backup/:name`.
 pub async fn backup(engine: &Transit, _: &Call<'_>, params: BackupParams) -> Result<Reply, Failure> {
     let name = params.name.as_str();
-    let (key, ()) = engine.store.change(name, move |key| Box::pin(async move { noted(engine, name, key) })).await?;
+    let (key, ()) = engine.change(name, move |key| Box::pin(async move { noted(engine, name, key) })).await?;
     let key = key.ok_or_else(|| stop(format!("key {name:?} not found")))?;
     let mut versions = Vec::with_capacity(key.record.versions.len());
     for line in &key.record.versions {
@@ -134,7 +134,6 @@ async fn store(
 ) -> Result<Reply, Failure> {
     let level = engine.level_of_given(level, record)?;
     let (key, replaced) = engine
-        .store
         .change(name, move |existing| {
             Box::pin(async move {
                 if existing.is_some() && !force {

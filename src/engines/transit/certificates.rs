@@ -177,7 +177,6 @@ pub async fn set_certificate(engine: &Transit, _: &Call<'_>, params: ChainParams
     chain.check_order().map_err(failed)?;
     let (chain, version) = (&chain, params.version);
     let (key, ()) = engine
-        .store
         .change(name, move |key| {
             Box::pin(async move {
                 let key = key.ok_or_else(missing)?;

@@ -42,8 +42,8 @@ impl Transit {
         }
     }
 
-    async fn set(&self, path: &str, value: &impl Serialize) -> Result<(), Failure> {
-        self.store.view.commit(Txn::new().put_secret(path, encode(value)?)).await?;
+    async fn set(&self, path: &str, value: &(impl Serialize + Sync)) -> Result<(), Failure> {
+        self.commit_mounted(|| Ok(Txn::new().put_secret(path, encode(value)?))).await?;
         Ok(())
     }
 }

@@ -298,7 +298,6 @@ pub async fn import(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure>
     let name = params.name.as_str();
     let (record, given) = (&record, &given);
     let (key, ()) = engine
-        .store
         .change(name, move |existing| {
             Box::pin(async move {
                 if existing.is_some() {
@@ -346,7 +345,6 @@ pub async fn import_version(engine: &Transit, call: &Call<'_>) -> Result<Reply, 
     let handed = &handed;
     let version = params.version;
     let (key, ()) = engine
-        .store
         .change(name, move |existing| {
             Box::pin(async move {
                 let Some(existing) = existing.filter(|existing| existing.record.imported) else {

@@ -211,7 +211,6 @@ pub async fn soft_restore(engine: &Transit, _: &Call<'_>, params: NameParams) ->
 
 async fn mark(engine: &Transit, name: &str, deleted: bool, already: &str) -> Result<Reply, Failure> {
     let (key, changed) = engine
-        .store
         .change(name, move |key| {
             Box::pin(async move {
                 let Some(key) = key.filter(|key| key.record.soft_deleted != deleted) else {
@@ -232,7 +231,7 @@ async fn mark(engine: &Transit, name: &str, deleted: bool, already: &str) -> Res
 pub async fn configure(engine: &Transit, _: &Call<'_>, params: ConfigParams) -> Result<Reply, Failure> {
     let level = level_param(params.protection_level.as_deref())?;
     let params = &params;
-    let (key, warning) = engine.store.change(&params.name, move |key| Box::pin(reconfigured(engine, params, level, key))).await?;
+    let (key, warning) = engine.change(&params.name, move |key| Box::pin(reconfigured(engine, params, level, key))).await?;
     let key = key.ok_or_else(|| Failure::unavailable("the key was deleted meanwhile"))?;
     engine.reschedule(&key);
     let answer = reply(engine, &key)?;

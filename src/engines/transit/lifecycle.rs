@@ -121,7 +121,6 @@ impl Transit {
     /// Makes a key at a level that was judged already.
     pub async fn create_at(&self, name: &str, new: &NewKey, level: Level) -> Result<(Arc<Key>, bool), Failure> {
         let (key, created) = self
-            .store
             .change(name, move |existing| {
                 Box::pin(async move {
                     match existing {
@@ -168,7 +167,6 @@ impl Transit {
     ) -> Result<Option<Arc<Key>>, Failure> {
         let due = &due;
         let (key, committing) = self
-            .store
             .change(name, move |key| {
                 Box::pin(async move {
                     let Some(key) = key.filter(|key| due(&key.record)) else { return Ok(Decision::Keep(None)) };
@@ -245,7 +243,7 @@ impl Transit {
             }
             Level::HsmOnly => {
                 let kind = in_hsm()?;
-                let making = Making::announce(&self.store, name).await?;
+                let making = Making::announce(self, name).await?;
                 reach("token-announced");
                 let public_key = public_of(&self.generate_on_token(&making, name, version, kind).await?)?;
                 reach("token-key-made");
@@ -282,7 +280,6 @@ impl Transit {
     /// Deletes a key for good; the error is the reason alone.
     pub async fn delete(&self, name: &str) -> Result<Result<(), &'static str>, Failure> {
         let (_, outcome) = self
-            .store
             .change(name, move |key| {
                 Box::pin(async move {
                     let Some(key) = key else { return Ok(Decision::Keep(Err("could not delete key; not found"))) };
@@ -308,7 +305,6 @@ impl Transit {
     /// Deletes all versions below `min_available`.
     pub async fn trim(&self, name: &str, min_available: i64) -> Result<Option<Arc<Key>>, Failure> {
         let (key, ()) = self
-            .store
             .change(name, move |key| {
                 Box::pin(async move {
                     let Some(key) = key else { return Ok(Decision::Keep(())) };

@@ -18,6 +18,7 @@ mod datakey;
 mod decrypt;
 mod encrypt;
 mod export;
+mod fence;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod given;
@@ -51,17 +52,18 @@ mod usage;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 
+pub use self::{
+    fence::Still,
+    protect::{Level, Protection, ZoneKeys},
+    store::Stores,
+};
 use self::{
     protect::MountProtection,
     store::{Key, Store},
-};
-pub use self::{
-    protect::{Level, Protection, ZoneKeys},
-    store::Stores,
 };
 use super::MountContext;
 use crate::{
@@ -69,16 +71,21 @@ use crate::{
     core::{
         clock::Clock,
         failure::Failure,
-        mounts::MountEntry,
+        mounts::{MountEntry, MountRecord},
         route::{RouteTable, Routed},
     },
 };
 
-/// Refuses to take a mount with keys to another zone: its keys are wrapped by the master key of the one it is in.
-pub fn check_tuned(before: &MountEntry, after: &MountContext) -> Result<(), Failure> {
+/// Refuses to take a mount with keys to another zone: its keys are wrapped by the master key of the one it is in. As long as
+/// the answer is held, no key is committed.
+pub async fn check_tuned(before: &MountEntry, after: &MountContext) -> Result<Option<Still>, Failure> {
     let (from, to) = (protect::zone_of(&before.options), protect::zone_of(&after.entry.options));
-    if from == to || after.view.list(record::KEY_FOLDER, None, 1)?.is_empty() {
-        return Ok(());
+    if from == to {
+        return Ok(None);
+    }
+    let still = after.services.transit.hold_still(&after.entry.uuid).await;
+    if after.view.list(record::KEY_FOLDER, None, 1)?.is_empty() {
+        return Ok(still);
     }
     Err(Failure::invalid(format!(
         "this mount has keys in zone {from:?}, so its zone cannot be changed; make a new mount with the option zone={to:?} and \
@@ -90,6 +97,10 @@ pub fn check_tuned(before: &MountEntry, after: &MountContext) -> Result<(), Fail
 pub struct Transit {
     store: Arc<Store>,
     mount: MountProtection,
+    /// What the mount says, as this engine was made for it.
+    options: BTreeMap<String, String>,
+    /// What it says by now.
+    record: MountRecord,
     /// The mount's uuid.
     uuid: String,
     /// All Transit mounts.
@@ -109,7 +120,16 @@ impl Transit {
         let uuid = context.entry.uuid.clone();
         let stores = Arc::clone(&context.services.transit);
         let store = stores.of(&uuid, &context.view, &mount.zone, &protection);
-        Ok(Self { store, mount, uuid, stores, clock: context.clock.clone(), worn: usage::Worn::default() })
+        Ok(Self {
+            store,
+            mount,
+            options: context.entry.options.clone(),
+            record: context.record.clone(),
+            uuid,
+            stores,
+            clock: context.clock.clone(),
+            worn: usage::Worn::default(),
+        })
     }
 
     /// The key of a name; `missing` is the API's text where there is none.

@@ -28,14 +28,15 @@ pub struct Making {
 
 impl Making {
     /// Writes down that an object with a fresh id is going to be made for the key `name`.
-    pub async fn announce(store: &Arc<Store>, name: &str) -> Result<Self, Failure> {
-        let id = KeyId::random();
+    pub async fn announce(engine: &Transit, name: &str) -> Result<Self, Failure> {
+        let (store, id) = (Arc::clone(&engine.store), KeyId::random());
+        // Before the commit: a mount is removed only when nothing is in the making, and then no commit like this one holds.
         store.making.lock().insert(id);
-        let mut making = Self { store: Arc::clone(store), id, announced: 0 };
+        let mut making = Self { store, id, announced: 0 };
         let record = TokenRecord { format: FORMAT, fate: Fate::Creating, name: name.to_owned() };
         let path = token_path(id);
-        let txn = Txn::new().check(path.clone(), Expect::Absent).put_secret(path, encode(&record)?);
-        making.announced = store.view.commit(txn).await?;
+        let txn = || Ok(Txn::new().check(path.clone(), Expect::Absent).put_secret(path.clone(), encode(&record)?));
+        making.announced = engine.commit_mounted(txn).await?;
         Ok(making)
     }
 

@@ -247,7 +247,7 @@ impl Transit {
         }
         for (version, count) in counts {
             let Some(loaded) = opened.version(self, key, version).await? else { continue };
-            match loaded.usage.take(&self.store.view, count).await? {
+            match loaded.usage.take(&self.store.view, &key.name, count).await? {
                 // One derived key has many keys; how often each was used is not known, so only the warning counts.
                 Wear::Used if !key.record.derived() => {
                     return Err(Failure::invalid(format!(

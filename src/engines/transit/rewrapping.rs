@@ -166,6 +166,10 @@ impl Transit {
                 break;
             }
         }
+        // What requests in flight are making is refused when they commit it, and destroyed after that.
+        if !self.store.making.lock().is_empty() {
+            return Err(Failure::unavailable("requests under way are still making objects in the HSM"));
+        }
         self.find_doomed()?;
         self.destroy_doomed().await;
         if self.store.doomed.lock().is_empty() {

@@ -31,7 +31,7 @@ use super::{
     usage::Usage,
 };
 use crate::{
-    barrier::{BarrierError, Entry, Txn, View},
+    barrier::{BarrierError, Entry, Stamp, Txn, View},
     core::{failure::Failure, route::BoxFuture},
     hsm,
     secret::SecretBytes,
@@ -67,6 +67,8 @@ pub struct Store {
     pub doomed: Mutex<HashSet<hsm::KeyId>>,
     /// Keys that rotate by themselves, with the time of the next look in Unix seconds.
     pub schedule: Mutex<BTreeMap<String, i64>>,
+    /// Read while a key is committed; see [`Still`](super::Still).
+    pub fence: Arc<tokio::sync::RwLock<()>>,
     keys: Cache<String, Arc<Key>>,
     fill: Mutex<()>,
     /// One lock per key that is being changed.
@@ -97,6 +99,11 @@ impl Stores {
         let store = Arc::new(Store::new(view.clone(), protection.clone()));
         stores.insert(uuid.to_owned(), (Arc::downgrade(&store), zone.to_owned()));
         store
+    }
+
+    /// The store of a mount that is served.
+    pub fn of_mount(&self, uuid: &str) -> Option<Arc<Store>> {
+        self.mounts.lock().get(uuid).and_then(|(store, _)| store.upgrade())
     }
 
     /// Notes the zone that a mount is in from now on.
@@ -139,6 +146,7 @@ impl Store {
             making: Mutex::default(),
             doomed: Mutex::default(),
             schedule: Mutex::default(),
+            fence: Arc::default(),
             keys: Cache::new(KEYS),
             fill: Mutex::default(),
             changing: Mutex::default(),
@@ -172,6 +180,7 @@ impl Store {
         let store = Arc::clone(self);
         let name = name.to_owned();
         let task = tokio::spawn(stack::overwriting(async move {
+            let _moves = store.fence.read().await;
             let committed = store.view.commit(txn).await;
             let refreshed = store.refresh(&name);
             if let (Some(before), true) = (before, committed.is_ok()) {
@@ -187,16 +196,18 @@ impl Store {
     }
 
     /// Changes a key: `decide` looks at it and says what to write. Changes of one key follow each other, so that none makes
-    /// material in vain; where a re-wrap in the background was faster, `decide` is asked again. Answers the key as it is
-    /// afterwards.
+    /// material in vain; where a re-wrap in the background was faster, `decide` is asked again. What is committed depends on
+    /// what `mounted` gives. Answers the key as it is afterwards.
     pub async fn change<'a, T: Send>(
         self: &Arc<Self>,
         name: &str,
+        mounted: &(dyn Fn() -> Result<Stamp, Failure> + Send + Sync),
         mut decide: impl FnMut(Option<Arc<Key>>) -> BoxFuture<'a, Result<Decision<T>, Failure>> + Send,
     ) -> Result<(Option<Arc<Key>>, T), Failure> {
         let _alone = Changing::begin(self, name).await;
         let mut missing = None;
         for _ in 0..TRIES {
+            let mounted = mounted()?;
             let key = self.key(name)?;
             let change = match decide(key.clone()).await {
                 Ok(Decision::Keep(outcome)) => return Ok((key, outcome)),
@@ -209,7 +220,7 @@ impl Store {
             };
             let path = key_path(name);
             let expect = key.as_ref().map_or(Expect::Absent, |key| Expect::Version(key.version));
-            let txn = change.txn.check(path.clone(), expect);
+            let txn = change.txn.while_as(mounted).check(path.clone(), expect);
             let txn = match &change.record {
                 Some(record) => txn.put_secret(path, encode(record)?),
                 None => txn.delete(path),
@@ -416,9 +427,11 @@ pub enum Decision<T> {
 /// A version's record is not there any more.
 #[derive(Debug, Error)]
 #[error("the record {path:?} of the key {name:?} is missing")]
-struct Vanished {
-    name: String,
-    path: String,
+pub struct Vanished {
+    /// The key.
+    pub name: String,
+    /// The record.
+    pub path: String,
 }
 
 /// Whether a failed commit may be tried again.

@@ -20,7 +20,7 @@ use crate::{
     core::{
         engine::{Call, Caller, Engine},
         failure::Kind,
-        mounts::{MountConfig, MountEntry, Table},
+        mounts::{MountConfig, MountEntry, MountRecord, Table},
         reply::{Body, Reply},
         request::{Operation, Request},
     },
@@ -57,7 +57,26 @@ fn context(barrier: &Arc<Barrier>, clock: &Clock, services: &Arc<Services>, opti
         external_entropy_access: false,
     };
     let view = View::new(Arc::clone(barrier), "logical/uuid").unwrap();
-    MountContext { entry, view, clock: clock.clone(), system_default_ttl: 0, system_max_ttl: 0, services: Arc::clone(services) }
+    let record = MountRecord::new(&View::new(Arc::clone(barrier), "core").unwrap(), &entry.uuid);
+    MountContext {
+        entry,
+        record,
+        view,
+        clock: clock.clone(),
+        system_default_ttl: 0,
+        system_max_ttl: 0,
+        services: Arc::clone(services),
+    }
+}
+
+/// The same once the mount is written down so.
+fn mounted(barrier: &Arc<Barrier>, clock: &Clock, services: &Arc<Services>, options: &BTreeMap<String, String>) -> MountContext {
+    let context = context(barrier, clock, services, options);
+    let txn = Txn::new().put("core/mounts/uuid", serde_json::to_vec(&context.entry).unwrap());
+    let commit = || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(barrier.commit(txn)).unwrap();
+    // On a thread of its own: this one is in a runtime already.
+    std::thread::scope(|scope| scope.spawn(commit).join().unwrap());
+    context
 }
 
 /// An initialised cluster, its services around `hsm` where there is one.
@@ -87,7 +106,7 @@ impl Bench {
         let (barrier, services) = cluster(hsm).await;
         let clock = Clock::movable();
         let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let transit = Arc::new(Transit::new(&context(&barrier, &clock, &services, &options)).unwrap());
+        let transit = Arc::new(Transit::new(&mounted(&barrier, &clock, &services, &options)).unwrap());
         Self { barrier, clock, services, options, transit }
     }
 
@@ -96,7 +115,7 @@ impl Bench {
         let hsm = self.services.hsm.clone();
         let zones = Arc::new(Zones::new(Arc::clone(&self.barrier), hsm.clone(), "test"));
         self.services = Arc::new(Services { hsm, zones, default_protection: None, transit: Arc::default() });
-        self.transit = Arc::new(Transit::new(&context(&self.barrier, &self.clock, &self.services, &self.options)).unwrap());
+        self.transit = Arc::new(Transit::new(&mounted(&self.barrier, &self.clock, &self.services, &self.options)).unwrap());
     }
 
     async fn call(&self, operation: Operation, path: &str, body: Value) -> Result<Reply, Failure> {

@@ -11,7 +11,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::record::{FORMAT, KEY_FOLDER, KeyRecord, KeyUid, USAGE_FOLDER, UsageRecord, decode, encode, usage_path};
+use super::{
+    record::{FORMAT, KEY_FOLDER, KeyRecord, KeyUid, USAGE_FOLDER, UsageRecord, decode, encode, material_path, usage_path},
+    store::Vanished,
+};
 use crate::{
     barrier::{BarrierError, Entry, Txn, View},
     core::failure::Failure,
@@ -153,11 +156,14 @@ impl Usage {
         Ok(txn.put_secret(usage_path(uid, version), encode(&UsageRecord { format: FORMAT, reserved: BLOCK })?))
     }
 
-    /// Counts `count` encryptions before they happen; reserves a new block where needed.
-    pub async fn take(&self, view: &View, count: u64) -> Result<Wear, Failure> {
+    /// Counts `count` encryptions under a version of the key `name` before they happen; reserves a new block where needed.
+    ///
+    /// # Errors
+    /// [`Vanished`] as the cause where the version was deleted meanwhile.
+    pub async fn take(&self, view: &View, name: &str, count: u64) -> Result<Wear, Failure> {
         let end = self.used.fetch_add(count, Ordering::Relaxed) + count;
         if end > self.reserved.load(Ordering::Acquire) {
-            self.reserve(view, end).await?;
+            self.reserve(view, name, end).await?;
         }
         Ok(match end {
             _ if end > LIMIT => Wear::Used,
@@ -166,11 +172,16 @@ impl Usage {
         })
     }
 
-    async fn reserve(&self, view: &View, end: u64) -> Result<(), Failure> {
+    async fn reserve(&self, view: &View, name: &str, end: u64) -> Result<(), Failure> {
         let _turn = self.reserving.lock().await;
         let path = usage_path(self.uid, self.version);
+        let material = material_path(self.uid, self.version);
         // Whoever waited for the turn may find that the other's block is enough.
         while end > self.reserved.load(Ordering::Acquire) {
+            // A count that outlived its version would stay for ever.
+            let Some(version) = view.get(&material)? else {
+                return Err(Failure::internal(Vanished { name: name.to_owned(), path: material }));
+            };
             let entry = view.get(&path)?;
             let stored = match &entry {
                 Some(entry) => decode::<UsageRecord>(&entry.value)?.reserved,
@@ -178,7 +189,8 @@ impl Usage {
             };
             let reserved = stored.max(end).saturating_add(BLOCK);
             let record = encode(&UsageRecord { format: FORMAT, reserved })?;
-            let txn = Txn::new().check(path.clone(), Entry::unchanged(entry.as_ref())).put_secret(path.clone(), record);
+            let txn = Txn::new().check(material.clone(), Entry::unchanged(Some(&version)));
+            let txn = txn.check(path.clone(), Entry::unchanged(entry.as_ref())).put_secret(path.clone(), record);
             match view.commit(txn).await {
                 Ok(_) => self.reserved.store(reserved, Ordering::Release),
                 Err(BarrierError::Storage(StorageError::Conflict { .. })) => {}

@@ -277,6 +277,53 @@ async fn a_request_that_lost_its_key_looks_again() {
     }
 }
 
+#[tokio::test]
+async fn no_key_is_committed_between_the_look_at_a_mounts_keys_and_its_change() {
+    for changed in [true, false] {
+        let bench = Bench::new().await;
+        bench.services.zones.create("zz", time::Duration::ZERO, bench.clock.now()).await.unwrap();
+        let before = context(&bench.barrier, &bench.clock, &bench.services, &bench.options).entry;
+        let options = BTreeMap::from([("zone".to_owned(), "zz".to_owned())]);
+        let after = context(&bench.barrier, &bench.clock, &bench.services, &options);
+        let still = check_tuned(&before, &after).await.unwrap();
+        let transit = Arc::clone(&bench.transit);
+        let creating = tokio::spawn(async move {
+            let new = lifecycle::NewKey::plain(alg::KeyType::Aes256Gcm96);
+            transit.create("k", &new).await.map(|_| ())
+        });
+        // Many more turns than it takes.
+        for _ in 0..1000 {
+            next_turn().await;
+        }
+        assert!(!creating.is_finished() && bench.transit.store.refresh("k").unwrap().is_none(), "it waits");
+        if changed {
+            mounted(&bench.barrier, &bench.clock, &bench.services, &options);
+        }
+        drop(still);
+        let created = creating.await.unwrap();
+        assert_eq!(created.is_ok(), !changed, "{created:?}");
+        assert_eq!(bench.transit.store.view.list("key/", None, 10).unwrap().is_empty(), changed);
+        if !changed {
+            let failure = check_tuned(&before, &after).await.err().unwrap();
+            assert!(failure.text().contains("its zone cannot be changed"), "{failure:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn counts_do_not_outlive_their_versions() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({})).await;
+    bench.post("keys/k/config", json!({ "deletion_allowed": true })).await;
+    let store = &bench.transit.store;
+    let key = store.key("k").unwrap().unwrap();
+    let loaded = store.load("default", &key, 1).await.unwrap().unwrap();
+    bench.call(Operation::Delete, "keys/k", json!({})).await.unwrap();
+    let failure = loaded.usage.take(&store.view, "k", 2 * usage::BLOCK).await.unwrap_err();
+    assert!(store.is_stale(&failure), "{failure:?}");
+    assert!(store.view.scan("", None, 10).unwrap().is_empty());
+}
+
 /// Lets other tasks go on, and comes before what they wake: [`tokio::task::yield_now`] comes after it.
 async fn next_turn() {
     let mut waited = false;
@@ -309,12 +356,12 @@ async fn who_uses_a_version_first_counts_together_with_all_others() {
         bench.transit.rotate("k").await.unwrap();
         let (uid, first) = using.await.unwrap();
         let store = &bench.transit.store;
-        first.usage.take(&store.view, 3 * usage::BLOCK).await.unwrap();
+        first.usage.take(&store.view, "k", 3 * usage::BLOCK).await.unwrap();
         store.forget_older(Duration::ZERO);
         let key = store.key("k").unwrap().unwrap();
         let again = store.load("default", &key, version).await.unwrap().unwrap();
         assert!(Arc::ptr_eq(&first.usage, &again.usage), "version {version} has two counts");
-        again.usage.take(&store.view, usage::BLOCK).await.unwrap();
+        again.usage.take(&store.view, "k", usage::BLOCK).await.unwrap();
         let entry = store.view.get(&record::usage_path(uid, version)).unwrap().unwrap();
         let reserved = decode::<record::UsageRecord>(&entry.value).unwrap().reserved;
         assert!(reserved >= 4 * usage::BLOCK, "{reserved} of version {version}");

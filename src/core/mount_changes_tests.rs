@@ -1,0 +1,150 @@
+//! Mounts that are removed or tuned while a request of theirs makes a key: nothing of it stays, neither in the store nor on the
+//! HSM. What the request is at is settled by a barrier in the HSM, not by time.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{
+    Core, Settings,
+    clock::Clock,
+    envelope::Answer,
+    request::{Operation, Request},
+};
+use crate::{
+    barrier::Barrier,
+    engines::Services,
+    hsm::{Hsm, fake::FakeHsm},
+    seal::{Seal, SealSettings, wire::InitRequest},
+    secret::SecretString,
+    storage::InMem,
+    zones::Zones,
+};
+
+struct Server {
+    core: Arc<Core>,
+    root: SecretString,
+    hsm: Arc<FakeHsm>,
+}
+
+/// A server on an HSM with a Transit mount at `t/`.
+async fn server() -> Arc<Server> {
+    let hsm = FakeHsm::new();
+    let in_use = Some(Arc::clone(&hsm) as Arc<dyn Hsm>);
+    let barrier = Arc::new(Barrier::new(Arc::new(InMem::open().unwrap())));
+    let zones = Arc::new(Zones::new(Arc::clone(&barrier), in_use.clone(), "test"));
+    let services = Services { hsm: in_use.clone(), zones, default_protection: None, transit: Arc::default() };
+    let settings = SealSettings { key_label: "test".into(), escrow: true, ..SealSettings::default() };
+    let seal = Arc::new(Seal::new(barrier, in_use, settings));
+    let core = Core::new(seal, Clock::system(), Settings::default(), Arc::new(services));
+    let request = InitRequest { recovery_shares: 1, recovery_threshold: 1, ..InitRequest::default() };
+    let made = core.seal.init(request, core.clock.now()).await.unwrap();
+    let server = Arc::new(Server { core, root: SecretString::new(made.root_token.clone()), hsm });
+    assert_eq!(server.post("sys/mounts/t", json!({ "type": "transit" })).await.status, 204);
+    server
+}
+
+impl Server {
+    async fn ask(&self, operation: Operation, path: &str, body: &str) -> Answer {
+        let mut request = Request::internal(operation, path, body.to_owned());
+        request.token = Some(self.root.duplicate());
+        self.core.handle(request).await
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Answer {
+        self.ask(Operation::Update, path, &body.to_string()).await
+    }
+
+    async fn data(&self, operation: Operation, path: &str, body: Value) -> Value {
+        let answer = self.ask(operation, path, &body.to_string()).await;
+        assert_eq!(answer.status, 200, "{path}: {}", said(&answer));
+        serde_json::from_slice::<Value>(&answer.body).unwrap()["data"].take()
+    }
+
+    /// Everything that any mount has stored.
+    fn records(&self) -> Vec<String> {
+        let records = self.core.barrier.scan("logical/", None, usize::MAX).unwrap();
+        records.into_iter().map(|(path, _)| path).collect()
+    }
+
+    /// Objects of Transit keys on the HSM.
+    fn objects(&self) -> Vec<String> {
+        self.hsm.labels().into_iter().filter(|label| label.contains("/transit/")).collect()
+    }
+
+    /// Begins a request, does `meanwhile` when its key is made but not committed, and gives the request's answer.
+    async fn held<T>(self: &Arc<Self>, path: &'static str, body: Value, meanwhile: impl Future<Output = T>) -> (Answer, T) {
+        let barrier = self.hsm.hold_next();
+        let server = Arc::clone(self);
+        let request = tokio::spawn(async move { server.post(path, body).await });
+        barrier.wait().await;
+        let done = meanwhile.await;
+        barrier.wait().await;
+        (request.await.unwrap(), done)
+    }
+}
+
+fn said(answer: &Answer) -> String {
+    String::from_utf8(answer.body.clone()).unwrap()
+}
+
+#[tokio::test]
+async fn a_mount_that_is_removed_takes_what_requests_in_flight_make() {
+    for level in ["hsm-only", "hsm", "software"] {
+        for path in ["t/keys/new", "t/keys/old/rotate", "t/encrypt/new", "t/restore"] {
+            let server = server().await;
+            let level_of = json!({ "protection_level": level });
+            assert_eq!(server.post("t/keys/old", level_of.clone()).await.status, 200);
+            let body = match path {
+                "t/restore" if level == "hsm-only" => continue,
+                "t/restore" => {
+                    let leaves = json!({ "protection_level": level, "exportable": true, "allow_plaintext_backup": true });
+                    server.post("t/keys/left", leaves).await;
+                    let backup = server.data(Operation::Read, "t/backup/left", json!({})).await;
+                    json!({ "backup": backup["backup"], "name": "new", "protection_level": level })
+                }
+                "t/encrypt/new" => json!({ "plaintext": "YQ==" }),
+                _ => level_of,
+            };
+            let unmount = server.ask(Operation::Delete, "sys/mounts/t", "");
+            let (answer, unmounted) = server.held(path, body, unmount).await;
+            assert_eq!(unmounted.status, 204);
+            assert_eq!(answer.status, 404, "{level} {path}: {}", said(&answer));
+            assert!(said(&answer).contains("the mount was removed"), "{}", said(&answer));
+            server.core.tick().await;
+            assert_eq!(server.records(), [""; 0], "{level} {path}");
+            assert_eq!(server.objects(), [""; 0], "{level} {path}");
+            assert!(server.core.barrier.scan("core/removed/", None, 10).unwrap().is_empty());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_mount_that_is_tuned_to_another_zone_takes_no_key_of_the_former_one() {
+    for level in ["hsm-only", "hsm", "software"] {
+        let server = server().await;
+        assert!(server.post("sys/sos/zones/zz", json!({})).await.status < 300);
+        let tune = server.post("sys/mounts/t/tune", json!({ "options": { "zone": "zz" } }));
+        let (answer, tuned) = server.held("t/keys/k", json!({ "protection_level": level }), tune).await;
+        assert!(tuned.status < 300, "{}", said(&tuned));
+        assert_eq!(answer.status, 503, "{level}: {}", said(&answer));
+        assert!(said(&answer).contains("try again"), "{}", said(&answer));
+        server.core.tick().await;
+        assert_eq!((server.records(), server.objects()), (vec![], vec![]), "{level}");
+        let key = server.data(Operation::Update, "t/keys/k", json!({ "protection_level": level })).await;
+        assert_eq!(key["zone"], "zz");
+        let refused = server.post("sys/mounts/t/tune", json!({ "options": { "zone": "default" } })).await;
+        assert_eq!(refused.status, 400, "{}", said(&refused));
+    }
+}
+
+#[tokio::test]
+async fn other_changes_of_a_mount_keep_no_key_from_being_made() {
+    let server = server().await;
+    let tune = server.post("sys/mounts/t/tune", json!({ "description": "new" }));
+    let (answer, tuned) = server.held("t/keys/k", json!({ "protection_level": "hsm-only" }), tune).await;
+    assert_eq!((answer.status, tuned.status / 100), (200, 2), "{}", said(&answer));
+    server.core.tick().await;
+    assert_eq!(server.objects().len(), 1, "what an earlier try made is gone");
+    assert!(!server.records().iter().any(|path| path.contains("/token/")));
+}
