@@ -75,6 +75,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Calls `visitor` for the records at and after `from`, in order, as long as it wants to go on.
     fn visit(&self, from: &[u8], visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), Fault>;
 
+    /// As [`Backend::visit`], for a visitor who stops at the first key that does not start with `prefix`.
+    fn visit_within(&self, _prefix: &[u8], from: &[u8], visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), Fault> {
+        self.visit(from, visitor)
+    }
+
     /// Writes all of the batch or nothing, and syncs. After an error nothing is known about the batch, and the engine
     /// is not used for writing again before [`Backend::reopen`].
     fn apply(&self, batch: Vec<Write>) -> Result<(), Fault>;
@@ -89,10 +94,18 @@ pub(crate) trait Backend: Send + Sync + 'static {
         Trust::Proven
     }
 
+    /// Whether it takes no writes before [`Backend::reopen`], although none has failed.
+    fn is_failing(&self) -> bool {
+        false
+    }
+
     /// Bytes of the files that hold the records; 0 where there are none.
     fn bytes_on_disk(&self) -> u64 {
         0
     }
+
+    /// The store is what it should be: what lies beside its files of an interrupted compaction may go.
+    fn clear_remains(&self) {}
 
     /// Begins an empty copy beside the engine's files, which will take about so many bytes of records. The methods of
     /// the copy are called by one thread, the one that calls [`Backend::apply`].

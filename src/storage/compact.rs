@@ -300,17 +300,23 @@ mod tests {
     }
 
     fn put(n: u32, value: &str) -> Txn {
-        Txn::new().put(key(n), value.repeat(40).into_bytes())
+        Txn::new().put(key(n), value.repeat(120).into_bytes())
     }
 
     /// Many records overwritten and most of them deleted again.
     fn churned(store: &Store) {
         for round in 0..3 {
-            let commits: Vec<_> = (0..3000).map(|n| store.commit(put(n, &format!("{round}-{n} ")))).collect();
-            commits.into_iter().for_each(|commit| assert!(now(commit).is_ok()));
+            for part in 0..6 {
+                let numbers = part * 500..(part + 1) * 500;
+                let commits: Vec<_> = numbers.map(|n| store.commit(put(n, &format!("{round}-{n} ")))).collect();
+                commits.into_iter().for_each(|commit| assert!(now(commit).is_ok()));
+                // From memory to the engine's files.
+                store.backend().apply(Vec::new()).unwrap();
+            }
         }
         let gone: Vec<_> = (0..3000).filter(|n| n % 10 != 0).map(|n| store.commit(Txn::new().delete(key(n)))).collect();
         gone.into_iter().for_each(|commit| assert!(now(commit).is_ok()));
+        store.backend().apply(Vec::new()).unwrap();
     }
 
     fn is_whole(store: &Store) {
@@ -319,7 +325,7 @@ mod tests {
         for (at, (name, record)) in found.iter().enumerate() {
             let n = u32::try_from(at * 10).unwrap();
             assert_eq!(*name, key(n));
-            assert!(record.value == format!("2-{n} ").repeat(40).as_bytes(), "{name}");
+            assert!(record.value == format!("2-{n} ").repeat(120).as_bytes(), "{name}");
         }
     }
 
@@ -329,6 +335,36 @@ mod tests {
             let to = to.join(entry.file_name());
             if entry.path().is_dir() { copy(&entry.path(), &to) } else { assert!(fs::copy(entry.path(), to).is_ok()) }
         }
+    }
+
+    /// Starting with the wrong generation, or as a new store, must not take the right one away.
+    fn without_the_note_of_the_generation_nothing_is_removed(kind: Kind) {
+        let bench = Bench::new(kind);
+        let store = bench.try_open().unwrap();
+        churned(&store);
+        now(store.compact()).unwrap();
+        now(store.compact()).unwrap();
+        drop(store);
+        let note = bench.folder.path().join("current");
+        fs::remove_file(&note).unwrap();
+        let refused = bench.try_open().err().unwrap().to_string();
+        assert!(refused.contains("is missing") && refused.contains("of the newest generation-N"), "{refused}");
+        for wrong in ["generation 0\n", "generation 1\n", "generation 3\n"] {
+            fs::write(&note, wrong).unwrap();
+            assert!(bench.try_open().is_err(), "{wrong}");
+        }
+        fs::write(&note, "generation 2\n").unwrap();
+        is_whole(&bench.try_open().unwrap());
+    }
+
+    #[test]
+    fn without_the_note_of_the_generation_nothing_of_sled_is_removed() {
+        without_the_note_of_the_generation_nothing_is_removed(Kind::Sled);
+    }
+
+    #[test]
+    fn without_the_note_of_the_generation_nothing_of_redb_is_removed() {
+        without_the_note_of_the_generation_nothing_is_removed(Kind::Redb);
     }
 
     fn files_become_small_and_stay_whole(kind: Kind) {

@@ -212,7 +212,8 @@ fn meet_the_file_size_limit(store: &dyn Storage, path: &Path) {
     setrlimit(Resource::Fsize, before).unwrap();
     // Bounded, because the first commit may find the engine still closed.
     let again = (0..100).find_map(|_| now(store.commit(Txn::new().put("more", Vec::new()))).ok());
-    assert!(again.unwrap() > kept.last().unwrap().1 + 1, "the failed commit's version is burnt");
+    // Whether the commit that failed was given a version depends on where the limit was met.
+    assert!(again.unwrap() > kept.last().unwrap().1, "a version was given twice");
     check();
     say(&format!("\nkept {} then: {failure}\n", kept.len()));
 }

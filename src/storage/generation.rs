@@ -23,18 +23,36 @@ use super::{backend::Fault, folder::sync_folder};
 const CURRENT: &str = "current";
 const PREFIX: &str = "generation-";
 
-/// The generation that is the store.
-pub(super) fn current(folder: &Path) -> io::Result<u64> {
+/// The generation that is the store. `first` tells the names of the engine's files in generation 0.
+pub(super) fn current(folder: &Path, first: impl Fn(&str) -> bool) -> io::Result<u64> {
     let path = folder.join(CURRENT);
+    // Taking another generation for the store would bring back old records, or begin a new store beside the old one.
+    let unclear = |why: &str| {
+        let what = format!("{} {why}; write \"generation N\" of the newest {PREFIX}N into it", path.display());
+        Err(io::Error::other(what))
+    };
     let text = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let names: Vec<_> = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+            let names = || names.iter().filter_map(|name| name.to_str());
+            // The first compaction may have been killed before its copy became current.
+            let begun = names().any(|name| first(name));
+            let newest = names().filter_map(number).max();
+            return match newest {
+                None => Ok(0),
+                Some(1) if begun => Ok(0),
+                Some(_) => unclear("is missing"),
+            };
+        }
         other => other?,
     };
     let number = text.strip_prefix("generation ").and_then(|rest| rest.strip_suffix('\n')).and_then(|n| n.parse().ok());
-    // Taking another generation for the store would bring back old records.
-    number.ok_or_else(|| {
-        io::Error::other(format!("{} does not name a generation; write \"generation N\" of the newest {PREFIX}N", path.display()))
-    })
+    number.filter(|number| *number > 0).map_or_else(|| unclear("does not name a generation"), Ok)
+}
+
+/// The number of a generation's folder.
+fn number(name: &str) -> Option<u64> {
+    name.strip_prefix(PREFIX)?.parse().ok()
 }
 
 /// Where a generation's files are.
@@ -120,14 +138,28 @@ mod tests {
     #[test]
     fn a_note_that_names_no_generation_is_an_error_and_not_the_first_generation() {
         let place = tempfile::tempdir().unwrap();
-        assert_eq!(current(place.path()).unwrap(), 0);
+        let current = || super::current(place.path(), |name| name == "db");
+        assert_eq!(current().unwrap(), 0);
         make(place.path(), 7).unwrap();
         make_current(place.path(), 7).unwrap();
-        assert_eq!(current(place.path()).unwrap(), 7);
-        for torn in ["", "generation ", "generation 7", "generation x\n"] {
+        assert_eq!(current().unwrap(), 7);
+        for torn in ["", "generation ", "generation 7", "generation x\n", "generation 0\n"] {
             fs::write(place.path().join(CURRENT), torn).unwrap();
-            assert!(current(place.path()).is_err(), "{torn:?}");
+            assert!(current().is_err(), "{torn:?}");
         }
+    }
+
+    #[test]
+    fn a_missing_note_is_an_error_where_a_generation_may_be_the_store() {
+        let place = tempfile::tempdir().unwrap();
+        let current = || super::current(place.path(), |name| name == "db");
+        make(place.path(), 1).unwrap();
+        assert!(current().unwrap_err().to_string().contains("is missing"));
+        // The copy of a first compaction that was killed.
+        fs::write(place.path().join("db"), "").unwrap();
+        assert_eq!(current().unwrap(), 0);
+        make(place.path(), 2).unwrap();
+        assert!(current().is_err());
     }
 
     #[test]

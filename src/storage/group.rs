@@ -235,7 +235,7 @@ impl Store {
     fn visit(&self, prefix: &str, start: Vec<u8>, visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), StorageError> {
         refuse_when_lost(&self.lost)?;
         self.backend
-            .visit(&start, &mut |key, framed| {
+            .visit_within(prefix.as_bytes(), &start, &mut |key, framed| {
                 if key == SEQUENCE || !key.starts_with(prefix.as_bytes()) {
                     return Step::Stop;
                 }
@@ -391,6 +391,7 @@ impl Committer {
     }
 
     fn commit(&mut self, jobs: Vec<Job>) {
+        self.broken |= self.backend.is_failing();
         let ready = if self.broken { self.reopen().map(drop) } else { Ok(()) };
         if let Err(error) = ready.and_then(|()| refuse_when_lost(&self.lost)) {
             answer_all(jobs.into_iter().map(|job| job.answer), &error);
@@ -568,6 +569,7 @@ impl Committer {
     fn examine(&mut self) -> Result<Version, StorageError> {
         let (found, written) = read_sequence(&*self.backend)?;
         self.mark.as_ref().map_or(Ok(()), |mark| mark.check(found))?;
+        self.backend.clear_remains();
         self.census = written;
         if self.backend.trust() != Trust::Proven {
             let snapshot = self.snapshots.open(&self.backend, &self.lost, found);

@@ -25,6 +25,8 @@ pub(crate) struct Mark {
     path: PathBuf,
     file: File,
     last: Version,
+    /// There was a note, and it cannot be read.
+    damaged: bool,
     failing: bool,
 }
 
@@ -37,9 +39,13 @@ impl Mark {
             Ok((file, noted))
         };
         let (file, noted) = read().map_err(|error| StorageError::Io(format!("{}: {error}", path.display())))?;
-        // Torn or empty: a note that cannot be read says nothing about the store.
+        // A note that cannot be read says nothing about the store.
         let last = frame::decode_version(NAME.as_bytes(), &noted).unwrap_or(0);
-        Ok(Self { path, file, last, failing: false })
+        let damaged = last == 0 && !noted.is_empty();
+        if damaged {
+            warn!(path = %path.display(), "the note of the last acknowledged version is damaged, as after a power cut; all records are counted instead");
+        }
+        Ok(Self { path, file, last, damaged, failing: false })
     }
 
     /// Refuses a store whose last version lies before what was acknowledged.
@@ -55,9 +61,9 @@ impl Mark {
         Err(StorageError::Corrupt { key: String::new(), reason })
     }
 
-    /// Whether there was no readable note when the store was opened: a new store, or one to be taken as it is.
+    /// Whether there was no note when the store was opened: a new store, or one to be taken as it is.
     pub(crate) fn is_blank(&self) -> bool {
-        self.last == 0
+        self.last == 0 && !self.damaged
     }
 
     /// Notes a version whose sync has succeeded.
@@ -99,9 +105,12 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_mark_says_nothing() {
+    fn a_torn_mark_says_nothing_and_is_not_taken_for_none() {
         let place = tempfile::tempdir().unwrap();
+        assert!(Mark::open(place.path()).unwrap().is_blank());
         std::fs::write(place.path().join(NAME), b"\x01\0\0").unwrap();
-        Mark::open(place.path()).unwrap().check(0).unwrap();
+        let mark = Mark::open(place.path()).unwrap();
+        mark.check(0).unwrap();
+        assert!(!mark.is_blank());
     }
 }

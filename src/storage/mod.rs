@@ -19,8 +19,11 @@ pub(crate) mod fuzzing;
 mod generation;
 mod group;
 mod inmem;
+mod journal;
+mod journaled;
 mod mark;
 mod names;
+mod recent;
 mod redb;
 mod sled;
 mod snapshot;
@@ -260,8 +263,8 @@ pub struct StorageConfig {
 pub fn wait_until_closed(config: &StorageConfig) -> Result<(), StorageError> {
     match (config.kind, &config.path) {
         (Kind::Sled, Some(path)) => {
-            let waited =
-                generation::current(path).and_then(|current| sled::wait_for_own_predecessor(&generation::place(path, current)));
+            let waited = generation::current(path, sled::is_of_sled)
+                .and_then(|current| sled::wait_for_own_predecessor(&generation::place(path, current)));
             waited.map_err(|error| StorageError::Io(format!("{}: {error}", path.display())))
         }
         _ => Ok(()),

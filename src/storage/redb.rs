@@ -1,5 +1,6 @@
 //! The embedded engine for a small memory footprint: redb, one file in a folder, one commit per batch.
 //!
+//! A commit of redb copies pages up to the root and syncs twice; so it stands behind a journal (see [`super::journaled`]).
 //! Readers share a read transaction of the last durable commit: a look-up takes no lock and needs no new transaction.
 //! Like every engine after an I/O error, redb stays broken until it is opened again.
 
@@ -19,7 +20,8 @@ use super::{
     backend::{Backend, Fault, Step, Trust, Write, guarded},
     folder::Folder,
     generation,
-    group::Store,
+    group::{Store, failed_at},
+    journaled::Journaled,
     mark::Mark,
     space::Space,
 };
@@ -45,11 +47,12 @@ impl Redb {
         let folder = Folder::open(path.as_ref())?;
         let space = Space::new(folder.path(), &options);
         let mark = Mark::open(folder.path())?;
-        let backend = Engine::open(folder, options).map_err(|fault| match fault {
+        let engine = Engine::open(folder, options).map_err(|fault| match fault {
             Fault::Full(why) | Fault::Corrupt(why) | Fault::Io(why) => {
                 StorageError::Io(format!("opening the redb store in {}: {why}", path.as_ref().display()))
             }
         })?;
+        let backend = Journaled::start(engine, path.as_ref()).map_err(|fault| failed_at(b"", fault))?;
         Store::start(backend, Some(space), Some(mark), options.compact_above)
     }
 }
@@ -101,7 +104,7 @@ impl Engine {
 
     fn start(&self) -> Result<(), Fault> {
         let folder = self.folder.path();
-        let current = generation::current(folder)?;
+        let current = generation::current(folder, is_of_redb)?;
         let file = generation::place(folder, current).join(FILE);
         if current > 0 && !file.exists() {
             return Err(Fault::Corrupt(format!("{} is current and missing", file.display())));
@@ -111,7 +114,6 @@ impl Engine {
         guarded(|| self.publish(&database))?;
         *self.database.lock() = Some(database);
         *self.generation.lock() = current;
-        generation::clear_others(folder, current, |name| name == FILE);
         Ok(())
     }
 
@@ -178,7 +180,11 @@ impl Backend for Engine {
     }
 
     fn bytes_on_disk(&self) -> u64 {
-        generation::bytes(&generation::place(self.folder.path(), *self.generation.lock()), &|name| name == FILE)
+        generation::bytes(&generation::place(self.folder.path(), *self.generation.lock()), &is_of_redb)
+    }
+
+    fn clear_remains(&self) {
+        generation::clear_others(self.folder.path(), *self.generation.lock(), is_of_redb);
     }
 
     fn begin_copy(&self, bytes: u64) -> Result<(), Fault> {
@@ -205,17 +211,17 @@ impl Backend for Engine {
         *self.generation.lock() = generation;
         // Readers that still hold the old table keep its open file.
         *self.database.lock() = Some(database);
-        generation::clear_others(self.folder.path(), generation, |name| name == FILE);
+        generation::clear_others(self.folder.path(), generation, is_of_redb);
         Ok(())
     }
 
     fn abandon_copy(&self) {
         drop(self.copy.lock().take());
         // What is current is told by the folder: a failed taking over may have changed it.
-        if let Ok(current) = generation::current(self.folder.path())
+        if let Ok(current) = generation::current(self.folder.path(), is_of_redb)
             && current == *self.generation.lock()
         {
-            generation::clear_others(self.folder.path(), current, |name| name == FILE);
+            generation::clear_others(self.folder.path(), current, is_of_redb);
         }
     }
 
@@ -230,6 +236,11 @@ impl Backend for Engine {
         Folder::forget_cached(&generation::place(self.folder.path(), *self.generation.lock()));
         self.start()
     }
+}
+
+/// Whether a name in the folder belongs to redb.
+fn is_of_redb(name: &str) -> bool {
+    name == FILE
 }
 
 /// One durable commit. The table is made when it is missing.
@@ -248,7 +259,6 @@ fn write(database: &Database, batch: Vec<Write>) -> Result<(), Fault> {
             };
         }
     }
-    reach("commit-applied");
     txn.commit().map_err(fault)
 }
 

@@ -316,6 +316,10 @@ impl Backend for Engine {
         generation::bytes(&self.place(), &is_of_sled)
     }
 
+    fn clear_remains(&self) {
+        generation::clear_others(self.folder.path(), *self.generation.lock(), is_of_sled);
+    }
+
     fn begin_copy(&self, bytes: u64) -> Result<(), Fault> {
         generation::refuse_without_room(self.folder.path(), bytes)?;
         let generation = *self.generation.lock() + 1;
@@ -381,7 +385,7 @@ impl Backend for Engine {
             let _ = thread.join();
         }
         // What is current is told by the folder: a failed taking over may have changed it.
-        if let Ok(current) = generation::current(self.folder.path())
+        if let Ok(current) = generation::current(self.folder.path(), is_of_sled)
             && current == *self.generation.lock()
         {
             generation::clear_others(self.folder.path(), current, is_of_sled);
@@ -421,9 +425,9 @@ fn being_reopened() -> Fault {
     Fault::Io("the store is being reopened after a failure".into())
 }
 
-/// Opens the current generation and clears the others away.
+/// Opens the current generation.
 fn start(folder: &Folder, cache_bytes: u64) -> Result<Instance, Fault> {
-    let current = generation::current(folder.path())?;
+    let current = generation::current(folder.path(), is_of_sled)?;
     let place = generation::place(folder.path(), current);
     if current > 0 && !place.join("db").exists() {
         return Err(Fault::Corrupt(format!("{} is current and has no log", place.display())));
@@ -431,7 +435,6 @@ fn start(folder: &Folder, cache_bytes: u64) -> Result<Instance, Fault> {
     wait_for_own_predecessor(&place)?;
     let instance = open(&place, current, cache_bytes)?;
     folder.sync_names()?;
-    generation::clear_others(folder.path(), current, is_of_sled);
     Ok(instance)
 }
 
@@ -453,7 +456,7 @@ fn settle(Instance { db, generation, .. }: Instance, place: &Path, cache_bytes: 
 }
 
 /// Whether a name in the folder belongs to sled.
-fn is_of_sled(name: &str) -> bool {
+pub(super) fn is_of_sled(name: &str) -> bool {
     matches!(name, "db" | "conf" | "blobs") || name.starts_with("snap.")
 }
 
