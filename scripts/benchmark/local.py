@@ -128,7 +128,7 @@ def wait_for(host, port, process):
 class Sos:
     """A server of ours with a token, a store and two listeners (plain and TLS) of its own."""
 
-    def __init__(self, lab, name, storage="sled", module=None, sessions=None, env=None):
+    def __init__(self, lab, name, storage="redb", module=None, sessions=None, env=None):
         self.lab, self.name = lab, name
         self.folder = os.path.join(lab.folder, name)
         self.store = os.path.join(self.folder, "store")
