@@ -36,7 +36,7 @@ pub(super) fn current(folder: &Path, first: impl Fn(&str) -> bool) -> io::Result
             let names: Vec<_> = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
             let names = || names.iter().filter_map(|name| name.to_str());
             // The first compaction may have been killed before its copy became current.
-            let begun = names().any(|name| first(name));
+            let begun = names().any(first);
             let newest = names().filter_map(number).max();
             return match newest {
                 None => Ok(0),
