@@ -1,11 +1,12 @@
 //! Batches of five thousand items with mistakes among them, in software and in the HSM: each item gets its own answer, in order.
 
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use crate::support::{Place, Reply, Server, measured};
+use crate::support::{Place, Reply, Server, measured, request};
 
 const ITEMS: usize = 5000;
 
@@ -144,4 +145,42 @@ fn five_thousand_items_in_order_with_mistakes_among_them() {
         encryption(&server, level);
         signing(&server, level);
     }
+}
+
+/// What a large batch of items that cost their sender three bytes each costs the server.
+#[test]
+fn large_batches_are_answered_in_bounded_memory_and_larger_ones_refused() {
+    /// MiB that the answer, its envelope and a window of items may take.
+    const ROOM: u64 = 160;
+    let Some(place) = Place::hsm() else { return };
+    let mut server = place.start();
+    server.init(1, 1);
+    server.put("sys/mounts/transit", json!({"type": "transit"})).ok();
+    server.put("transit/keys/k", json!({"type": "ecdsa-p256", "protection_level": "hsm"})).ok();
+    let batch = |item: &str, count: usize| format!("{{\"batch_input\":[{}{item}]}}", format!("{item},").repeat(count - 1));
+    let send = |body: String| {
+        let token = server.token.as_deref();
+        request(server.url(), "PUT", "/v1/transit/sign/k", token, Some(&body)).unwrap()
+    };
+    let (idle, peak, done) = (server.resident(), AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                peak.fetch_max(server.resident(), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let reply = send(batch("{}", 300_000));
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(reply.status, 200);
+        let results = reply.body["data"]["batch_results"].as_array().unwrap();
+        assert_eq!(results.len(), 300_000);
+        assert!(results.iter().all(|item| item["error"] == "missing input"));
+    });
+    let peak = peak.into_inner();
+    measured(&format!("signing 300,000 empty items: resident {idle} MiB before, {peak} MiB at the peak"));
+    assert!(peak < idle + ROOM, "{idle} MiB before, {peak} MiB at the peak");
+    let reply = send(batch("{}", 500_001));
+    assert_eq!(reply.status, 400);
+    assert!(reply.errors().contains("500001 items") && reply.errors().contains("at most 500000"), "{}", reply.text);
 }

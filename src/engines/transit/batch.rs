@@ -1,7 +1,8 @@
 //! Batches: reading `batch_input` and writing `batch_results`.
 //!
-//! A batch may hold thousands of items; strings are borrowed from the request's body where they have no escapes, and
-//! results are written straight into the answer.
+//! A batch may hold many thousands of items. All of them are looked at before any is processed, since one malformed item fails
+//! the request; they are then processed in windows, so that what is held of a batch is its text, its answer and a window.
+//! Strings are borrowed from the request's body where they have no escapes, and results are written straight into the answer.
 
 use std::borrow::Cow;
 
@@ -10,10 +11,12 @@ use serde::{
     de::{MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
+use tokio::sync::SemaphorePermit;
 
-use super::ops::ItemError;
+use super::{Transit, gate::Gate, ops::ItemError, turn::Turn};
 use crate::{
     core::{
+        engine::Call,
         failure::{Failure, Kind},
         reply::Reply,
     },
@@ -132,31 +135,178 @@ pub(super) fn malformed(text: &str) -> Failure {
     Failure::listed(Kind::Internal, format!("failed to parse batch input: {text}"))
 }
 
-/// Reads `batch_input`.
-///
-/// # Errors
-/// What the API answers to malformed batches: 500 for wrong types, 400 for an empty list.
-pub fn parse<'a>(raw: &'a RawValue, needs: Needs) -> Result<Vec<Item<'a>>, Failure> {
-    if !raw.get().starts_with('[') {
-        return Err(malformed(&format!("source data must be an array or slice, got {}", type_name(raw))));
+/// Items that are taken apart and processed together.
+const WINDOW: usize = 1024;
+
+/// Mistakes that an answer lists.
+const LISTED: usize = 100;
+
+/// What is wrong with the items of a batch.
+#[derive(Default)]
+pub struct Mistakes {
+    listed: Vec<String>,
+    beyond: usize,
+}
+
+impl Mistakes {
+    /// Another one.
+    pub fn push(&mut self, text: impl FnOnce() -> String) {
+        if self.listed.len() < LISTED {
+            self.listed.push(text());
+        } else {
+            self.beyond += 1;
+        }
     }
-    let raws: Vec<&RawValue> = serde_json::from_str(raw.get()).map_err(|error| malformed(&error.to_string()))?;
-    if raws.is_empty() {
-        return Err(Failure::invalid("missing batch input to process"));
+
+    /// The error that says all of them.
+    pub fn judge(self) -> Result<(), Failure> {
+        match (self.listed.as_slice(), self.beyond) {
+            ([], _) => Ok(()),
+            (listed, 0) => Err(malformed(&listed.join("\n"))),
+            (listed, beyond) => Err(malformed(&format!("{}\nand {beyond} more", listed.join("\n")))),
+        }
     }
-    let mut errors = Vec::new();
-    let mut items = Vec::with_capacity(raws.len());
-    for (at, raw) in raws.into_iter().enumerate() {
+}
+
+/// An item of a batch in the form that an operation works with.
+pub trait FromItem<'a>: Sized {
+    /// Reads one; what is wrong with it goes to `mistakes`, and only what ends the look at the whole batch is an error.
+    fn from_item(at: usize, raw: &'a RawValue, needs: Needs, mistakes: &mut Mistakes) -> Result<Self, Failure>;
+}
+
+/// The values of a JSON list, one after the other.
+struct Values<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Values<'a> {
+    fn of(raw: &'a RawValue) -> Result<Self, Failure> {
+        let inner = raw.get().strip_prefix('[');
+        let wrong = || malformed(&format!("source data must be an array or slice, got {}", type_name(raw)));
+        Ok(Self { rest: inner.ok_or_else(wrong)? })
+    }
+}
+
+impl<'a> Iterator for Values<'a> {
+    type Item = Result<&'a RawValue, Failure>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let text = self.rest.trim_ascii_start();
+        if text.starts_with(']') || text.is_empty() {
+            return None;
+        }
+        // The text is JSON, as the body was read before: a value is followed by a comma or by the end of the list.
+        let mut values = serde_json::Deserializer::from_str(text).into_iter::<&'a RawValue>();
+        let value = values.next()?;
+        let after = text.get(values.byte_offset()..).unwrap_or_default().trim_ascii_start();
+        self.rest = after.strip_prefix(',').unwrap_or(after);
+        Some(value.map_err(|error| malformed(&error.to_string())))
+    }
+}
+
+/// The items of a request: those of its batch, or the one that it is itself.
+pub struct Items<'a, T> {
+    /// The first window, already read.
+    first: Vec<T>,
+    rest: Option<Values<'a>>,
+    needs: Needs,
+    count: usize,
+    batch: bool,
+    /// Held while they are worked on.
+    _admitted: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a, T: FromItem<'a>> Items<'a, T> {
+    /// A request that is its own item.
+    pub fn one(item: T) -> Self {
+        Self { first: vec![item], rest: None, needs: Needs::Nothing, count: 1, batch: false, _admitted: None }
+    }
+
+    /// The batch of a request, if it is one. `see` is shown every item.
+    ///
+    /// # Errors
+    /// What the API answers to malformed batches: 500 for wrong types, 400 for an empty list. 400 for more items than one
+    /// request may have.
+    pub async fn of_call(
+        engine: &'a Transit,
+        call: &'a Call<'_>,
+        needs: Needs,
+        see: impl FnMut(&T) + Send,
+    ) -> Result<Option<Self>, Failure>
+    where
+        T: Send,
+    {
+        match call.body.member("batch_input").filter(|raw| raw.get() != "null") {
+            Some(raw) => Self::read(&engine.stores.gate, raw, needs, see).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn read(gate: &'a Gate, raw: &'a RawValue, needs: Needs, mut see: impl FnMut(&T) + Send) -> Result<Self, Failure>
+    where
+        T: Send,
+    {
+        let mut values = Values::of(raw)?;
+        let (mut first, mut rest) = (Vec::new(), None);
+        let (mut mistakes, mut turn, mut count) = (Mistakes::default(), Turn::begin(), 0);
+        while let Some(value) = values.next() {
+            let value = value?;
+            turn.give_way_for(value.get().len()).await;
+            let item = T::from_item(count, value, needs, &mut mistakes)?;
+            see(&item);
+            count += 1;
+            if count <= WINDOW {
+                first.push(item);
+            }
+            if count == WINDOW {
+                rest = Some(Values { rest: values.rest });
+            }
+        }
+        if count == 0 {
+            return Err(Failure::invalid("missing batch input to process"));
+        }
+        let admitted = gate.admit(count).await?;
+        mistakes.judge()?;
+        Ok(Self { first, rest, needs, count, batch: true, _admitted: admitted })
+    }
+
+    /// Whether it is a batch.
+    pub fn is_batch(&self) -> bool {
+        self.batch
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The next items; none when all were given.
+    pub fn window(&mut self) -> Result<Vec<T>, Failure> {
+        if !self.first.is_empty() {
+            return Ok(std::mem::take(&mut self.first));
+        }
+        let mut window = Vec::new();
+        let Some(values) = &mut self.rest else { return Ok(window) };
+        // What is wrong with an item was said when all were looked at.
+        let mut mistakes = Mistakes::default();
+        for value in values.take(WINDOW) {
+            window.push(T::from_item(0, value?, self.needs, &mut mistakes)?);
+        }
+        Ok(window)
+    }
+}
+
+impl<'a> FromItem<'a> for Item<'a> {
+    fn from_item(at: usize, raw: &'a RawValue, needs: Needs, mistakes: &mut Mistakes) -> Result<Self, Failure> {
         if !raw.get().starts_with('{') {
             return Err(malformed(&format!("[{at}] expected a map, got '{}'", type_name(raw))));
         }
         let members: RawItem<'a> = serde_json::from_str(raw.get()).map_err(|error| malformed(&error.to_string()))?;
-        items.push(item(at, &members, needs, &mut errors));
+        Ok(item(at, &members, needs, mistakes))
     }
-    if errors.is_empty() { Ok(items) } else { Err(malformed(&errors.join("\n"))) }
 }
 
-fn item<'a>(at: usize, raw: &RawItem<'a>, needs: Needs, errors: &mut Vec<String>) -> Item<'a> {
+fn item<'a>(at: usize, raw: &RawItem<'a>, needs: Needs, mistakes: &mut Mistakes) -> Item<'a> {
     let [context, ciphertext, plaintext, key_version, associated_data, reference, nonce] = raw.members;
     let mut text = |name: &str, value: Option<&'a RawValue>, null: bool| match value {
         None => Cow::Borrowed(""),
@@ -166,7 +316,7 @@ fn item<'a>(at: usize, raw: &RawItem<'a>, needs: Needs, errors: &mut Vec<String>
             Ok(Text(text)) => text,
             Err(_) => {
                 let got = type_name(raw);
-                errors.push(format!("'[{at}].{name}' expected type 'string', got unconvertible type '{got}'"));
+                mistakes.push(|| format!("'[{at}].{name}' expected type 'string', got unconvertible type '{got}'"));
                 Cow::Borrowed("")
             }
         },
@@ -178,17 +328,17 @@ fn item<'a>(at: usize, raw: &RawItem<'a>, needs: Needs, errors: &mut Vec<String>
     item.reference = text("reference", reference, true);
     item.nonce = text("nonce", nonce, true);
     if ciphertext.is_none() && needs == Needs::Ciphertext {
-        errors.push(format!("'[{at}].ciphertext' missing ciphertext to decrypt"));
+        mistakes.push(|| format!("'[{at}].ciphertext' missing ciphertext to decrypt"));
     }
     if plaintext.is_none() && needs == Needs::Plaintext {
-        errors.push(format!("'[{at}].plaintext' missing plaintext to encrypt"));
+        mistakes.push(|| format!("'[{at}].plaintext' missing plaintext to encrypt"));
     }
     item.key_version = match key_version {
         Some(raw) if raw.get() != "null" => match raw.get().parse() {
             Ok(version) => version,
             Err(_) => {
                 let got = type_name(raw);
-                errors.push(format!("'[{at}].key_version' expected type 'int', got unconvertible type '{got}'"));
+                mistakes.push(|| format!("'[{at}].key_version' expected type 'int', got unconvertible type '{got}'"));
                 0
             }
         },
@@ -206,6 +356,45 @@ pub fn push_text(text: &str, out: &mut Vec<u8>) {
         out.push(b'"');
     } else if let Ok(encoded) = serde_json::to_vec(text) {
         out.extend_from_slice(&encoded);
+    }
+}
+
+/// `batch_results`, written item by item.
+pub struct Results {
+    out: Vec<u8>,
+    done: usize,
+    count: usize,
+}
+
+impl Results {
+    /// For so many items.
+    pub fn of(count: usize) -> Self {
+        Self { out: b"{\"batch_results\":[".to_vec(), done: 0, count }
+    }
+
+    /// Where the next result is to be appended, a JSON object.
+    pub fn next(&mut self) -> &mut Vec<u8> {
+        if self.done == WINDOW {
+            // The others are likely to be as long: a buffer that grows by doubling is copied, and twice as long in the end.
+            let more = self.out.len() / WINDOW * (self.count - WINDOW.min(self.count));
+            self.out.reserve_exact(more + more / 16);
+        }
+        if self.done > 0 {
+            self.out.push(b',');
+        }
+        self.done += 1;
+        &mut self.out
+    }
+
+    /// Appends a result.
+    pub fn push(&mut self, result: &impl serde::Serialize) -> Result<(), Failure> {
+        serde_json::to_writer(self.next(), result).map_err(Failure::internal)
+    }
+
+    /// The whole.
+    pub fn finish(mut self) -> Vec<u8> {
+        self.out.extend_from_slice(b"]}");
+        self.out
     }
 }
 
@@ -262,9 +451,25 @@ mod tests {
         RawValue::from_string(text.to_owned()).unwrap()
     }
 
+    fn parse<'a>(raw: &'a RawValue, needs: Needs) -> Result<Vec<Item<'a>>, Failure> {
+        let gate = Box::leak(Box::<Gate>::default());
+        let mut items = futures_util::FutureExt::now_or_never(Items::<Item<'a>>::read(gate, raw, needs, |_| ())).unwrap()?;
+        assert!(items.is_batch());
+        let mut all = Vec::new();
+        loop {
+            let window = items.window()?;
+            if window.is_empty() {
+                assert_eq!(all.len(), items.count());
+                return Ok(all);
+            }
+            all.extend(window);
+        }
+    }
+
     #[test]
     fn items_are_read_and_the_rest_is_passed_over() {
-        let raw = raw(r#"[{"plaintext":"YQ==","key_version":2,"x":1,"reference":"a\n"},{"plaintext":"","context":null}]"#);
+        let raw =
+            raw(r#" [ {"plaintext":"YQ==","key_version":2,"x":1,"reference":"a\n"} , {"plaintext":"","context":null} ] "#.trim());
         let items = parse(&raw, Needs::Plaintext).unwrap();
         assert_eq!((items[0].plaintext.as_ref(), items[0].key_version, items[0].reference.as_ref()), ("YQ==", 2, "a\n"));
         assert_eq!(items[1].context, "");
@@ -274,6 +479,18 @@ mod tests {
     fn the_last_of_repeated_members_counts() {
         let raw = raw(r#"[{"plaintext":"!","plaintext":"YQ=="}]"#);
         assert_eq!(parse(&raw, Needs::Plaintext).unwrap()[0].plaintext, "YQ==");
+    }
+
+    #[test]
+    fn windows_hold_all_items_in_order() {
+        for count in [1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW - 1] {
+            let list: Vec<String> = (0..count).map(|at| format!("{{\"plaintext\":\"\",\"key_version\":{at}}}")).collect();
+            let raw = raw(&format!("[{}]", list.join(", ")));
+            // The permit of a long batch is there at once.
+            let items = parse(&raw, Needs::Plaintext).unwrap();
+            assert_eq!(items.len(), count);
+            assert!(items.iter().enumerate().all(|(at, item)| item.key_version == i64::try_from(at).unwrap()));
+        }
     }
 
     #[test]
@@ -290,6 +507,18 @@ mod tests {
             assert_eq!(parse(&raw(text), Needs::Plaintext).unwrap_err().text(), error);
         }
         assert_eq!(parse(&raw("[]"), Needs::Nothing).unwrap_err().kind(), Kind::Invalid);
+        assert_eq!(parse(&raw("[ ]"), Needs::Nothing).unwrap_err().kind(), Kind::Invalid);
+        let many = raw(&format!("[{}{{}}]", "{},".repeat(LISTED + 4)));
+        let text = parse(&many, Needs::Ciphertext).unwrap_err().text().to_owned();
+        assert!(text.ends_with("'[99].ciphertext' missing ciphertext to decrypt\nand 5 more"), "{text}");
+    }
+
+    #[test]
+    fn results_are_one_list() {
+        let mut results = Results::of(2);
+        results.next().extend_from_slice(b"{}");
+        results.push(&serde_json::json!({"a": 1})).unwrap();
+        assert_eq!(results.finish(), br#"{"batch_results":[{},{"a":1}]}"#);
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub async fn datakey(engine: &Transit, _: &Call<'_>, params: DatakeyParams) -> R
         associated_data: Cow::Borrowed(&params.associated_data),
         padding: padding_of("padding_scheme", &params.padding_scheme)?,
     };
-    let (results, wear) = engine.encrypt_all(&key, vec![Ok(text)]).await?;
+    let (results, wear) = engine.encrypt_all(&key, 0, vec![Ok(text)]).await?;
     let missing = || Failure::internal("no text was processed");
     let encrypted = results.into_iter().next().ok_or_else(missing)?.map_err(ItemError::into_failure)?;
     let mut out = Vec::with_capacity(256);

@@ -6,8 +6,8 @@ use super::{
     Transit,
     alg::rsa::Encryption,
     b64,
-    batch::{Batch, Item, Needs, Tally, push_text},
-    encrypt::{batch_of, contexts_set, decoded, padding_of},
+    batch::{Batch, Item, Items, Needs, Results, Tally, push_text},
+    encrypt::{decoded, items_of, padding_of},
     ops::{ItemError, ToDecrypt},
 };
 use crate::{
@@ -46,30 +46,32 @@ pub const MISSING: &str = "missing ciphertext to decrypt";
 pub async fn decrypt(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
     let input = call.input();
     let params = DecryptParams::decode(&input)?;
-    let batch = batch_of(call, Needs::Ciphertext)?;
-    let is_batch = batch.is_some();
-    let items = match batch {
-        Some(items) => items,
-        None if params.ciphertext.is_empty() => return Err(Failure::invalid(MISSING)),
-        None => vec![Item {
+    let (mut items, _) = items_of(engine, call, Needs::Ciphertext, || {
+        if params.ciphertext.is_empty() {
+            return Err(Failure::invalid(MISSING));
+        }
+        Ok(Item {
             ciphertext: Cow::Borrowed(&params.ciphertext),
             context: Cow::Borrowed(&params.context),
             nonce: Cow::Borrowed(&params.nonce),
             associated_data: Cow::Borrowed(&params.associated_data),
             ..Item::default()
-        }],
-    };
-    contexts_set(&items)?;
+        })
+    })
+    .await?;
     let key = engine.existing(&params.name, "encryption key not found")?;
     let padding = padding_of("padding_scheme", &params.padding_scheme)?;
-    let texts = items.iter().map(|item| to_decrypt(item, padding)).collect();
-    let results = engine.decrypt_all(&key, texts).await?;
-    let mut reply = if is_batch {
-        let references = items.iter().map(|item| item.reference.as_ref());
-        batch_reply(results, references, params.partial_failure_response_code)
-    } else {
-        single_reply(results)?
-    };
+    let (mut opened, mut from) = (OpenedTexts::of(&items), 0);
+    loop {
+        let window = items.window()?;
+        if window.is_empty() {
+            break;
+        }
+        let texts = window.iter().map(|item| to_decrypt(item, padding)).collect();
+        opened.push(&window, engine.decrypt_all(&key, from, texts).await?)?;
+        from += window.len();
+    }
+    let mut reply = opened.reply(params.partial_failure_response_code)?;
     reply.warnings.extend(input.notes(DecryptParams::FIELDS));
     Ok(reply)
 }
@@ -88,49 +90,59 @@ pub fn to_decrypt<'a>(item: &'a Item<'_>, padding: Encryption) -> Result<ToDecry
     })
 }
 
-fn single_reply(results: Vec<Result<SecretBytes, ItemError>>) -> Result<Reply, Failure> {
-    let missing = || Failure::internal("no text was processed");
-    let plaintext = results.into_iter().next().ok_or_else(missing)?.map_err(ItemError::into_failure)?;
-    let mut out = Vec::with_capacity(24 + plaintext.len() * 4 / 3);
-    push_plaintext(plaintext.expose(), b"{\"plaintext\":\"", &mut out);
-    out.push(b'}');
-    Ok(Reply::raw_data(out))
-}
-
 fn push_plaintext(plaintext: &[u8], before: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(before);
     b64::push(plaintext, out);
     out.push(b'"');
 }
 
-fn batch_reply<'a>(
-    results: Vec<Result<SecretBytes, ItemError>>,
-    references: impl Iterator<Item = &'a str>,
-    override_code: Option<i64>,
-) -> Reply {
-    let plaintexts: usize = results.iter().flatten().map(SecretBytes::len).sum();
-    let mut tally = Tally::default();
-    let mut out = Vec::with_capacity(32 + plaintexts * 4 / 3 + results.len() * 64);
-    out.extend_from_slice(b"{\"batch_results\":[");
-    for (at, (result, reference)) in results.into_iter().zip(references).enumerate() {
-        if at > 0 {
-            out.push(b',');
-        }
-        match result {
-            Ok(plaintext) => {
-                tally.good = true;
-                push_plaintext(plaintext.expose(), b"{\"plaintext\":\"", &mut out);
-            }
-            Err(error) => {
-                tally.count(&error);
-                out.extend_from_slice(b"{\"plaintext\":\"\",\"error\":");
-                push_text(&error.text, &mut out);
-            }
-        }
-        out.extend_from_slice(b",\"reference\":");
-        push_text(reference, &mut out);
-        out.push(b'}');
+/// The answer to decryptions: of one text, or of a batch.
+struct OpenedTexts {
+    results: Option<Results>,
+    single: Vec<u8>,
+    tally: Tally,
+}
+
+impl OpenedTexts {
+    fn of(items: &Items<'_, Item<'_>>) -> Self {
+        let results = items.is_batch().then(|| Results::of(items.count()));
+        Self { results, single: Vec::new(), tally: Tally::default() }
     }
-    out.extend_from_slice(b"]}");
-    tally.reply(out, override_code)
+
+    /// Appends what became of a window. The error of a request of one text is the request's.
+    fn push(&mut self, items: &[Item<'_>], results: Vec<Result<SecretBytes, ItemError>>) -> Result<(), Failure> {
+        for (result, item) in results.into_iter().zip(items) {
+            let Some(batch) = &mut self.results else {
+                let plaintext = result.map_err(ItemError::into_failure)?;
+                self.single.reserve(24 + plaintext.len() * 4 / 3);
+                push_plaintext(plaintext.expose(), b"{\"plaintext\":\"", &mut self.single);
+                self.single.push(b'}');
+                continue;
+            };
+            let out = batch.next();
+            match result {
+                Ok(plaintext) => {
+                    self.tally.good = true;
+                    push_plaintext(plaintext.expose(), b"{\"plaintext\":\"", out);
+                }
+                Err(error) => {
+                    self.tally.count(&error);
+                    out.extend_from_slice(b"{\"plaintext\":\"\",\"error\":");
+                    push_text(&error.text, out);
+                }
+            }
+            out.extend_from_slice(b",\"reference\":");
+            push_text(&item.reference, out);
+            out.push(b'}');
+        }
+        Ok(())
+    }
+
+    fn reply(self, override_code: Option<i64>) -> Result<Reply, Failure> {
+        match self.results {
+            Some(results) => Ok(self.tally.reply(results.finish(), override_code)),
+            None if self.single.is_empty() => Err(Failure::internal("no text was processed")),
+            None => Ok(Reply::raw_data(self.single)),
+        }
+    }
 }

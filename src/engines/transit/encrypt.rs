@@ -6,7 +6,7 @@ use super::{
     Transit,
     alg::{KeyType, rsa::Encryption},
     b64,
-    batch::{self, Batch, Item, Needs, Tally, push_text},
+    batch::{Batch, Item, Items, Needs, Results, Tally, push_text},
     ciphertext,
     lifecycle::NewKey,
     ops::{Encrypted, ItemError, ToEncrypt},
@@ -56,21 +56,49 @@ pub async fn exists(engine: &Transit, call: &Call<'_>) -> Result<bool, Failure> 
     Ok(engine.store.key(call.capture("name"))?.is_some())
 }
 
-/// The batch of a request, if it is one.
-pub fn batch_of<'a>(call: &'a Call<'_>, needs: Needs) -> Result<Option<Vec<Item<'a>>>, Failure> {
-    match call.body.member("batch_input").filter(|raw| raw.get() != "null") {
-        Some(raw) => batch::parse(raw, needs).map(Some),
-        None => Ok(None),
+/// Contexts must be set in all items or in none.
+#[derive(Default)]
+pub struct Contexts {
+    set: bool,
+    missing: bool,
+}
+
+impl Contexts {
+    /// Looks at an item.
+    pub fn see(&mut self, item: &Item<'_>) {
+        if item.context.is_empty() {
+            self.missing = true;
+        } else {
+            self.set = true;
+        }
+    }
+
+    /// Tells whether they are set.
+    pub fn judge(&self) -> Result<bool, Failure> {
+        if self.set && self.missing {
+            return Err(Failure::invalid("context should be set either in all the request blocks or in none"));
+        }
+        Ok(self.set)
     }
 }
 
-/// Contexts must be set in all items or in none; tells which.
-pub fn contexts_set(items: &[Item<'_>]) -> Result<bool, Failure> {
-    let set = items.first().is_some_and(|item| !item.context.is_empty());
-    if items.iter().any(|item| item.context.is_empty() == set) {
-        return Err(Failure::invalid("context should be set either in all the request blocks or in none"));
-    }
-    Ok(set)
+/// The batch of a request or the one item that it is, which `single` makes; contexts are judged.
+pub async fn items_of<'a>(
+    engine: &'a Transit,
+    call: &'a Call<'_>,
+    needs: Needs,
+    single: impl FnOnce() -> Result<Item<'a>, Failure>,
+) -> Result<(Items<'a, Item<'a>>, bool), Failure> {
+    let mut contexts = Contexts::default();
+    let items = match Items::of_call(engine, call, needs, |item| contexts.see(item)).await? {
+        Some(items) => items,
+        None => {
+            let item = single()?;
+            contexts.see(&item);
+            Items::one(item)
+        }
+    };
+    Ok((items, contexts.judge()?))
 }
 
 /// Base64 of a caller; the error is the item's.
@@ -87,11 +115,8 @@ pub fn padding_of(field: &str, text: &str) -> Result<Encryption, Failure> {
 pub async fn encrypt(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
     let input = call.input();
     let params = EncryptParams::decode(&input)?;
-    let batch = batch_of(call, Needs::Plaintext)?;
-    let is_batch = batch.is_some();
-    let items = match batch {
-        Some(items) => items,
-        None => vec![Item {
+    let (mut items, derived) = items_of(engine, call, Needs::Plaintext, || {
+        Ok(Item {
             plaintext: Cow::Borrowed(
                 params.plaintext.as_deref().ok_or_else(|| Failure::invalid("missing plaintext to encrypt"))?,
             ),
@@ -100,19 +125,22 @@ pub async fn encrypt(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure
             associated_data: Cow::Borrowed(&params.associated_data),
             key_version: params.key_version,
             ..Item::default()
-        }],
-    };
-    let derived = contexts_set(&items)?;
+        })
+    })
+    .await?;
     let (key, beforehand) = key_for(engine, call, &params, derived).await?;
     let padding = padding_of("padding_scheme", &params.padding_scheme)?;
-    let texts = items.iter().map(|item| to_encrypt(item, padding)).collect();
-    let (results, wear) = engine.encrypt_all(&key, texts).await?;
-    let mut reply = if is_batch {
-        let references = items.iter().map(|item| item.reference.as_ref());
-        batch_reply(results, references, |tally, data| tally.reply(data, params.partial_failure_response_code))
-    } else {
-        single_reply(results)?
-    };
+    let (mut sealed, mut from) = (Sealed::of(&items), 0);
+    loop {
+        let window = items.window()?;
+        if window.is_empty() {
+            break;
+        }
+        let texts = window.iter().map(|item| to_encrypt(item, padding)).collect();
+        sealed.push(&window, engine.encrypt_all(&key, from, texts).await?)?;
+        from += window.len();
+    }
+    let (mut reply, wear) = sealed.reply(|tally, data| tally.reply(data, params.partial_failure_response_code))?;
     if wear == Wear::Worn {
         reply.warnings.push(worn(&key));
     }
@@ -142,46 +170,68 @@ fn to_encrypt<'a>(item: &'a Item<'_>, padding: Encryption) -> Result<ToEncrypt<'
     })
 }
 
-/// The answer to one text.
-pub fn single_reply(results: Vec<Result<Encrypted, ItemError>>) -> Result<Reply, Failure> {
-    let missing = || Failure::internal("no text was processed");
-    let encrypted = results.into_iter().next().ok_or_else(missing)?.map_err(ItemError::into_failure)?;
-    let mut out = Vec::with_capacity(48 + encrypted.payload.len() * 4 / 3);
-    out.push(b'{');
-    push_encrypted(&encrypted, &mut out);
-    out.push(b'}');
-    Ok(Reply::raw_data(out))
+/// The answer to encryptions: of one text, or of a batch.
+pub struct Sealed {
+    results: Option<Results>,
+    single: Vec<u8>,
+    tally: Tally,
+    wear: Wear,
 }
 
-/// The answer to a batch of encryptions; `finish` gives it its status.
-pub fn batch_reply<'a>(
-    results: Vec<Result<Encrypted, ItemError>>,
-    references: impl Iterator<Item = &'a str>,
-    finish: impl FnOnce(Tally, Vec<u8>) -> Reply,
-) -> Reply {
-    let payloads: usize = results.iter().flatten().map(|encrypted| encrypted.payload.len()).sum();
-    let mut tally = Tally::default();
-    let mut out = Vec::with_capacity(32 + payloads * 4 / 3 + results.len() * 80);
-    out.extend_from_slice(b"{\"batch_results\":[");
-    for (at, (result, reference)) in results.into_iter().zip(references).enumerate() {
-        out.extend_from_slice(if at == 0 { b"{" } else { b",{" });
-        match result {
-            Ok(encrypted) => {
-                tally.good = true;
-                push_encrypted(&encrypted, &mut out);
-            }
-            Err(error) => {
-                tally.count(&error);
-                out.extend_from_slice(b"\"error\":");
-                push_text(&error.text, &mut out);
-            }
-        }
-        out.extend_from_slice(b",\"reference\":");
-        push_text(reference, &mut out);
-        out.push(b'}');
+impl Sealed {
+    /// To these items.
+    pub fn of(items: &Items<'_, Item<'_>>) -> Self {
+        let results = items.is_batch().then(|| Results::of(items.count()));
+        Self { results, single: Vec::new(), tally: Tally::default(), wear: Wear::Fresh }
     }
-    out.extend_from_slice(b"]}");
-    finish(tally, out)
+
+    /// Appends what became of a window. The error of a request of one text is the request's.
+    pub fn push(
+        &mut self,
+        items: &[Item<'_>],
+        (results, wear): (Vec<Result<Encrypted, ItemError>>, Wear),
+    ) -> Result<(), Failure> {
+        if wear == Wear::Worn {
+            self.wear = wear;
+        }
+        for (result, item) in results.into_iter().zip(items) {
+            let Some(batch) = &mut self.results else {
+                let encrypted = result.map_err(ItemError::into_failure)?;
+                self.single.reserve(48 + encrypted.payload.len() * 4 / 3);
+                self.single.push(b'{');
+                push_encrypted(&encrypted, &mut self.single);
+                self.single.push(b'}');
+                continue;
+            };
+            let out = batch.next();
+            out.push(b'{');
+            match result {
+                Ok(encrypted) => {
+                    self.tally.good = true;
+                    push_encrypted(&encrypted, out);
+                }
+                Err(error) => {
+                    self.tally.count(&error);
+                    out.extend_from_slice(b"\"error\":");
+                    push_text(&error.text, out);
+                }
+            }
+            out.extend_from_slice(b",\"reference\":");
+            push_text(&item.reference, out);
+            out.push(b'}');
+        }
+        Ok(())
+    }
+
+    /// The answer, whose status in the case of a batch `finish` decides, and whether a version is near its bound.
+    pub fn reply(self, finish: impl FnOnce(Tally, Vec<u8>) -> Reply) -> Result<(Reply, Wear), Failure> {
+        let reply = match self.results {
+            Some(results) => finish(self.tally, results.finish()),
+            None if self.single.is_empty() => return Err(Failure::internal("no text was processed")),
+            None => Reply::raw_data(self.single),
+        };
+        Ok((reply, self.wear))
+    }
 }
 
 fn push_encrypted(encrypted: &Encrypted, out: &mut Vec<u8>) {

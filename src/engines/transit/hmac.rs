@@ -10,11 +10,11 @@ use super::{
     Transit,
     alg::hash::HashAlgorithm,
     b64,
-    batch::Batch,
-    items::{self, TextItem},
+    batch::{Batch, Items, Needs, Results},
+    items::TextItem,
     lifecycle::SOFT_DELETED,
     ops::{ItemError, Opened},
-    sign::{Results, VerifyParams, hash_of, input_of, known_hash, valid},
+    sign::{VerifyParams, hash_of, input_of, known_hash, valid},
     store::{Key, Loaded},
     turn::Turn,
 };
@@ -57,6 +57,16 @@ struct MacItem<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Cow<'static, str>>,
     reference: &'a str,
+}
+
+impl<'a> MacItem<'a> {
+    fn made(item: &'a TextItem<'_>, made: Result<String, ItemError>) -> Self {
+        let reference = item.reference.as_deref().unwrap_or_default();
+        match made {
+            Ok(hmac) => Self { hmac: Some(hmac), valid: None, error: None, reference },
+            Err(error) => Self { hmac: None, valid: None, error: Some(error.text), reference },
+        }
+    }
 }
 
 /// An opened version whose HMAC key can be used, or the API's reason why there is none.
@@ -116,73 +126,68 @@ pub async fn hmac(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
     let loaded = version_for(engine, &key, &mut opened, version).await?.map_err(ItemError::into_failure)?;
     let hash = HashAlgorithm::named(algorithm).filter(|hash| *hash != HashAlgorithm::None);
     let hash = hash.ok_or_else(|| Failure::invalid(format!("unsupported algorithm {algorithm:?}")))?;
-    let batch = items::batch_of(call)?;
-    let single = match &params.input {
-        Some(input) => vec![TextItem { input: Some(Cow::Borrowed(input)), ..TextItem::default() }],
-        None if batch.is_none() => return Err(Failure::invalid("missing input for HMAC")),
-        None => Vec::new(),
-    };
-    let items = batch.as_deref().unwrap_or(&single);
-    let make = |item| {
+    let make = |item: &TextItem<'_>| {
         let sum = mac(&loaded, hash, &input_of(item, "missing input for HMAC")?)?;
         Ok(format!("vault:v{version}:{}", b64::encode(&sum)))
     };
-    let mut turn = Turn::begin();
-    let mut made: Vec<Result<String, ItemError>> = Vec::with_capacity(items.len());
-    for item in items {
-        turn.give_way().await;
-        made.push(make(item));
-    }
-    let mut reply = if batch.is_none() {
-        let missing = || Failure::internal("no HMAC was made");
-        let hmac = made.into_iter().next().ok_or_else(missing)?.map_err(ItemError::into_failure)?;
-        Reply::data(&MacData { hmac: &hmac })?
-    } else {
-        let shown = made.into_iter().zip(items).map(|(result, item)| {
-            let reference = item.reference.as_deref().unwrap_or_default();
-            match result {
-                Ok(hmac) => MacItem { hmac: Some(hmac), valid: None, error: None, reference },
-                Err(error) => MacItem { hmac: None, valid: None, error: Some(error.text), reference },
+    let batch = Items::of_call(engine, call, Needs::Nothing, |_: &TextItem<'_>| ()).await?;
+    let mut reply = match (batch, &params.input) {
+        (None, None) => return Err(Failure::invalid("missing input for HMAC")),
+        (None, Some(input)) => {
+            let item = TextItem { input: Some(Cow::Borrowed(input)), ..TextItem::default() };
+            Reply::data(&MacData { hmac: &make(&item).map_err(ItemError::into_failure)? })?
+        }
+        (Some(mut items), _) => {
+            let (mut results, mut turn) = (Results::of(items.count()), Turn::begin());
+            loop {
+                let window = items.window()?;
+                if window.is_empty() {
+                    break;
+                }
+                for item in &window {
+                    turn.give_way().await;
+                    results.push(&MacItem::made(item, make(item)))?;
+                }
             }
-        });
-        Reply::data(&Results { batch_results: shown.collect() })?
+            Reply::raw_data(results.finish())
+        }
     };
     reply.warnings.extend(input.notes(HmacParams::FIELDS));
     Ok(reply)
 }
 
 /// POST `verify/:name` with HMACs.
-pub async fn verify(engine: &Transit, params: &VerifyParams, items: &[TextItem<'_>], batch: bool) -> Result<Reply, Failure> {
+pub async fn verify(engine: &Transit, params: &VerifyParams, mut items: Items<'_, TextItem<'_>>) -> Result<Reply, Failure> {
     let key = engine.existing(&params.name, "encryption key not found")?;
     let hash = known_hash(hash_of(&params.urlalgorithm, params.hash_algorithm.as_deref(), params.algorithm.as_deref()))?;
     let mut opened = Opened::default();
-    let mut turn = Turn::begin();
-    let mut results = Vec::with_capacity(items.len());
-    for item in items {
-        turn.give_way().await;
-        let parsed = input_of(item, "missing input").and_then(|input| Ok((input, parse(&key, item)?)));
-        let result = match parsed {
-            Err(error) => Err(error),
-            Ok((input, (version, expected))) => match version_for(engine, &key, &mut opened, version).await? {
-                Err(error) => Err(error),
-                Ok(loaded) => mac(&loaded, hash, &input).map(|sum| SecretBytes::new(sum).same_as(&expected)),
-            },
-        };
-        results.push(result);
-    }
-    if !batch {
-        let missing = || Failure::internal("nothing was verified");
-        return valid(results.pop().ok_or_else(missing)?.map_err(ItemError::into_failure)?);
-    }
-    let shown = results.into_iter().zip(items).map(|(result, item)| {
-        let reference = item.reference.as_deref().unwrap_or_default();
-        match result {
-            // False is left out here, unlike with signatures.
-            Ok(valid) => MacItem { hmac: None, valid: valid.then_some(true), error: None, reference },
-            Err(error) => MacItem { hmac: None, valid: None, error: Some(error.text), reference },
+    let (mut results, mut turn) = (Results::of(items.count()), Turn::begin());
+    loop {
+        let window = items.window()?;
+        if window.is_empty() {
+            return Ok(Reply::raw_data(results.finish()));
         }
-    });
-    Reply::data(&Results { batch_results: shown.collect() })
+        for item in &window {
+            turn.give_way().await;
+            let parsed = input_of(item, "missing input").and_then(|input| Ok((input, parse(&key, item)?)));
+            let result = match parsed {
+                Err(error) => Err(error),
+                Ok((input, (version, expected))) => match version_for(engine, &key, &mut opened, version).await? {
+                    Err(error) => Err(error),
+                    Ok(loaded) => mac(&loaded, hash, &input).map(|sum| SecretBytes::new(sum).same_as(&expected)),
+                },
+            };
+            if !items.is_batch() {
+                return valid(result.map_err(ItemError::into_failure)?);
+            }
+            let reference = item.reference.as_deref().unwrap_or_default();
+            results.push(&match result {
+                // False is left out here, unlike with signatures.
+                Ok(valid) => MacItem { hmac: None, valid: valid.then_some(true), error: None, reference },
+                Err(error) => MacItem { hmac: None, valid: None, error: Some(error.text), reference },
+            })?;
+        }
+    }
 }
 
 /// Version and bytes of an HMAC's text form.

@@ -21,6 +21,7 @@ mod export;
 mod fence;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod gate;
 mod given;
 mod hash;
 mod hmac;

@@ -176,25 +176,27 @@ fn join(batches: &mut Vec<HsmBatch>, version: u32, loaded: &Arc<Loaded>, place: 
 type Results<T> = Vec<Option<Result<T, ItemError>>>;
 
 impl Transit {
-    /// Encrypts texts that are not in error already; also tells whether a version is near its bound.
+    /// Encrypts texts that are not in error already; also tells whether a version is near its bound. `from` is the first one's
+    /// place in the request.
     pub async fn encrypt_all(
         &self,
         key: &Key,
-        texts: Vec<Result<ToEncrypt<'_>, ItemError>>,
+        from: usize,
+        mut texts: Vec<Result<ToEncrypt<'_>, ItemError>>,
     ) -> Result<(Vec<Result<Encrypted, ItemError>>, Wear), Failure> {
         let mut wear = Wear::Fresh;
         let mut opened = Opened::default();
         let mut results: Results<Encrypted> = Vec::with_capacity(texts.len());
         let mut batches = Vec::new();
         let mut nonces = Nonces::for_texts(texts.len());
-        self.count(key, &texts, &mut opened, &mut wear).await?;
+        self.count(key, &mut texts, &mut opened, &mut wear).await?;
         let mut turn = Turn::begin();
         for (place, text) in texts.into_iter().enumerate() {
             match &text {
                 Ok(text) if key.record.kind.is_cipher() => turn.give_way_for(text.plaintext.len()).await,
                 _ => turn.give_way().await,
             }
-            let text = match text.and_then(|text| check_encrypt(key, place, text)) {
+            let text = match text.and_then(|text| check_encrypt(key, from + place, text)) {
                 Ok(text) => text,
                 Err(error) => {
                     results.push(Some(Err(error)));
@@ -226,11 +228,11 @@ impl Transit {
         Ok((finish(results), wear))
     }
 
-    /// Counts the encryptions of a request before they happen.
+    /// Counts the encryptions of a request before they happen. Texts for a version that is used up are in error from here on.
     async fn count(
         &self,
         key: &Key,
-        texts: &[Result<ToEncrypt<'_>, ItemError>],
+        texts: &mut [Result<ToEncrypt<'_>, ItemError>],
         opened: &mut Opened,
         wear: &mut Wear,
     ) -> Result<(), Failure> {
@@ -250,9 +252,10 @@ impl Transit {
             match loaded.usage.take(&self.store.view, &key.name, count).await? {
                 // One derived key has many keys; how often each was used is not known, so only the warning counts.
                 Wear::Used if !key.record.derived() => {
-                    return Err(Failure::invalid(format!(
-                        "version {version} of this key has reached its limit of 2^32 encryptions; rotate the key"
-                    )));
+                    let of_it = |text: &&mut Result<ToEncrypt<'_>, _>| {
+                        text.as_ref().is_ok_and(|text| pick_version(key, text.version).is_ok_and(|picked| picked == version))
+                    };
+                    texts.iter_mut().filter(of_it).for_each(|text| *text = Err(used_up(version)));
                 }
                 Wear::Used | Wear::Worn => {
                     *wear = Wear::Worn;
@@ -293,10 +296,11 @@ impl Transit {
         Ok(())
     }
 
-    /// Decrypts texts that are not in error already.
+    /// Decrypts texts that are not in error already. `from` is the first one's place in the request.
     pub async fn decrypt_all(
         &self,
         key: &Key,
+        from: usize,
         texts: Vec<Result<ToDecrypt<'_>, ItemError>>,
     ) -> Result<Vec<Result<SecretBytes, ItemError>>, Failure> {
         let mut opened = Opened::default();
@@ -308,7 +312,8 @@ impl Transit {
                 Ok(text) if key.record.kind.is_cipher() => turn.give_way_for(text.ciphertext.len()).await,
                 _ => turn.give_way().await,
             }
-            let checked = text.and_then(|text| check_decrypt(key, place, &text).map(|(version, sealed)| (text, version, sealed)));
+            let checked =
+                text.and_then(|text| check_decrypt(key, from + place, &text).map(|(version, sealed)| (text, version, sealed)));
             let (text, version, sealed) = match checked {
                 Ok(checked) => checked,
                 Err(error) => {
@@ -392,6 +397,10 @@ fn not_decrypted(error: &BadPadding) -> ItemError {
 
 fn over_limit(len: usize, limit: usize) -> ItemError {
     ItemError::user(format!("the plaintext has {len} bytes; the HSM takes at most {limit} bytes in one operation"))
+}
+
+fn used_up(version: u32) -> ItemError {
+    ItemError::user(format!("version {version} of this key has reached its limit of 2^32 encryptions; rotate the key"))
 }
 
 /// The version to encrypt with.

@@ -4,15 +4,17 @@ use std::borrow::Cow;
 
 use super::{
     Transit,
+    alg::rsa::Encryption,
     batch::{Batch, Item, Needs},
     decrypt::{MISSING, to_decrypt},
-    encrypt::{batch_of, batch_reply, contexts_set, decoded, padding_of, single_reply, worn},
+    encrypt::{Sealed, decoded, items_of, padding_of, worn},
     ops::{ItemError, ToEncrypt},
     usage::Wear,
 };
 use crate::{
     core::{engine::Call, failure::Failure, reply::Reply},
     params,
+    secret::SecretBytes,
     wire::field::Params,
 };
 
@@ -42,53 +44,62 @@ params! {
 pub async fn rewrap(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
     let input = call.input();
     let params = RewrapParams::decode(&input)?;
-    let batch = batch_of(call, Needs::Nothing)?;
-    let is_batch = batch.is_some();
-    let mut items = match batch {
-        Some(items) => items,
-        None if params.ciphertext.is_empty() => return Err(Failure::invalid(MISSING)),
-        None => vec![Item {
+    let (mut items, _) = items_of(engine, call, Needs::Nothing, || {
+        if params.ciphertext.is_empty() {
+            return Err(Failure::invalid(MISSING));
+        }
+        Ok(Item {
             ciphertext: Cow::Borrowed(&params.ciphertext),
             context: Cow::Borrowed(&params.context),
             nonce: Cow::Borrowed(&params.nonce),
             key_version: params.key_version,
             ..Item::default()
-        }],
-    };
-    // Rewrapping has no associated data: the plaintext could not be told from one with other data.
-    items.iter_mut().for_each(|item| item.associated_data = Cow::Borrowed(""));
-    contexts_set(&items)?;
+        })
+    })
+    .await?;
     let key = engine.existing(&params.name, "encryption key not found")?;
     let decrypt_padding = padding_of("decrypt_padding_scheme", &params.decrypt_padding_scheme)?;
     let padding = padding_of("encrypt_padding_scheme", &params.encrypt_padding_scheme)?;
-    let opened = engine.decrypt_all(&key, items.iter().map(|item| to_decrypt(item, decrypt_padding)).collect()).await?;
-    let mut texts = Vec::with_capacity(items.len());
-    for (item, opened) in items.iter().zip(opened) {
-        let text = match opened {
-            Ok(plaintext) => Ok(ToEncrypt {
-                plaintext,
-                version: item.key_version,
-                context: Cow::Owned(decoded(&item.context).map_err(ItemError::into_failure)?),
-                nonce: decoded(&item.nonce).map_err(ItemError::into_failure)?,
-                associated_data: Cow::Borrowed(""),
-                padding,
-            }),
-            // What is not the caller's mistake stops a rewrap, unlike other batches.
-            Err(error) if error.internal => return Err(error.into_failure()),
-            Err(error) => Err(error),
-        };
-        texts.push(text);
+    let (mut sealed, mut from) = (Sealed::of(&items), 0);
+    loop {
+        let mut window = items.window()?;
+        if window.is_empty() {
+            break;
+        }
+        // Rewrapping has no associated data: the plaintext could not be told from one with other data.
+        window.iter_mut().for_each(|item| item.associated_data = Cow::Borrowed(""));
+        let texts = window.iter().map(|item| to_decrypt(item, decrypt_padding)).collect();
+        let opened = engine.decrypt_all(&key, from, texts).await?;
+        let texts = window.iter().zip(opened).map(|(item, opened)| again(item, opened, padding));
+        let texts = texts.collect::<Result<_, Failure>>()?;
+        sealed.push(&window, engine.encrypt_all(&key, from, texts).await?)?;
+        from += window.len();
     }
-    let (results, wear) = engine.encrypt_all(&key, texts).await?;
-    let mut reply = if is_batch {
-        let references = items.iter().map(|item| item.reference.as_ref());
-        batch_reply(results, references, |_, data| Reply::raw_data(data))
-    } else {
-        single_reply(results)?
-    };
+    let (mut reply, wear) = sealed.reply(|_, data| Reply::raw_data(data))?;
     if wear == Wear::Worn {
         reply.warnings.push(worn(&key));
     }
     reply.warnings.extend(input.notes(RewrapParams::FIELDS));
     Ok(reply)
+}
+
+/// What was opened, to be encrypted again. What is not the caller's mistake stops a rewrap, unlike other batches.
+fn again<'a>(
+    item: &'a Item<'_>,
+    opened: Result<SecretBytes, ItemError>,
+    padding: Encryption,
+) -> Result<Result<ToEncrypt<'a>, ItemError>, Failure> {
+    let plaintext = match opened {
+        Ok(plaintext) => plaintext,
+        Err(error) if error.internal => return Err(error.into_failure()),
+        Err(error) => return Ok(Err(error)),
+    };
+    Ok(Ok(ToEncrypt {
+        plaintext,
+        version: item.key_version,
+        context: Cow::Owned(decoded(&item.context).map_err(ItemError::into_failure)?),
+        nonce: decoded(&item.nonce).map_err(ItemError::into_failure)?,
+        associated_data: Cow::Borrowed(""),
+        padding,
+    }))
 }

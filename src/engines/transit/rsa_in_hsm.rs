@@ -78,10 +78,13 @@ impl Transit {
         &self,
         items: Vec<RsaItem>,
     ) -> Result<Vec<(usize, Result<SecretBytes, BadPadding>)>, Failure> {
+        let many = items.len() > 1;
         let mut under_way = stream::iter(items)
             .map(|item| async move {
                 let hash = HashAlgorithm::Sha2_256;
+                let turn = if many { Some(self.stores.gate.private().await?) } else { None };
                 let opened = self.decrypt_one_in_hsm(&item.loaded, &item.sealed, item.padding, hash).await;
+                drop(turn);
                 opened.map(|opened| (item.place, opened))
             })
             .buffer_unordered(AT_ONCE);

@@ -2,16 +2,16 @@
 
 use std::borrow::Cow;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream::FuturesOrdered};
 use serde::Serialize;
 
 use super::{
     Transit,
     alg::{ecdsa::Marshaling, hash::HashAlgorithm, rsa::Salt},
     b64,
-    batch::Batch,
+    batch::{Batch, Items, Needs, Results},
     hmac,
-    items::{self, TextItem},
+    items::TextItem,
     ops::{ItemError, Opened},
     protect::Level,
     rsa_in_hsm::AT_ONCE,
@@ -153,6 +153,18 @@ struct SignedItem<'a> {
     reference: &'a str,
 }
 
+impl<'a> SignedItem<'a> {
+    fn new(item: &'a TextItem<'_>, signed: Result<Signed, ItemError>) -> Self {
+        let reference = item.reference.as_deref().unwrap_or_default();
+        match signed {
+            Ok(Signed { signature, version, public_key }) => {
+                Self { signature, key_version: version, publickey: public_key, error: None, reference }
+            }
+            Err(error) => Self { error: Some(error.text), reference, ..Self::default() },
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct SignedData {
     signature: String,
@@ -167,13 +179,6 @@ struct VerifiedItem<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Cow<'static, str>>,
     reference: &'a str,
-}
-
-/// `batch_results`.
-#[derive(Serialize)]
-pub struct Results<T> {
-    /// The results in the order of the items.
-    pub batch_results: Vec<T>,
 }
 
 #[derive(Serialize)]
@@ -203,61 +208,68 @@ pub async fn sign(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
         return Err(Failure::invalid(format!("key type {} does not support signing", key.record.kind.name())));
     }
     check_none(&options)?;
-    let batch = items::batch_of(call)?;
-    let single = [TextItem {
-        input: Some(Cow::Borrowed(&params.input)),
-        context: Some(Cow::Borrowed(&params.context)),
-        ..TextItem::default()
-    }];
-    let items = batch.as_deref().unwrap_or(&single);
-    let mut results = sign_all(engine, &key, params.key_version, items, &options).await?;
-    let mut reply = match &batch {
+    let batch = Items::of_call(engine, call, Needs::Nothing, |_: &TextItem<'_>| ()).await?;
+    let mut reply = match batch {
         None => {
-            let missing = || Failure::internal("nothing was signed");
-            let signed = results.pop().ok_or_else(missing)?.map_err(ItemError::into_failure)?;
+            let item = TextItem {
+                input: Some(Cow::Borrowed(&params.input)),
+                context: Some(Cow::Borrowed(&params.context)),
+                ..TextItem::default()
+            };
+            let signed = sign_item(engine, &key, params.key_version, &item, &mut Opened::default(), &options).await?;
+            let signed = signed.map_err(ItemError::into_failure)?;
             Reply::data(&SignedData { signature: signed.signature, key_version: signed.version, public_key: signed.public_key })?
         }
-        Some(items) => {
-            let shown = results.into_iter().zip(items).map(|(result, item)| {
-                let reference = item.reference.as_deref().unwrap_or_default();
-                match result {
-                    Ok(signed) => SignedItem {
-                        signature: signed.signature,
-                        key_version: signed.version,
-                        publickey: signed.public_key,
-                        error: None,
-                        reference,
-                    },
-                    Err(error) => SignedItem { error: Some(error.text), reference, ..SignedItem::default() },
-                }
-            });
-            Reply::data(&Results { batch_results: shown.collect() })?
-        }
+        Some(items) => Reply::raw_data(sign_all(engine, &key, params.key_version, items, &options).await?),
     };
     reply.warnings.extend(input.notes(SignParams::FIELDS));
     Ok(reply)
 }
 
-/// Signs in this process one after the other; in the HSM as many at once as its sessions can use.
+/// The results of a batch: signed in this process one after the other; in the HSM as many at once as its sessions can use.
 async fn sign_all(
     engine: &Transit,
     key: &Key,
     version: i64,
-    items: &[TextItem<'_>],
+    mut items: Items<'_, TextItem<'_>>,
     options: &Options,
-) -> Result<Vec<Result<Signed, ItemError>>, Failure> {
+) -> Result<Vec<u8>, Failure> {
+    let (mut results, mut turn) = (Results::of(items.count()), Turn::begin());
     if Transit::level_in_use(key) != Level::Software {
-        let sign = async |item| sign_item(engine, key, version, item, &mut Opened::default(), options).await;
-        let pending: Vec<_> = items.iter().map(sign).collect();
-        return stream::iter(pending).buffered(AT_ONCE).try_collect().await;
+        loop {
+            let window = items.window()?;
+            if window.is_empty() {
+                return Ok(results.finish());
+            }
+            let (mut left, mut under_way) = (window.iter(), FuturesOrdered::new());
+            loop {
+                while under_way.len() < AT_ONCE
+                    && let Some(item) = left.next()
+                {
+                    turn.give_way().await;
+                    under_way.push_back(async move {
+                        let _turn = engine.stores.gate.private().await?;
+                        let signed = sign_item(engine, key, version, item, &mut Opened::default(), options).await?;
+                        Ok::<_, Failure>(SignedItem::new(item, signed))
+                    });
+                }
+                let Some(signed) = under_way.next().await else { break };
+                results.push(&signed?)?;
+            }
+        }
     }
-    let (mut opened, mut turn) = (Opened::default(), Turn::begin());
-    let mut results = Vec::with_capacity(items.len());
-    for item in items {
-        turn.give_way().await;
-        results.push(sign_item(engine, key, version, item, &mut opened, options).await?);
+    let mut opened = Opened::default();
+    loop {
+        let window = items.window()?;
+        if window.is_empty() {
+            return Ok(results.finish());
+        }
+        for item in &window {
+            turn.give_way().await;
+            let signed = sign_item(engine, key, version, item, &mut opened, options).await?;
+            results.push(&SignedItem::new(item, signed))?;
+        }
     }
-    Ok(results)
 }
 
 async fn sign_item(
@@ -279,18 +291,23 @@ async fn sign_item(
 pub async fn verify(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
     let input = call.input();
     let params = VerifyParams::decode(&input)?;
-    let batch = items::batch_of(call)?;
-    let single = [TextItem {
-        input: Some(Cow::Borrowed(&params.input)),
-        context: Some(Cow::Borrowed(&params.context)),
-        signature: params.signature.as_deref().map(Cow::Borrowed),
-        hmac: params.hmac.as_deref().map(Cow::Borrowed),
-        reference: None,
-    }];
-    let items = batch.as_deref().unwrap_or(&single);
-    let mut reply = match what_to_verify(items, batch.is_some())? {
-        What::Hmacs => hmac::verify(engine, &params, items, batch.is_some()).await?,
-        What::Signatures => verify_signatures(engine, &params, items, batch.is_some()).await?,
+    let mut given = Given::default();
+    let batch = Items::of_call(engine, call, Needs::Nothing, |item| given.see(item)).await?;
+    let items = batch.unwrap_or_else(|| {
+        Items::one(TextItem {
+            input: Some(Cow::Borrowed(&params.input)),
+            context: Some(Cow::Borrowed(&params.context)),
+            signature: params.signature.as_deref().map(Cow::Borrowed),
+            hmac: params.hmac.as_deref().map(Cow::Borrowed),
+            reference: None,
+        })
+    });
+    if !items.is_batch() {
+        given = Given { signatures: params.signature.is_some(), hmacs: params.hmac.is_some(), ..given };
+    }
+    let mut reply = match given.what(items.is_batch())? {
+        What::Hmacs => hmac::verify(engine, &params, items).await?,
+        What::Signatures => verify_signatures(engine, &params, items).await?,
     };
     reply.warnings.extend(input.notes(VerifyParams::FIELDS));
     Ok(reply)
@@ -301,29 +318,45 @@ enum What {
     Hmacs,
 }
 
-/// Signatures or HMACs, never both.
-fn what_to_verify(items: &[TextItem<'_>], batch: bool) -> Result<What, Failure> {
-    let signatures = items.iter().any(|item| item.signature.is_some());
-    let hmacs = items.iter().any(|item| item.hmac.is_some() && (!batch || item.signature.is_none()));
-    let missing = items.iter().any(|item| item.signature.is_none() && item.hmac.is_none());
-    let refuse = |text: &str| Err(Failure::invalid(text));
-    match (signatures, hmacs, missing) {
-        (true, true, _) if !batch => refuse("provide one of 'signature' or 'hmac'"),
-        (false, false, _) if !batch => refuse("neither a 'signature' nor an 'hmac' were given to verify"),
-        (true, true, _) => refuse("elements of batch_input must all provide 'signature' or all provide 'hmac'"),
-        (true, false, true) => refuse("some elements of batch_input are missing 'signature'"),
-        (false, true, true) => refuse("some elements of batch_input are missing 'hmac'"),
-        (false, false, _) => refuse("no batch_input elements have 'signature' or 'hmac'"),
-        (false, true, false) => Ok(What::Hmacs),
-        (true, false, false) => Ok(What::Signatures),
+/// What the items of a request give to verify.
+#[derive(Default)]
+struct Given {
+    signatures: bool,
+    hmacs: bool,
+    /// An item gives neither.
+    missing: bool,
+}
+
+impl Given {
+    /// An item of a batch, in which a signature hides an HMAC.
+    fn see(&mut self, item: &TextItem<'_>) {
+        match (&item.signature, &item.hmac) {
+            (Some(_), _) => self.signatures = true,
+            (None, Some(_)) => self.hmacs = true,
+            (None, None) => self.missing = true,
+        }
+    }
+
+    /// Signatures or HMACs, never both.
+    fn what(&self, batch: bool) -> Result<What, Failure> {
+        let refuse = |text: &str| Err(Failure::invalid(text));
+        match (self.signatures, self.hmacs, self.missing) {
+            (true, true, _) if !batch => refuse("provide one of 'signature' or 'hmac'"),
+            (false, false, _) if !batch => refuse("neither a 'signature' nor an 'hmac' were given to verify"),
+            (true, true, _) => refuse("elements of batch_input must all provide 'signature' or all provide 'hmac'"),
+            (true, false, true) => refuse("some elements of batch_input are missing 'signature'"),
+            (false, true, true) => refuse("some elements of batch_input are missing 'hmac'"),
+            (false, false, _) => refuse("no batch_input elements have 'signature' or 'hmac'"),
+            (false, true, false) => Ok(What::Hmacs),
+            (true, false, false) => Ok(What::Signatures),
+        }
     }
 }
 
 async fn verify_signatures(
     engine: &Transit,
     params: &VerifyParams,
-    items: &[TextItem<'_>],
-    batch: bool,
+    mut items: Items<'_, TextItem<'_>>,
 ) -> Result<Reply, Failure> {
     let hash = hash_of(&params.urlalgorithm, params.hash_algorithm.as_deref(), params.algorithm.as_deref());
     let options = options(
@@ -339,29 +372,30 @@ async fn verify_signatures(
     }
     check_none(&options)?;
     let (mut opened, mut turn) = (Opened::default(), Turn::begin());
-    let mut results = Vec::with_capacity(items.len());
-    for item in items {
-        turn.give_way().await;
-        let decoded = input_of(item, "missing input").and_then(|input| Ok((input, context_of(item)?)));
-        let result = match (decoded, item.signature.as_deref()) {
-            (Err(error), _) => Err(error),
-            (Ok(_), None) => Err(ItemError::user("missing signature")),
-            (Ok((input, context)), Some(signature)) => {
-                engine.verify_one(&key, &mut opened, &input, signature, &context, &options).await?
-            }
-        };
-        results.push(result);
-    }
-    if !batch {
-        let missing = || Failure::internal("nothing was verified");
-        return valid(results.pop().ok_or_else(missing)?.map_err(ItemError::into_failure)?);
-    }
-    let shown = results.into_iter().zip(items).map(|(result, item)| {
-        let reference = item.reference.as_deref().unwrap_or_default();
-        match result {
-            Ok(valid) => VerifiedItem { valid, error: None, reference },
-            Err(error) => VerifiedItem { valid: false, error: Some(error.text), reference },
+    let mut results = Results::of(items.count());
+    loop {
+        let window = items.window()?;
+        if window.is_empty() {
+            return Ok(Reply::raw_data(results.finish()));
         }
-    });
-    Reply::data(&Results { batch_results: shown.collect() })
+        for item in &window {
+            turn.give_way().await;
+            let decoded = input_of(item, "missing input").and_then(|input| Ok((input, context_of(item)?)));
+            let result = match (decoded, item.signature.as_deref()) {
+                (Err(error), _) => Err(error),
+                (Ok(_), None) => Err(ItemError::user("missing signature")),
+                (Ok((input, context)), Some(signature)) => {
+                    engine.verify_one(&key, &mut opened, &input, signature, &context, &options).await?
+                }
+            };
+            if !items.is_batch() {
+                return valid(result.map_err(ItemError::into_failure)?);
+            }
+            let reference = item.reference.as_deref().unwrap_or_default();
+            results.push(&match result {
+                Ok(valid) => VerifiedItem { valid, error: None, reference },
+                Err(error) => VerifiedItem { valid: false, error: Some(error.text), reference },
+            })?;
+        }
+    }
 }

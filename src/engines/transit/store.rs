@@ -22,6 +22,7 @@ use super::{
         aead::Cipher,
         asym::{PrivateKey, PublicKey},
     },
+    gate::Gate,
     opened::OpenedVersions,
     protect::{Protection, Vault, VersionId},
     record::{
@@ -85,6 +86,8 @@ pub struct Stores {
     mounts: Mutex<BTreeMap<String, (Weak<Store>, String)>>,
     /// Held while material moves to newer master keys.
     pub(super) rewrapping: tokio::sync::Mutex<()>,
+    /// What batches may take at once.
+    pub(super) gate: Gate,
 }
 
 impl Stores {
