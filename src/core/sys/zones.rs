@@ -109,14 +109,15 @@ async fn delete(_: &System, _: &Call<'_>, params: NameParams) -> Result<Reply, F
 async fn rotate(system: &System, call: &Call<'_>, params: NameParams) -> Result<Reply, Failure> {
     let core = system.core()?;
     core.services.zones.rotate(&params.name, call.now).await.map_err(at_path)?;
-    core.rewrap_zone(&params.name).await;
+    core.rewrap_zone(&params.name);
     Reply::data(&ZoneResponse::from(core.services.zones.read(&params.name)?))
 }
 
 impl Core {
-    /// Starts to move what is wrapped under old master keys of a zone to the current one. The engines that hold
-    /// such material go on with it in their periodic work, so that it survives restarts; here they are told at once.
-    pub async fn rewrap_zone(&self, zone: &str) {
+    /// Starts to move what is wrapped under old master keys of a zone to the current one, and says in the log on which mounts.
+    /// Whatever keeps it from being done now is tried again at every tick, also after a restart.
+    fn rewrap_zone(&self, zone: &str) {
+        self.services.transit.follow_rotations(&self.services.zones);
         let Ok(active) = self.active() else { return };
         for mounted in active.router.all() {
             let option = mounted.entry.options.get("zone").map_or("default", String::as_str);

@@ -17,6 +17,7 @@ use super::{
     protect::Level,
     record::{KeyRecord, Passage, auto_path},
     store::{Change, Decision, Key},
+    turn::Turn,
 };
 use crate::{
     barrier::Txn,
@@ -65,13 +66,19 @@ pub async fn backup(engine: &Transit, _: &Call<'_>, params: BackupParams) -> Res
     let name = params.name.as_str();
     let (key, ()) = engine.change(name, move |key| Box::pin(async move { noted(engine, name, key) })).await?;
     let key = key.ok_or_else(|| stop(format!("key {name:?} not found")))?;
-    let mut versions = Vec::with_capacity(key.record.versions.len());
+    let (mut versions, mut turn) = (Vec::with_capacity(key.record.versions.len()), Turn::begin());
     for line in &key.record.versions {
+        turn.give_way().await;
         let (record, _) = engine.store.version_record(name, key.record.uid, line.version)?;
-        versions.push((line, record.convergent_version, engine.material_of(&key, line.version).await?));
+        versions.push((record.convergent_version, engine.material_of(&key, line.version).await?));
     }
-    let json = blob::write(name, &key.record, &versions).map_err(Failure::internal)?;
-    Reply::data(&BackupData { backup: Shown(Zeroizing::new(b64::encode(json.expose()))) })
+    let write = move || {
+        let lines = key.record.versions.iter().zip(versions);
+        let versions: Vec<_> = lines.map(|(line, (convergent, material))| (line, convergent, material)).collect();
+        let json = blob::write(&key.name, &key.record, &versions).map_err(Failure::internal)?;
+        Reply::data(&BackupData { backup: Shown(Zeroizing::new(b64::encode(json.expose()))) })
+    };
+    engine.stores.gate.whole_key(write).await
 }
 
 /// Writes the time of a backup down, if one may be taken.
@@ -101,21 +108,29 @@ pub async fn restore(engine: &Transit, _: &Call<'_>, params: RestoreParams) -> R
         return Err(stop("key names cannot be paths"));
     }
     let level = level_param(params.protection_level.as_deref())?;
-    let backup = Zeroizing::new(params.backup);
-    let json = SecretBytes::new(b64::decode(&backup).map_err(|error| stop(error.to_string()))?);
+    let (backup, asked, now) = (Zeroizing::new(params.backup), params.name, nanos(engine.clock.now()));
+    let (name, record, versions) = engine.stores.gate.whole_key(move || open(&backup, asked, now)).await?;
+    store(engine, &name, params.force, level, &record, &versions).await
+}
+
+/// A backup taken apart: name, key and versions.
+type Opened = (String, KeyRecord, Vec<(u32, Given)>);
+
+fn open(backup: &str, asked: String, now: i64) -> Result<Opened, Failure> {
+    let json = SecretBytes::new(b64::decode(backup).map_err(|error| stop(error.to_string()))?);
     let blob: Blob<'_> = serde_json::from_slice(json.expose()).map_err(|error| stop(error.to_string()))?;
     let policy = blob.policy.ok_or_else(|| stop("the backup holds no key"))?;
-    let name = match params.name.as_str() {
+    let name = match asked.as_str() {
         "" => policy.name.clone().unwrap_or_default().into_owned(),
-        name => name.to_owned(),
+        _ => asked,
     };
     if !usable(&name) {
         return Err(stop(format!("{name:?} cannot be the name of a key")));
     }
     let archive = blob.archived_keys.and_then(|archive| archive.keys).unwrap_or_default();
-    let refuse = |error: String| stop(format!("failed to restore the policy {name:?}: {error}"));
-    let (record, versions) = read(policy, &archive, nanos(engine.clock.now())).map_err(refuse)?;
-    store(engine, &name, params.force, level, &record, &versions).await
+    let (record, versions) =
+        read(policy, &archive, now).map_err(|error| stop(format!("failed to restore the policy {name:?}: {error}")))?;
+    Ok((name, record, versions))
 }
 
 /// Whether a key can have the name: what a path of the API can hold.
@@ -146,7 +161,9 @@ async fn store(
                         txn = engine.drop_version(name, &old.record, line.version, txn)?;
                     }
                 }
+                let mut turn = Turn::begin();
                 for (version, given) in versions {
+                    turn.give_way().await;
                     txn = engine.add_given(&mut record, *version, given, txn).await?;
                 }
                 txn = match record.auto_rotate_period {
@@ -265,8 +282,9 @@ struct Bounds {
 impl Bounds {
     /// Refuses numbers that contradict each other. `held` tells whether a version is among the key's own.
     fn of(policy: &Policy<'_>, held: impl Fn(u32) -> bool) -> Result<Self, String> {
-        /// Beyond this many versions a backup is a mistake or an attack on memory.
-        const MOST: i64 = 1_000_000;
+        /// Beyond this many versions a backup is a mistake or an attack on memory: a key that rotates every hour has fewer
+        /// after five years.
+        const MOST: i64 = 50_000;
         let number = |name: &str, value: Option<i64>| {
             let value = value.unwrap_or(0);
             u32::try_from(value).ok().filter(|_| value <= MOST).ok_or_else(|| format!("{name} of {value} is out of range"))

@@ -453,7 +453,8 @@ mod tests {
 
     fn parse<'a>(raw: &'a RawValue, needs: Needs) -> Result<Vec<Item<'a>>, Failure> {
         let gate = Box::leak(Box::<Gate>::default());
-        let mut items = futures_util::FutureExt::now_or_never(Items::<Item<'a>>::read(gate, raw, needs, |_| ())).unwrap()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut items = runtime.block_on(Items::<Item<'a>>::read(gate, raw, needs, |_| ()))?;
         assert!(items.is_batch());
         let mut all = Vec::new();
         loop {

@@ -350,12 +350,16 @@ impl<'a> Entry<'a> {
 
 /// Writes a backup. `versions` are all that exist, ascending, with their material.
 pub fn write(name: &str, record: &KeyRecord, versions: &[(&VersionLine, u8, Material)]) -> Result<SecretBytes, AsymError> {
-    // Room enough that the buffer does not move while it grows and leaves no copies of keys behind.
-    let mut out = Vec::with_capacity(8192 + versions.len() * 24 * 1024);
     let entries: Vec<(u32, SecretBytes)> = versions
         .iter()
         .map(|(line, convergent, material)| Ok((line.version, entry(record.kind, line, *convergent, material)?)))
         .collect::<Result<_, AsymError>>()?;
+    // Room enough that the buffer does not move while it grows and leaves no copies of keys behind: each entry stands there
+    // twice at most, with its number.
+    let held: usize = entries.iter().map(|(_, entry)| 2 * entry.len() + 32).sum();
+    let places =
+        usize::try_from(record.latest_version - record.min_available_version.min(record.latest_version)).unwrap_or(0) + 1;
+    let mut out = Vec::with_capacity(8192 + 6 * name.len() + held + places * (NOTHING.len() + 1));
     let mut push = |text: &str| out.extend_from_slice(text.as_bytes());
     push("{\"policy\":{\"name\":");
     let mut quoted = Vec::new();
@@ -378,7 +382,8 @@ pub fn write(name: &str, record: &KeyRecord, versions: &[(&VersionLine, u8, Mate
     push("},\"archived_keys\":{\"keys\":[");
     for version in record.min_available_version..=record.latest_version {
         push(if version == record.min_available_version { "" } else { "," });
-        match entries.iter().find(|(found, _)| *found == version) {
+        let found = entries.binary_search_by_key(&version, |(found, _)| *found);
+        match found.ok().and_then(|at| entries.get(at)) {
             Some((_, entry)) => push(std::str::from_utf8(entry.expose()).unwrap_or_default()),
             None => push(NOTHING),
         }

@@ -8,6 +8,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use super::{
     Transit,
     alg::{
+        KeyType,
         asym::{PrivateKey, PublicKey},
         hash::HashAlgorithm,
         rsa,
@@ -15,7 +16,9 @@ use super::{
     export::{Exported, Shown, chosen},
     import::oaep_hash,
     lifecycle::SOFT_DELETED,
+    protect::Material,
     store::Key,
+    turn::Turn,
 };
 use crate::{
     core::{
@@ -63,12 +66,20 @@ pub async fn export(engine: &Transit, _: &Call<'_>, params: WrappedExportParams)
     let lines = chosen(&source.record, &params.version)?;
     let hash = oaep_hash(params.hash.as_deref().unwrap_or("SHA256")).map_err(stop)?;
     let public = wrapping_half(&destination)?;
-    let mut keys = BTreeMap::new();
+    let (mut versions, mut turn) = (Vec::with_capacity(lines.len()), Turn::begin());
     for line in lines {
-        let material = prepared(engine, &source, line.version).await?;
-        keys.insert(line.version, Shown(wrapped(&public, &material, hash)?.into()));
+        turn.give_way().await;
+        versions.push((line.version, engine.material_of(&source, line.version).await?));
     }
-    Reply::data(&Exported { name: &source.name, kind: source.record.kind, keys })
+    let write = move || {
+        let mut keys = BTreeMap::new();
+        for (version, material) in versions {
+            let material = prepared(source.record.kind, material)?;
+            keys.insert(version, Shown(wrapped(&public, &material, hash)?.into()));
+        }
+        Reply::data(&Exported { name: &source.name, kind: source.record.kind, keys })
+    };
+    engine.stores.gate.whole_key(write).await
 }
 
 /// The public half of the destination's latest version.
@@ -86,9 +97,7 @@ fn wrapping_half(destination: &Key) -> Result<PublicKey, Failure> {
 }
 
 /// What is wrapped: raw bytes, or PKCS#8 DER.
-async fn prepared(engine: &Transit, source: &Key, version: u32) -> Result<SecretBytes, Failure> {
-    let material = engine.material_of(source, version).await?;
-    let kind = source.record.kind;
+fn prepared(kind: KeyType, material: Material) -> Result<SecretBytes, Failure> {
     if material.key.is_empty() {
         return Err(stop("failed to wrap target key for import: the key version has no private part"));
     }

@@ -120,9 +120,8 @@ pub async fn csr(engine: &Transit, _: &Call<'_>, params: CsrParams) -> Result<Re
         salt: Salt::Auto,
         marshaling: Marshaling::Asn1,
     };
-    // The latest version is named as 0, so that bounds for clients do not count.
-    let version = if line.version == key.record.latest_version { 0 } else { i64::from(line.version) };
-    let signed = engine.sign_one(&key, &mut Opened::default(), version, &body, &[], &options).await?;
+    // The bound for encryption does not count: a request is no use of the version.
+    let signed = engine.sign_with(&key, &mut Opened::default(), line.version, &body, &[], &options).await?;
     let signed = signed.map_err(|error| failed(&error.text))?;
     let text = signed.signature.rsplit(':').next().unwrap_or_default();
     let signature = b64::decode(text).map_err(Failure::internal)?;

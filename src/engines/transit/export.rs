@@ -14,8 +14,9 @@ use super::{
     },
     keys::{pem, pem_chain},
     lifecycle::SOFT_DELETED,
+    protect::Material,
     record::{KeyRecord, VersionLine},
-    store::Key,
+    turn::Turn,
 };
 use crate::{
     core::{
@@ -174,38 +175,45 @@ pub async fn export(engine: &Transit, _: &Call<'_>, params: ExportParams) -> Res
         return Err(stop(SOFT_DELETED));
     }
     what.check(record.kind)?;
-    let mut keys = BTreeMap::new();
-    for line in chosen(record, &params.version)? {
-        keys.insert(line.version, Shown(exported(engine, &key, line, what, format).await?));
+    let lines = chosen(record, &params.version)?;
+    let (mut versions, mut turn) = (Vec::with_capacity(lines.len()), Turn::begin());
+    for line in lines {
+        turn.give_way().await;
+        let material = if what.is_private() { Some(engine.material_of(&key, line.version).await?) } else { None };
+        versions.push((line.version, material));
     }
-    Reply::data(&Exported { name: &key.name, kind: record.kind, keys })
+    let write = move || {
+        let mut keys = BTreeMap::new();
+        for (version, material) in versions {
+            let line = key.record.line(version).ok_or_else(|| stop("version does not exist or cannot be found"))?;
+            let text = match material {
+                Some(material) => private(key.record.kind, &material, what, format)?,
+                None => public(&key.record, line, what, format)?,
+            };
+            keys.insert(version, Shown(text));
+        }
+        Reply::data(&Exported { name: &key.name, kind: key.record.kind, keys })
+    };
+    engine.stores.gate.whole_key(write).await
 }
 
-async fn exported(
-    engine: &Transit,
-    key: &Key,
-    line: &VersionLine,
-    what: What,
-    format: Format,
-) -> Result<Zeroizing<String>, Failure> {
-    let kind = key.record.kind;
-    match what {
-        What::Certificates if line.certificate_chain.is_empty() => {
+/// What is no secret of a version.
+fn public(record: &KeyRecord, line: &VersionLine, what: What, format: Format) -> Result<Zeroizing<String>, Failure> {
+    if what == What::Certificates {
+        if line.certificate_chain.is_empty() {
             return Err(stop("selected key version does not have a certificate chain imported"));
         }
-        What::Certificates => return Ok(Zeroizing::new(pem_chain(&line.certificate_chain))),
-        What::Public => {
-            // Of a derived key the public half is that of no key in use.
-            let text = line.public_key.as_deref().filter(|_| !key.record.derived());
-            return match text {
-                Some(text) => public_text(kind, text, format).map(Zeroizing::new),
-                None if kind.is_asymmetric() => Ok(Zeroizing::default()),
-                None => Err(stop(format!("unknown key type {} for export type {}", kind.name(), what.name()))),
-            };
-        }
-        What::Encryption | What::Signing | What::Hmac => {}
+        return Ok(Zeroizing::new(pem_chain(&line.certificate_chain)));
     }
-    let material = engine.material_of(key, line.version).await?;
+    // Of a derived key the public half is that of no key in use.
+    match line.public_key.as_deref().filter(|_| !record.derived()) {
+        Some(text) => public_text(record.kind, text, format).map(Zeroizing::new),
+        None if record.kind.is_asymmetric() => Ok(Zeroizing::default()),
+        None => Err(stop(format!("unknown key type {} for export type {}", record.kind.name(), what.name()))),
+    }
+}
+
+fn private(kind: KeyType, material: &Material, what: What, format: Format) -> Result<Zeroizing<String>, Failure> {
     let secret = if what == What::Hmac { &material.hmac_key } else { &material.key };
     if what == What::Hmac || kind.is_cipher() {
         return match format {

@@ -1,4 +1,4 @@
-//! What batches may take at once, over all Transit mounts.
+//! What batches and keys of many versions may take at once, over all Transit mounts.
 //!
 //! The items of a batch cost memory beside the request's bytes: its answer grows by some hundred bytes each, whereas an item
 //! can be sent in three. So there is a bound for one batch, and one for all together, for which large ones wait in order.
@@ -21,15 +21,20 @@ const SMALL: usize = 256;
 /// is asked beside them still ends before its deadline.
 const PRIVATE: usize = 2 * AT_ONCE;
 
+/// Keys from outside that are read at once, and keys written for outside: a processor's work for seconds where they have
+/// thousands of versions.
+const WHOLE_KEYS: usize = 2;
+
 /// The bounds.
 pub struct Gate {
     items: Semaphore,
     private: Semaphore,
+    whole_keys: Semaphore,
 }
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { items: Semaphore::new(ALL_ITEMS), private: Semaphore::new(PRIVATE) }
+        Self { items: Semaphore::new(ALL_ITEMS), private: Semaphore::new(PRIVATE), whole_keys: Semaphore::new(WHOLE_KEYS) }
     }
 }
 
@@ -51,6 +56,15 @@ impl Gate {
         self.items.acquire_many(items).await.map(Some).map_err(Failure::internal)
     }
 
+    /// Does what keeps a processor busy for all versions of a key, on a thread where nobody waits for it.
+    pub async fn whole_key<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let _turn = self.whole_keys.acquire().await.map_err(Failure::internal)?;
+        tokio::task::spawn_blocking(work).await.map_err(Failure::internal)?
+    }
+
     /// The turn of one of many operations on a private key in the HSM.
     pub async fn private(&self) -> Result<SemaphorePermit<'_>, Failure> {
         self.private.acquire().await.map_err(Failure::internal)
@@ -61,6 +75,21 @@ impl Gate {
 mod tests {
     use super::*;
     use crate::core::failure::Kind;
+
+    #[tokio::test]
+    async fn what_reads_a_whole_key_holds_up_nobody() {
+        let gate = std::sync::Arc::new(Gate::default());
+        // Ends only because others go on beside it, on this runtime's only thread.
+        let (go, wait) = std::sync::mpsc::channel();
+        let work = gate.whole_key(move || wait.recv().map_err(Failure::internal));
+        let beside = async {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            go.send(7)
+        };
+        let (done, sent) = tokio::join!(work, beside);
+        sent.unwrap();
+        assert_eq!(done.unwrap(), 7);
+    }
 
     #[tokio::test]
     async fn large_batches_wait_for_each_other_and_small_ones_do_not() {

@@ -259,7 +259,7 @@ impl Transit {
                 }
                 Wear::Used | Wear::Worn => {
                     *wear = Wear::Worn;
-                    self.note_worn(key, version);
+                    self.note_worn(key, version, &loaded.usage);
                 }
                 Wear::Fresh => {}
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Transit, store::Key};
+use super::{Transit, store::Key, usage::Usage};
 use crate::core::failure::Failure;
 
 /// Keys looked at in one tick.
@@ -30,12 +30,15 @@ impl Transit {
         }
     }
 
-    /// A version is near its bound: the log hears of it, and a key that rotates by itself does so at the next tick.
-    pub fn note_worn(&self, key: &Key, version: u32) {
+    /// A version is near its bound: the log hears of it, once an hour, and a key that rotates by itself does so at the next
+    /// tick.
+    pub fn note_worn(&self, key: &Key, version: u32, usage: &Usage) {
         if version != key.record.latest_version {
             return;
         }
-        tracing::warn!(key = %key.name, version, "a transit key version is near its limit of 2^32 encryptions");
+        if usage.is_to_be_told(self.clock.now().unix_timestamp()) {
+            tracing::warn!(key = %key.name, version, "a transit key version is near its limit of 2^32 encryptions");
+        }
         if key.record.auto_rotate_period > 0 {
             self.store.schedule.lock().insert(key.name.clone(), i64::MIN);
         }

@@ -97,11 +97,23 @@ impl Transit {
         context: &[u8],
         options: &Options,
     ) -> Outcome<Signed> {
+        match signing_version(key, version) {
+            Ok(version) => self.sign_with(key, opened, version, input, context, options).await,
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// Signs one input with a version that is there and has a private half, whatever bounds the key sets for clients.
+    pub async fn sign_with(
+        &self,
+        key: &Key,
+        opened: &mut Opened,
+        version: u32,
+        input: &[u8],
+        context: &[u8],
+        options: &Options,
+    ) -> Outcome<Signed> {
         let kind = key.record.kind;
-        let version = match signing_version(key, version) {
-            Ok(version) => version,
-            Err(error) => return Ok(Err(error)),
-        };
         let Some(loaded) = opened.version(self, key, version).await? else {
             return Ok(Err(ItemError::internal("no such key version")));
         };

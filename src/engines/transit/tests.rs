@@ -324,6 +324,9 @@ async fn a_version_near_its_bound_warns_and_beyond_it_refuses() {
     let body = json!({ "plaintext": "" });
     let reply = bench.call(Operation::Update, "encrypt/k", body.clone()).await.unwrap();
     assert_eq!(reply.warnings.len(), 1, "{:?}", reply.warnings);
+    // The log has heard of it with that, and hears of it again in an hour.
+    let now = bench.clock.now().unix_timestamp();
+    assert_eq!([0, 3599, 3600, 3601].map(|later| loaded.usage.is_to_be_told(now + later)), [false, false, true, false]);
     loaded.usage.wear(usage::LIMIT);
     assert!(bench.refused("encrypt/k", body).await.contains("limit of 2^32"));
     Engine::tick(bench.transit.as_ref()).await.unwrap();

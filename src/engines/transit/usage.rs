@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -119,6 +119,8 @@ pub struct Usage {
     reserved: AtomicU64,
     /// Held while a block is reserved.
     reserving: tokio::sync::Mutex<()>,
+    /// When the log last heard of the version's age, in Unix seconds; 0 for never.
+    told: AtomicI64,
 }
 
 /// What a reservation says about the version's age.
@@ -148,7 +150,14 @@ impl Usage {
     }
 
     fn at(uid: KeyUid, version: u32, used: u64, reserved: u64) -> Self {
-        Self { uid, version, used: used.into(), reserved: reserved.into(), reserving: tokio::sync::Mutex::new(()) }
+        Self {
+            uid,
+            version,
+            used: used.into(),
+            reserved: reserved.into(),
+            reserving: tokio::sync::Mutex::new(()),
+            told: AtomicI64::new(0),
+        }
     }
 
     /// The write that belongs into the transaction that makes a version (see [`Usage::new`]).
@@ -170,6 +179,14 @@ impl Usage {
             _ if end > WARN => Wear::Worn,
             _ => Wear::Fresh,
         })
+    }
+
+    /// Whether the log is to hear of the version's age at this time: one request in an hour is told so.
+    pub fn is_to_be_told(&self, now: i64) -> bool {
+        const HOUR: i64 = 3600;
+        let told = self.told.load(Ordering::Relaxed);
+        (told == 0 || now - told >= HOUR)
+            && self.told.compare_exchange(told, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     async fn reserve(&self, view: &View, name: &str, end: u64) -> Result<(), Failure> {

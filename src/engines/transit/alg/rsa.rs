@@ -12,7 +12,7 @@ use openssl::{
     sign::RsaPssSaltlen,
 };
 
-use super::{asym::AsymError, hash::HashAlgorithm};
+use super::{asym::AsymError, hash::HashAlgorithm, rsa_padding::decode_pkcs1v15};
 use crate::secret::SecretBytes;
 
 /// How an RSA signature is padded.
@@ -139,6 +139,10 @@ fn configure<T: HasPublic>(
 /// Signs a digest.
 pub fn sign(key: &PKeyRef<Private>, digest: &[u8], hash: HashAlgorithm, scheme: Scheme) -> Result<Vec<u8>, AsymError> {
     check_length(digest, hash)?;
+    // RFC 8017, section 9.2: only what stands there without a hash's name can be too long.
+    if hash == HashAlgorithm::None && digest.len() > key.size().saturating_sub(11) {
+        return Err(too_long());
+    }
     let mut context = PkeyCtx::new(key)?;
     context.sign_init()?;
     configure(&mut context, key.size(), hash, scheme, true)?;
@@ -182,6 +186,10 @@ pub fn check_length(digest: &[u8], hash: HashAlgorithm) -> Result<(), AsymError>
     }
 }
 
+fn too_long() -> AsymError {
+    AsymError::Input("crypto/rsa: message too long for RSA key size".into())
+}
+
 /// Encrypts a text.
 pub fn encrypt(key: &PKeyRef<Public>, plaintext: &[u8], padding: Encryption) -> Result<Vec<u8>, AsymError> {
     let taken = match padding {
@@ -190,7 +198,7 @@ pub fn encrypt(key: &PKeyRef<Public>, plaintext: &[u8], padding: Encryption) -> 
         Encryption::Pkcs1v15 => 11,
     };
     if plaintext.len() > key.size().saturating_sub(taken) {
-        return Err(AsymError::Input("crypto/rsa: message too long for RSA key size".into()));
+        return Err(too_long());
     }
     let mut context = PkeyCtx::new(key)?;
     context.encrypt_init()?;
@@ -228,11 +236,20 @@ fn decrypt_with(
 ) -> Result<SecretBytes, AsymError> {
     let mut context = PkeyCtx::new(key)?;
     context.decrypt_init()?;
-    pad(&mut context, padding, hash)?;
+    match padding {
+        // The padding of PKCS #1 v1.5 is taken off here, as for keys in the HSM: whether the library answers a bad one with an
+        // error or, to hide it, with a random text (implicit rejection, from OpenSSL 3.2 on) depends on its version.
+        Encryption::Pkcs1v15 => context.set_rsa_padding(Padding::NONE)?,
+        Encryption::Oaep => pad(&mut context, padding, hash)?,
+    }
     // Room for the library's own upper bound, so that the text is never moved and left behind.
     let mut out = zeroize::Zeroizing::new(vec![0; key.size()]);
     let length = context.decrypt(ciphertext, Some(&mut out))?;
-    Ok(SecretBytes::new(out.get(..length).unwrap_or_default().to_vec()))
+    let opened = SecretBytes::new(out.get(..length).unwrap_or_default().to_vec());
+    match padding {
+        Encryption::Pkcs1v15 => decode_pkcs1v15(&opened).map_err(|error| AsymError::Input(error.to_string())),
+        Encryption::Oaep => Ok(opened),
+    }
 }
 
 fn pad<T>(context: &mut PkeyCtx<T>, padding: Encryption, hash: HashAlgorithm) -> Result<(), AsymError> {
@@ -302,6 +319,9 @@ mod tests {
         let plain = sign(&key, b"as it is", HashAlgorithm::None, Scheme::Pkcs1v15).unwrap();
         assert!(verify(&public, b"as it is", &plain, HashAlgorithm::None, Scheme::Pkcs1v15).unwrap());
         assert!(sign(&key, b"short", HashAlgorithm::Sha2_256, Scheme::Pkcs1v15).is_err());
+        assert!(sign(&key, &[7; 245], HashAlgorithm::None, Scheme::Pkcs1v15).is_ok());
+        let said = sign(&key, &[7; 246], HashAlgorithm::None, Scheme::Pkcs1v15).unwrap_err().to_string();
+        assert_eq!(said, "crypto/rsa: message too long for RSA key size");
     }
 
     #[test]
@@ -315,6 +335,13 @@ mod tests {
             }
         }
         assert!(encrypt(&public, &[7; 191], Encryption::Oaep).is_err());
+        // Bad padding is an error in every version of the library, and never a random text.
+        let mut raw = vec![0; 256];
+        for block in [[7; 256], [0; 256]] {
+            let block: Vec<u8> = [&[0], &block[1..]].concat();
+            public.rsa().unwrap().public_encrypt(&block, &mut raw, Padding::NONE).unwrap();
+            assert!(decrypt(&key, &raw, Encryption::Pkcs1v15).is_err());
+        }
         assert!(decrypt(&key, &[1; 256], Encryption::Oaep).is_err());
         assert!(decrypt(&key, b"", Encryption::Oaep).is_err());
         for hash in [HashAlgorithm::Sha1, HashAlgorithm::Sha2_224, HashAlgorithm::Sha2_512] {

@@ -102,3 +102,43 @@ async fn certificates_of_the_key_itself_come_back() {
     let restored = bench.transit.store.key("restored").unwrap().unwrap();
     assert_eq!(restored.record.versions[0].certificate_chain, [own]);
 }
+
+#[tokio::test]
+async fn a_backup_of_many_versions_holds_nobody_up_and_one_of_too_many_is_refused() {
+    const VERSIONS: u32 = 300;
+    let bench = Bench::new().await;
+    let one = backup_of(&bench, json!({ "type": "ecdsa-p521" })).await;
+    // As text: the numbers of a key have more digits than a JSON value keeps.
+    let (before, rest) = one.split_once("\"keys\":{\"1\":").unwrap();
+    let (entry, after) = rest.split_once("},").unwrap();
+    let keys: Vec<String> = (1..=VERSIONS).map(|version| format!("\"{version}\":{entry}")).collect();
+    let of = |latest: u32| {
+        format!("{before}\"keys\":{{{}}},{after}", keys.join(","))
+            .replace("\"latest_version\":1", &format!("\"latest_version\":{latest}"))
+    };
+    // Reading the keys takes half a second; others have this one thread for that time.
+    let (text, mut turns) = (of(VERSIONS), 0);
+    {
+        let mut restored = std::pin::pin!(restore(&bench, &text));
+        while futures_util::poll!(&mut restored).map(|done| done.unwrap()).is_pending() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            turns += 1;
+        }
+    }
+    assert!(turns > 20, "others had {turns} turns");
+    let key = bench.transit.store.key("restored").unwrap().unwrap();
+    assert_eq!((key.record.latest_version, key.record.versions.len()), (VERSIONS, 300));
+    for (what, path) in [("backup", "backup/restored"), ("export", "export/signing-key/restored")] {
+        let answer = data(bench.call(Operation::Read, path, json!({})).await.unwrap());
+        let held = match what {
+            "export" => answer["keys"].as_object().unwrap().len(),
+            _ => {
+                let text = b64::decode(answer["backup"].as_str().unwrap()).unwrap();
+                serde_json::from_slice::<Value>(&text).unwrap()["policy"]["keys"].as_object().unwrap().len()
+            }
+        };
+        assert_eq!(held, 300, "{what}");
+    }
+    let refused = restore(&bench, &of(50_001)).await.unwrap_err();
+    assert!(refused.text().contains("latest version of 50001 is out of range"), "{}", refused.text());
+}

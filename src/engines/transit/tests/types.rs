@@ -78,5 +78,13 @@ async fn requests_for_certificates_carry_the_key_and_the_subject() {
         let made = X509Req::from_pem(made["csr"].as_str().unwrap().as_bytes()).unwrap();
         assert!(made.verify(&request.public_key().unwrap()).unwrap(), "{kind}");
         assert_eq!(made.subject_name().entries().next().unwrap().data().as_slice(), b"disks");
+        // The least version for encryption is no bound for requests, as it is for signatures.
+        bench.post(&format!("keys/{kind}/rotate"), json!({})).await;
+        bench.post(&format!("keys/{kind}/config"), json!({ "min_encryption_version": 2 })).await;
+        let made = bench.post(&format!("keys/{kind}/csr"), json!({ "version": 1 })).await;
+        let made = X509Req::from_pem(made["csr"].as_str().unwrap().as_bytes()).unwrap();
+        assert!(made.verify(&request.public_key().unwrap()).unwrap(), "{kind}");
+        let signed = bench.refused(&format!("sign/{kind}"), json!({ "input": "", "key_version": 1 })).await;
+        assert!(signed.contains("less than the minimum encryption key version"), "{signed}");
     }
 }
