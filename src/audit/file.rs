@@ -3,7 +3,8 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::fd::AsRawFd,
+    os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Component, Path, PathBuf},
 };
 
@@ -55,7 +56,8 @@ impl Target {
         Self { options, allowed, file: None, torn: false }
     }
 
-    /// Forgets the open file, so that the next record goes to whatever has its name then (log rotation).
+    /// Forgets the open file, so that the next record goes to whatever has its name then (log rotation). Whether that ends in
+    /// half a line is looked at when it is opened.
     pub fn close(&mut self) {
         self.file = None;
         self.torn = false;
@@ -106,10 +108,26 @@ impl Target {
 
     fn open(&mut self) -> io::Result<()> {
         if let (None, Sink::File(path)) = (&self.file, &self.options.sink) {
-            self.file = Some(open(path, self.options.mode, &self.allowed).map_err(io::Error::other)?);
+            let file = open(path, self.options.mode, &self.allowed).map_err(io::Error::other)?;
+            self.torn |= ends_torn(&file);
+            self.file = Some(file);
         }
         Ok(())
     }
+}
+
+/// Whether the last line was cut off, by a process that was killed, a power cut or a full disk. Who may append to a file may not
+/// be allowed to read it; then a line break is written all the same, because an empty line costs no record.
+fn ends_torn(file: &File) -> bool {
+    let Ok(found) = file.metadata() else { return true };
+    if !found.is_file() || found.len() == 0 {
+        return false;
+    }
+    let mut last = [0];
+    // The same file, whatever its name leads to by now; it was opened for appending alone.
+    let read =
+        File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).and_then(|file| file.read_exact_at(&mut last, found.len() - 1));
+    read.is_err() || last != *b"\n"
 }
 
 /// Checks a path and opens it. Nothing but appending is asked for, and the last name is never followed as a link.
@@ -196,6 +214,42 @@ mod tests {
         opened(&path, folder.path()).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(path.parent().unwrap().metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+    }
+
+    fn target(path: &Path, folder: &Path) -> Target {
+        let options = FileOptions {
+            sink: Sink::File(path.to_owned()),
+            mode: Some(0o600),
+            log_raw: false,
+            hmac_accessor: true,
+            elide_list_responses: false,
+        };
+        Target::new(options, vec![folder.to_str().unwrap().to_owned()])
+    }
+
+    #[test]
+    fn a_line_that_an_earlier_process_left_half_written_takes_no_record_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        for (before, after) in [
+            ("", "{\"a\":1}\n"),
+            ("{\"b\":2}\n", "{\"b\":2}\n{\"a\":1}\n"),
+            ("{\"b\":2}\n{\"c\":", "{\"b\":2}\n{\"c\":\n{\"a\":1}\n"),
+        ] {
+            std::fs::write(&path, before).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            let mut target = target(&path, folder.path());
+            target.append(b"{\"a\":1}\n").0.unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), after);
+            // Also after the file was exchanged under the open one, and after a failure.
+            std::fs::write(&path, before).unwrap();
+            target.close();
+            target.append(b"{\"a\":1}\n").0.unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), after);
+            target.close_after_failure();
+            target.append(b"{\"d\":4}\n").0.unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{after}{{\"d\":4}}\n"));
+        }
     }
 
     #[test]
