@@ -99,6 +99,10 @@ fn many_connections_and_slow_writers_leave_room_for_others() {
         asked.elapsed()
     ));
     assert!(answers.keys().all(|status| [200, 400, 403, 429, 503].contains(status)), "{answers:?}");
+    // A third asked for the health without a token: all but what was shed is served.
+    assert!(answers.get(&200).is_some_and(|served| *served >= streams.len() / 10), "{answers:?}");
+    assert!(took < Duration::from_secs(5), "a write beside silent connections took {took:?}");
+    assert!(asked.elapsed() < Duration::from_secs(60), "{:?}", asked.elapsed());
     assert!(resident < CEILING, "{resident} MiB");
 }
 
@@ -254,7 +258,8 @@ fn a_flood_without_a_token_is_refused_and_others_are_served() {
         beside / alone,
         server.resident()
     ));
-    assert!(beside > 0.0);
+    // Nine clients share the cores; far below what is printed, because other tests share them too.
+    assert!(alone > 0.0 && beside / alone >= 0.05, "{beside:.0}/s beside the flood, {alone:.0}/s without it");
     // All but the address's burst and ten a second after it, however long this took; a good token from there was served.
     let took = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
     let least = refused.into_inner().saturating_sub(200 + 10 * took);

@@ -7,7 +7,7 @@ when it came, so that the same run can be checked against a power cut at any pla
 """
 import base64, json, os, threading
 
-from place import Violation
+from place import Lost
 
 NEVER = float("inf")
 
@@ -42,7 +42,7 @@ class Subject:
         self.content = {}
 
     def lost(self, text):
-        raise Violation("%s %s: %s" % (type(self).__name__, self.name, text))
+        raise Lost("%s %s: %s" % (type(self).__name__, self.name, text))
 
     def step(self, client):
         """Attempts the next step."""
@@ -124,13 +124,20 @@ class KvChain(Subject):
 
 
 class Kv1Register(Subject):
-    """A KV version 1 secret that is written and deleted in turn; every fifth step deletes."""
+    """A KV version 1 secret of up to so many bytes that is written and deleted in turn; every fifth step deletes."""
+
+    def __init__(self, log, name, most=2000):
+        super().__init__(log, name)
+        self.most = most
+
+    def filling(self, number):
+        return chr(ord("a") + number % 26) * (number * 7919 * (self.most // 2000) % self.most)
 
     def change(self, client, number):
         if number % 5 == 4:
             client.ok("DELETE", "kv1/" + self.name)
             return None
-        return client.ok("PUT", "kv1/" + self.name, {"step": number, "filling": "y" * (number * 7919 % 2000)})
+        return client.ok("PUT", "kv1/" + self.name, {"step": number, "filling": self.filling(number)})
 
     def find(self, client, limit):
         status, answer = client.call("GET", "kv1/" + self.name)
@@ -140,7 +147,7 @@ class Kv1Register(Subject):
             if not gone:
                 self.lost("is absent although step %d was acknowledged" % least)
             return gone[-1] if least not in gone else least
-        if status != 200 or len(answer["data"]["filling"]) != answer["data"]["step"] * 7919 % 2000:
+        if status != 200 or answer["data"]["filling"] != self.filling(answer["data"]["step"]):
             self.lost("%d %s" % (status, json.dumps(answer)[:200]))
         return answer["data"]["step"]
 

@@ -10,6 +10,10 @@ class Violation(Exception):
     """Something that was promised does not hold."""
 
 
+class Lost(Violation):
+    """Something acknowledged is not there, or is not as it was acknowledged."""
+
+
 class Gone(Exception):
     """The server went away before it answered; whether the request took effect is not known."""
 

@@ -141,12 +141,12 @@ class Disk:
         self.changes.append((os.path.dirname(path), change))
 
     def write(self, folder, dice):
-        """Writes what is there after the cut."""
-        block = dice.choice((512, 4096))
+        """Writes what is there after the cut; without dice nothing that was not synced."""
+        block = dice.choice((512, 4096)) if dice else 0
         names = dict(self.names)
         for folder_of in sorted({where for where, _ in self.changes}):
             changes = [change for where, change in self.changes if where == folder_of]
-            for change in changes[:dice.randint(0, len(changes))]:
+            for change in changes[:dice.randint(0, len(changes)) if dice else 0]:
                 change(names)
         os.makedirs(folder, mode=0o700)
         for name in sorted(self.folders - {""}):
@@ -155,7 +155,7 @@ class Disk:
         for name, file in names.items():
             if os.path.basename(name) in IGNORED:
                 continue
-            content = drawn.setdefault(id(file), file.after_cut(dice, block))
+            content = drawn.setdefault(id(file), file.after_cut(dice, block) if dice else bytes(file.durable))
             with open(os.path.join(folder, name), "wb") as out:
                 out.write(content)
 

@@ -4,6 +4,8 @@ import json, random, threading, time
 from ledger import NEVER, Kv1Register, KvChain, Log, Policy, Terms, TokenKeys, Tokens, TransitKey, ZoneVersions
 from place import Gone, Violation
 
+TORN = '{"type":"response","torn":'
+
 
 class Workload:
     def __init__(self, place, seed, journal=None):
@@ -16,6 +18,8 @@ class Workload:
         self.zones, self.only, self.terms = ZoneVersions(self.log, "zone"), TokenKeys(self.log, "only"), Terms(self.log, "terms")
         self.groups = [[KvChain(self.log, "chain-%d-%d" % (writer, key), dice()) for key in range(4)] for writer in range(5)]
         self.groups += [[Kv1Register(self.log, "register-%d" % number) for number in range(3)],
+                        # sled gives values of this size files of their own.
+                        [Kv1Register(self.log, "large-%d" % number, 400_000) for number in range(2)],
                         [Policy(self.log, "policy-%d" % number) for number in range(2)] + [Tokens(self.log, "tokens", dice())],
                         self.levels[:2], [self.levels[2], self.terms]]
         # These write to the token for good, or much: a step or two in every run.
@@ -79,6 +83,11 @@ class Workload:
         for subject, step in found.items():
             subject.settle(step, limit)
 
+    def tear_audit(self):
+        """Ends the audit file in half a line, as a power cut or a full disk may."""
+        with open(self.place.path("audit.log"), "a", encoding="utf-8") as file:
+            file.write(TORN)
+
     def check_audit(self):
         """The audit file holds an answer's line for every acknowledged request since the last check."""
         wanted, self.log.requests = set(self.log.requests), []
@@ -88,6 +97,8 @@ class Workload:
                 try:
                     entry = json.loads(line)
                 except ValueError:
+                    if line.startswith(TORN) and line.strip() != TORN:
+                        raise Violation("a record was appended to half a line: %s" % line[:200])
                     continue  # cut off by the crash
                 if entry.get("type") == "response":
                     wanted.discard(entry["request"]["id"])
