@@ -13,7 +13,12 @@ use serde::{
 use serde_json::value::RawValue;
 use tokio::sync::SemaphorePermit;
 
-use super::{Transit, gate::Gate, ops::ItemError, turn::Turn};
+use super::{
+    Transit,
+    gate::{Gate, MAX_ITEMS},
+    ops::ItemError,
+    turn::Turn,
+};
 use crate::{
     core::{
         engine::Call,
@@ -255,6 +260,9 @@ impl<'a, T: FromItem<'a>> Items<'a, T> {
             let item = T::from_item(count, value, needs, &mut mistakes)?;
             see(&item);
             count += 1;
+            if count > MAX_ITEMS {
+                break;
+            }
             if count <= WINDOW {
                 first.push(item);
             }

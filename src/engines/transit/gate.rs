@@ -46,7 +46,7 @@ impl Gate {
     pub async fn admit(&self, items: usize) -> Result<Option<SemaphorePermit<'_>>, Failure> {
         if items > MAX_ITEMS {
             return Err(Failure::invalid(format!(
-                "batch_input has {items} items, and one request takes at most {MAX_ITEMS}; send them in several requests"
+                "batch_input has more than the {MAX_ITEMS} items that one request takes; send them in several requests"
             )));
         }
         if items <= SMALL {

@@ -23,6 +23,7 @@ use super::{
     lifecycle::SOFT_DELETED,
     ops::{ItemError, NO_CONTEXT, Opened, TOO_OLD, source},
     store::{Key, Loaded, LoadedKey},
+    turn::Turn,
 };
 use crate::{
     core::failure::Failure,
@@ -322,7 +323,9 @@ pub async fn derived_public_keys(engine: &Transit, key: &Key, context: &[u8]) ->
     if context.is_empty() || record.kind != KeyType::Ed25519 || !record.derived() {
         return Ok(keys);
     }
+    let mut turn = Turn::begin();
     for line in record.versions.iter().filter(|line| line.version >= record.min_decryption_version) {
+        turn.give_way().await;
         let loaded = engine.store.load(&engine.mount.zone, key, line.version).await?;
         if let Some(LoadedKey::Derived(kdf, secret)) = loaded.as_deref().map(|loaded| &loaded.key) {
             let key = derived_key(*kdf, secret, context).map_err(ItemError::into_failure)?;
