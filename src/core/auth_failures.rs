@@ -102,15 +102,18 @@ impl Shed {
 
 /// Who is counted together. A customer's IPv6 addresses are a whole /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Source {
+pub enum Source {
+    /// An IPv4 address.
     V4([u8; 4]),
+    /// An IPv6 network.
     V6([u8; 8]),
     /// All that found no room.
     Others,
 }
 
 impl Source {
-    fn of(address: IpAddr) -> Self {
+    /// Whom this address is counted with.
+    pub fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self::V4(address.octets()),
             IpAddr::V6(address) => {

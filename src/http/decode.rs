@@ -217,14 +217,41 @@ fn text<'a>(http: &'a HttpRequest, name: &HeaderName) -> Option<&'a str> {
     http.headers().get(name)?.to_str().ok()
 }
 
-/// Form bodies become JSON objects of strings; every other type is taken as JSON, as clients send all sorts.
-pub fn body(http: &HttpRequest, bytes: Bytes) -> Result<Bytes, Failure> {
-    if *http.method() == Method::GET || *http.method() == Method::HEAD || bytes.is_empty() {
-        return Ok(if *http.method() == Method::GET { Bytes::new() } else { bytes });
+/// How a request's body is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyKind {
+    /// Not at all: reading requests have none.
+    Ignored,
+    /// As it came.
+    Raw,
+    /// JSON, which clients send under all sorts of types.
+    Json,
+    /// A form; JSON where it looks like that.
+    Form,
+}
+
+/// How the body of this request is read.
+pub fn body_kind(http: &HttpRequest) -> BodyKind {
+    match *http.method() {
+        Method::GET => BodyKind::Ignored,
+        Method::HEAD => BodyKind::Raw,
+        _ if text(http, &header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded")) => {
+            BodyKind::Form
+        }
+        _ => BodyKind::Json,
     }
-    let form = text(http, &header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"));
+}
+
+/// Form bodies become JSON objects of strings; every other type is taken as JSON.
+pub fn body(kind: BodyKind, bytes: Bytes) -> Result<Bytes, Failure> {
+    if kind == BodyKind::Ignored {
+        return Ok(Bytes::new());
+    }
+    if kind == BodyKind::Raw || bytes.is_empty() {
+        return Ok(bytes);
+    }
     let looks_like_json = bytes.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| *byte == b'{');
-    if !form || looks_like_json {
+    if kind == BodyKind::Json || looks_like_json {
         if nested_too_deeply(&bytes) {
             return Err(Failure::invalid("failed to parse JSON input: exceeded max depth"));
         }

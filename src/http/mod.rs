@@ -1,5 +1,6 @@
 //! The front: the only module that knows actix. It decodes requests, hands them to the pipeline, writes answers.
 
+pub mod aside;
 mod cors;
 pub mod decode;
 pub mod errors;
@@ -24,10 +25,11 @@ use actix_web::{
     },
     web,
 };
+use aside::{Aside, LARGE_BODY};
 use bytes::{Bytes, BytesMut};
 use cors::Verdict;
 use futures_util::{FutureExt, StreamExt};
-use limits::{Admitted, Limits, SMALL_ANSWER};
+use limits::{Connection, Limits, Received, SMALL_ANSWER, Share, Working};
 
 use crate::{
     backup::Upload,
@@ -35,6 +37,7 @@ use crate::{
         Core,
         envelope::{self, Answer},
         failure::{Failure, Kind},
+        request::{Operation, Request},
         sys::snapshot::takes_upload,
     },
 };
@@ -62,6 +65,8 @@ pub struct Front {
     pub open_metrics: bool,
     /// What all listeners together take on.
     pub limits: Arc<Limits>,
+    /// Where large requests are worked on.
+    pub aside: Arc<Aside>,
 }
 
 /// Registers the one handler that takes every path and verb.
@@ -88,36 +93,65 @@ fn forget(request: &mut ServiceRequest) {
 }
 
 async fn answer(http: &HttpRequest, payload: Payload, front: &Front) -> HttpResponse {
+    let address = http.peer_addr().map(|peer| peer.ip());
+    let share = match http.conn_data::<Connection>() {
+        Some(connection) => connection.share(&front.limits, address),
+        None => front.limits.share(address),
+    };
     let cors = match cors::check(http, front.core.cors.settings().as_deref()) {
         Verdict::Pass(headers) => headers,
-        Verdict::Answer(answer) => return write(front, answer, false),
+        Verdict::Answer(answer) => return write(&share, answer, false),
     };
-    let mut answer = match (decode::without_empty_segments(http), front.limits.admit()) {
-        (Some(place), _) => redirect(place),
-        (None, Err(failure)) => refused(&failure),
+    let mut answer = match decode::without_empty_segments(http) {
+        Some(place) => redirect(place),
         // A body that trickles in holds its connection no longer than a request may take.
-        (None, Ok(mut admitted)) => match within(front.max_duration, decode_request(http, payload, front, &mut admitted)).await {
-            Some(Ok(request)) => carry_out(front, request).await,
+        None => match within(front.max_duration, receive(http, payload, front, &share)).await {
+            Some(Ok(taken)) => carry_out(front, taken).await,
             Some(Err(failure)) => refused(&failure),
             None => refused(&took_too_long(front.max_duration)),
         },
     };
     answer.headers.extend(cors);
-    write(front, answer, *http.method() == Method::HEAD)
+    write(&share, answer, *http.method() == Method::HEAD)
+}
+
+/// A request that is all there, with what is counted of it until its work is done.
+struct Taken {
+    request: Request,
+    kind: decode::BodyKind,
+    body: Bytes,
+    counted: (Received, Option<Working>),
 }
 
 /// Hands a request to the pipeline. When the client goes away or its time is over the work is still finished, so
 /// that nothing stays half-done because someone closed a connection.
-async fn carry_out(front: &Front, request: crate::core::request::Request) -> Answer {
+async fn carry_out(front: &Front, taken: Taken) -> Answer {
     let core = Arc::clone(&front.core);
+    let Taken { mut request, kind, body, counted } = taken;
     // A body that is read while it arrives takes as long as it takes.
     let limit = if request.upload.is_some() { LONGEST_UPLOAD } else { front.max_duration };
-    let mut work = Finish(Some(Box::pin(async move {
-        // A defect in one request must not take the worker and its other connections with it.
-        let handled = AssertUnwindSafe(core.handle(request)).catch_unwind().await;
-        handled.unwrap_or_else(|_| refused(&Failure::listed(Kind::Internal, "internal error")))
-    })));
-    within(limit, &mut work).await.unwrap_or_else(|| refused(&took_too_long(limit)))
+    let large = body.len() > LARGE_BODY;
+    let work = async move {
+        let _counted = counted;
+        request.body = match decode::body(kind, body) {
+            Ok(body) => body,
+            Err(failure) => return refused(&failure),
+        };
+        core.handle(request).await
+    };
+    // A defect in one request must not take the worker and its other connections with it.
+    let work = AssertUnwindSafe(work).catch_unwind().map(|handled| handled.unwrap_or_else(|_| defect()));
+    let done = if large {
+        let Some(work) = front.aside.begin(work) else { return defect() };
+        within(limit, work).await.map(|handled| handled.unwrap_or_else(|_| defect()))
+    } else {
+        within(limit, &mut Finish(Some(Box::pin(work)))).await
+    };
+    done.unwrap_or_else(|| refused(&took_too_long(limit)))
+}
+
+fn defect() -> Answer {
+    refused(&Failure::listed(Kind::Internal, "internal error"))
 }
 
 /// What `work` gives, or `None` when it takes longer than `limit`. Most requests never wait; they need no timer.
@@ -155,24 +189,27 @@ impl Drop for Finish {
     }
 }
 
-async fn decode_request(
-    http: &HttpRequest,
-    payload: Payload,
-    front: &Front,
-    admitted: &mut Admitted<'_>,
-) -> Result<crate::core::request::Request, Failure> {
+/// Takes a request in. What it counts as work begins when its body is there: one that does not come keeps nobody out.
+async fn receive(http: &HttpRequest, payload: Payload, front: &Front, share: &Arc<Share>) -> Result<Taken, Failure> {
     if front.require_request_header && !decode::has_request_header(http) {
         return Err(Failure::plain(Kind::PreconditionFailed, "missing `X-Vault-Request` header"));
     }
     let mut request = decode::head(http, &front.core.audit.headers())?;
     request.open_metrics = front.open_metrics;
+    let (mut received, mut body) = (share.body(), Bytes::new());
+    let watching = is_watching(&request);
     if takes_upload(&request.path, request.operation) {
         request.upload = Some(upload(payload));
-        return Ok(request);
+    } else if !watching {
+        body = collect(http, payload, front.max_body, &mut received).await?;
     }
-    let bytes = collect(http, payload, front.max_body, admitted).await?;
-    request.body = decode::body(http, bytes)?;
-    Ok(request)
+    let working = if watching { None } else { Some(share.work()?) };
+    Ok(Taken { request, kind: decode::body_kind(http), body, counted: (received, working) })
+}
+
+/// Whether this is what supervisors and load balancers ask: it is answered whatever else there is to do.
+fn is_watching(request: &Request) -> bool {
+    request.operation == Operation::Read && matches!(request.path.as_str(), "sys/health" | "sys/seal-status" | "sys/leader")
 }
 
 /// A body that is read while it arrives, whatever its length. It is taken to its end also when nobody wants the rest, so
@@ -201,7 +238,7 @@ fn upload(mut payload: Payload) -> Upload {
 }
 
 /// The whole body, or 413 as soon as it is known to be too large, or 503 when too much is being received already.
-async fn collect(http: &HttpRequest, mut payload: Payload, limit: u64, admitted: &mut Admitted<'_>) -> Result<Bytes, Failure> {
+async fn collect(http: &HttpRequest, mut payload: Payload, limit: u64, received: &mut Received) -> Result<Bytes, Failure> {
     let too_large = || Failure::plain(Kind::TooLarge, format!("request body too large: the limit is {limit} bytes"));
     let declared = http.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limit) {
@@ -213,7 +250,7 @@ async fn collect(http: &HttpRequest, mut payload: Payload, limit: u64, admitted:
         if u64::try_from(body.len() + chunk.len()).is_ok_and(|length| length > limit) {
             return Err(too_large());
         }
-        admitted.grow(chunk.len())?;
+        received.grow(chunk.len())?;
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
@@ -228,9 +265,9 @@ fn refused(failure: &Failure) -> Answer {
     Answer::json(errors::status(failure.kind()), envelope::errors(failure))
 }
 
-fn write(front: &Front, mut answer: Answer, head: bool) -> HttpResponse {
+fn write(share: &Arc<Share>, mut answer: Answer, head: bool) -> HttpResponse {
     let large = !head && answer.body.len() > SMALL_ANSWER;
-    let held = large.then(|| front.limits.answer(std::mem::take(&mut answer.body))).transpose();
+    let held = large.then(|| share.answer(std::mem::take(&mut answer.body))).transpose();
     let held = held.unwrap_or_else(|failure| {
         answer = refused(&failure);
         None

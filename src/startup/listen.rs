@@ -19,7 +19,11 @@ use super::tls::{self, Certificate, TlsError};
 use crate::{
     config::{self, Listener, Place},
     core::Core,
-    http::{self, Front, limits::Limits},
+    http::{
+        self, Front,
+        aside::Aside,
+        limits::{Connection, Limits},
+    },
     stack,
 };
 
@@ -153,7 +157,8 @@ impl Bound {
     pub fn serve(self, core: &Arc<Core>, default_duration: Duration) -> io::Result<Vec<(Server, ServerHandle)>> {
         let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         let connections = connections_per_worker(workers * self.listeners.len().max(1));
-        let limits = Arc::new(Limits::default());
+        let limits = Limits::new(self.listeners.iter().map(|one| one.max_body).max().unwrap_or(http::MAX_BODY));
+        let aside = Aside::start(workers)?;
         self.listeners
             .into_iter()
             .map(|one| {
@@ -164,11 +169,15 @@ impl Bound {
                     require_request_header: one.require_request_header,
                     open_metrics: one.open_metrics,
                     limits: Arc::clone(&limits),
+                    aside: Arc::clone(&aside),
                 };
                 let server = HttpServer::new(move || {
                     let front = front.clone();
                     actix_web::rt::spawn(stack::keep_overwriting());
                     App::new().configure(|app| http::configure(app, front))
+                })
+                .on_connect(|_, data| {
+                    data.insert(Connection::default());
                 })
                 .workers(workers)
                 .disable_signals()

@@ -1,11 +1,10 @@
-//! Connections that stay open over many requests: HTTP/1.1 with and without TLS, and HTTP/2.
+//! Connections that stay open over many requests: HTTP/1.1 with and without TLS.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
@@ -26,7 +25,7 @@ pub trait Talk {
     }
 }
 
-fn tls_config(authority: &str, protocol: &[u8]) -> Arc<ClientConfig> {
+pub fn tls_config(authority: &str, protocol: &[u8]) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -96,54 +95,5 @@ impl<S: Read> Http1<S> {
         let len = self.stream.read(&mut piece).unwrap();
         assert!(len > 0, "the server closed the connection after {}", String::from_utf8_lossy(answer));
         answer.extend_from_slice(&piece[..len]);
-    }
-}
-
-/// HTTP/2 over TLS.
-pub struct Http2 {
-    runtime: tokio::runtime::Runtime,
-    sender: h2::client::SendRequest<Bytes>,
-    url: String,
-}
-
-impl Http2 {
-    /// A connection to `https://…`.
-    pub fn new(url: &str, authority: &str) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let connector = tokio_rustls::TlsConnector::from(tls_config(authority, b"h2"));
-        let address = url.trim_start_matches("https://").to_owned();
-        let sender = runtime.block_on(async {
-            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-            let stream = connector.connect("127.0.0.1".try_into().unwrap(), stream).await.unwrap();
-            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]), "the server speaks HTTP/2");
-            let (sender, connection) = h2::client::handshake(stream).await.unwrap();
-            tokio::spawn(connection);
-            sender
-        });
-        Self { runtime, sender, url: url.to_owned() }
-    }
-}
-
-impl Talk for Http2 {
-    fn ask(&mut self, method: &str, path: &str, token: &str, body: &Value) -> (u16, Value) {
-        let request = http02::Request::builder().method(method).uri(format!("{}/v1/{path}", self.url));
-        let request = request.header("X-Vault-Token", token).body(()).unwrap();
-        let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-        let sender = self.sender.clone();
-        let talk = async {
-            let (answer, mut stream) = sender.ready().await.unwrap().send_request(request, false).unwrap();
-            stream.send_data(body, true).unwrap();
-            let answer = answer.await.unwrap();
-            let status = answer.status().as_u16();
-            let mut parts = answer.into_body();
-            let mut whole = Vec::new();
-            while let Some(part) = parts.data().await {
-                let part = part.unwrap();
-                whole.extend_from_slice(&part);
-                let _ = parts.flow_control().release_capacity(part.len());
-            }
-            (status, serde_json::from_slice(&whole).unwrap_or(Value::Null))
-        };
-        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, talk).await.unwrap() })
     }
 }

@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion, version};
 use serde_json::json;
 
+use crate::connections::tls_config;
 use crate::support::{Place, eventually, exchange};
 
 /// An authority whose certificates the tests use.
@@ -180,6 +181,38 @@ fn nothing_older_than_tls_1_2_is_spoken() {
         assert_eq!(handshake(server.url(), SslVersion::TLS1_2).unwrap(), "TLSv1.2");
         assert_eq!(handshake(server.url(), SslVersion::TLS1_3).unwrap(), "TLSv1.3");
     }
+}
+
+/// One connection of HTTP/2 can hold any number of streams, each with memory of its own, and the HTTP library sets no bound.
+#[test]
+fn http_1_1_alone_is_spoken() {
+    let (authority, place) = (Authority::new(), Place::shamir());
+    authority.serve_tls(&place, &place.plain_config("sled"));
+    let server = place.start();
+    let secure = server.urls.iter().find(|url| url.starts_with("https://")).unwrap();
+    let protocol = |offered: &[&[u8]]| -> std::io::Result<Option<Vec<u8>>> {
+        let mut config = tls_config(&authority.pem(), b"");
+        Arc::get_mut(&mut config).unwrap().alpn_protocols = offered.iter().map(|name| name.to_vec()).collect();
+        let connection = ClientConnection::new(config, "127.0.0.1".try_into().unwrap()).unwrap();
+        let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(secure.trim_start_matches("https://"))?);
+        stream.sock.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.flush()?;
+        stream.write_all(b"GET /v1/sys/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let answer = exchange(&mut stream);
+        assert!(answer.starts_with("HTTP/1.1 501"), "{answer}");
+        Ok(stream.conn.alpn_protocol().map(<[u8]>::to_vec))
+    };
+    // Clients that know both agree on the older one; a client that names nothing is served too.
+    assert_eq!(protocol(&[b"h2", b"http/1.1"]).unwrap().unwrap(), b"http/1.1");
+    assert_eq!(protocol(&[]).unwrap(), None);
+    assert!(protocol(&[b"h2"]).is_err(), "nothing in common");
+    // Begun without asking, with TLS or without, it is a bad request.
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let mut stream = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(preface).unwrap();
+    let answer = exchange(&mut stream);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
 }
 
 #[test]

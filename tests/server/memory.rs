@@ -7,7 +7,7 @@ use sos::secret::random_array;
 
 use crate::byok;
 use crate::canary::{Canaries, Trace};
-use crate::connections::{self, Http2, Talk};
+use crate::connections::{self, Talk};
 use crate::listeners::Authority;
 use crate::support::{Place, Server, left_out};
 
@@ -352,7 +352,6 @@ fn open_connections_hold_nothing_that_was_deleted() {
     let mut talks: Vec<(&str, Box<dyn Talk>)> = vec![
         ("http1", Box::new(connections::plain(server.url()))),
         ("tls", Box::new(connections::tls(&secure, &authority.pem()))),
-        ("http2", Box::new(Http2::new(&secure, &authority.pem()))),
     ];
     let mut canaries = Canaries::default();
     plant_pin(&server, &mut canaries);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Made, Place, Server, measured, request};
+use crate::support::{Made, Place, Server, eventually, measured, request};
 
 /// Resident MiB that no overload may exceed. The budget for bodies and answers is 128 MiB; the rest is what working on them takes.
 const CEILING: u64 = 640;
@@ -186,6 +186,137 @@ fn huge_bodies_are_received_or_shed_in_bounded_memory() {
     server.put("kv/data/a", json!({"data": {"x": 1}})).ok();
 }
 
+/// The status of a write of so many bytes on a connection of its own.
+fn write_from(address: [u8; 4], server: &Server<'_>, bytes: usize) -> u16 {
+    let mut stream = connect_from(address, server);
+    let body = format!("{{\"data\":{{\"x\":\"{}\"}}}}", "y".repeat(bytes));
+    let token = server.token.as_deref().unwrap();
+    let head =
+        format!("PUT /v1/kv/data/a HTTP/1.1\r\nHost: x\r\nX-Vault-Token: {token}\r\nContent-Length: {}\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes()).unwrap();
+    // Head and body apart, so that the server has to wait for the body.
+    std::thread::sleep(Duration::from_millis(20));
+    // Where it sheds it closes, which the client may notice while it still writes.
+    let sent = stream.write_all(body.as_bytes());
+    let status = status(&mut stream);
+    assert!(sent.is_ok() || status.is_none_or(|status| status == 503), "{status:?}");
+    status.unwrap_or(503)
+}
+
+/// The first so many bytes of a body of 32 MiB, from a client without a token that then falls silent.
+fn begin_body(server: &Server<'_>, declared: usize, bytes: usize) -> TcpStream {
+    let mut stream = connect(server).unwrap();
+    stream.write_all(format!("PUT /v1/kv/data/a HTTP/1.1\r\nHost: x\r\nContent-Length: {declared}\r\n\r\n").as_bytes()).unwrap();
+    let piece = vec![b' '; 64 << 10];
+    let mut left = bytes;
+    while left > 0 {
+        let Ok(sent) = stream.write(&piece[..left.min(piece.len())]) else { break };
+        left -= sent;
+    }
+    stream
+}
+
+#[test]
+fn slow_bodies_without_a_token_keep_out_neither_small_bodies_nor_other_addresses() {
+    let place = Place::shamir();
+    let server = ready(&place);
+    let (own, other) = ([127, 0, 0, 1], [127, 0, 0, 2]);
+    let largest = 32 << 20;
+    let idle = server.resident();
+    // Four that lack ten bytes each and one that takes what is left of the 128 MiB: what no more than half of is for them.
+    let large: Vec<TcpStream> = [largest - 10, largest - 10, largest - 10, largest - 10, 39]
+        .iter()
+        .map(|bytes| begin_body(&server, largest, *bytes))
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    for bytes in [9, 2_000, 50_000] {
+        assert_eq!(write_from(own, &server, bytes), 200, "{bytes} bytes from the same address");
+        assert_eq!(write_from(other, &server, bytes), 200, "{bytes} bytes from another address");
+    }
+    assert_eq!(write_from(other, &server, 8 << 20), 200, "a large one from another address");
+    assert_eq!(write_from(own, &server, 8 << 20), 503, "a large one from the same address");
+    let resident = server.resident();
+    measured(&format!("five bodies that do not end: resident {idle} MiB before and {resident} MiB with them"));
+    assert!(resident < CEILING, "{resident} MiB");
+    // Many small ones on top: what is as small as most secrets are still passes.
+    let small: Vec<TcpStream> = (0..300).map(|_| begin_body(&server, 64 << 10, 60 << 10)).collect();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(write_from(own, &server, 50_000), 503, "as large as those from the same address");
+    assert_eq!(write_from(own, &server, 2_000), 200, "a smaller one from the same address");
+    assert_eq!(write_from(other, &server, 50_000), 200, "from another address");
+    for path in ["sys/health", "sys/seal-status", "sys/leader", "auth/token/lookup-self"] {
+        server.get(path).ok();
+    }
+    drop((large, small));
+    eventually("room again", || write_from(own, &server, 8 << 20) == 200);
+}
+
+#[test]
+fn large_requests_do_not_hold_up_the_threads_that_serve_connections() {
+    let place = Place::shamir();
+    let server = ready(&place);
+    let text = "eHh4".repeat(2 << 20);
+    let worst = |rounds: usize| {
+        let mut worst = Duration::ZERO;
+        for _ in 0..rounds {
+            let began = Instant::now();
+            server.get("auth/token/lookup-self").ok();
+            worst = worst.max(began.elapsed());
+        }
+        worst
+    };
+    let alone = worst(50);
+    let idle = server.cpu_of("large-requests");
+    assert!(idle < Duration::from_millis(50), "small requests stay where they came in: {idle:?}");
+    let beside = std::thread::scope(|scope| {
+        let large = scope.spawn(|| server.put("sys/tools/hash", json!({"input": &text})).ok());
+        let beside = worst(50);
+        let answer = large.join().unwrap();
+        assert_eq!(answer["data"]["sum"].as_str().unwrap().len(), 64, "{answer}");
+        beside
+    });
+    let took = server.cpu_of("large-requests").saturating_sub(idle);
+    measured(&format!(
+        "a request of 8 MiB took {took:?} of threads of its own; the worst read beside it {:.1} times the worst alone",
+        beside.as_secs_f64() / alone.as_secs_f64()
+    ));
+    assert!(took >= Duration::from_millis(20), "the large one was worked on elsewhere: {took:?}");
+    // One that cannot be read is refused all the same, and forms are read there too.
+    let url = server.url();
+    let token = server.token.as_deref();
+    let broken = format!("{{\"input\": \"{text}\"");
+    assert_eq!(request(url, "PUT", "/v1/sys/tools/hash", token, Some(&broken)).unwrap().status, 400);
+    let deep = "[".repeat(1 << 20);
+    let reply = request(url, "PUT", "/v1/sys/tools/hash", token, Some(&deep)).unwrap();
+    assert!(reply.status == 400 && reply.errors().contains("exceeded max depth"), "{} {}", reply.status, reply.text);
+}
+
+/// What a proxy or a machine with many clients does: many connections of one address, all of them at work.
+#[test]
+fn one_busy_address_is_not_shed() {
+    let place = Place::shamir();
+    let server = ready(&place);
+    let done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for number in 0..100 {
+            let (server, done) = (&server, &done);
+            scope.spawn(move || {
+                for turn in 0..2 {
+                    // One in ten is large: ten of 2 MiB at once, beside small ones.
+                    let bytes = if number % 10 == 0 { 2 << 20 } else { 100 + 1000 * (number % 40) };
+                    if turn % 2 == 0 {
+                        assert_eq!(write_from([127, 0, 0, 1], server, bytes), 200, "{bytes} bytes");
+                    } else {
+                        server.get("auth/token/lookup-self").ok();
+                    }
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(done.into_inner(), 200);
+}
+
 #[test]
 fn readers_that_do_not_read_hold_bounded_memory() {
     let place = Place::shamir();
@@ -267,14 +398,21 @@ fn a_flood_without_a_token_is_refused_and_others_are_served() {
     assert!([403, 429].contains(&request(&url, "GET", "/v1/kv/data/a", None, None).unwrap().status));
 }
 
-/// The status and `Retry-After` of one request on a connection from this address.
-fn ask_from(address: [u8; 4], server: &Server<'_>, token: &str) -> (u16, Option<u64>) {
+/// A connection from this address.
+fn connect_from(address: [u8; 4], server: &Server<'_>) -> TcpStream {
     use rustix::net::{AddressFamily, SocketAddrV4, SocketType, bind, connect, socket};
     let to: SocketAddrV4 = server.url().trim_start_matches("http://").parse().unwrap();
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
     bind(&socket, &SocketAddrV4::new(address.into(), 0)).unwrap();
     connect(&socket, &to).unwrap();
-    let mut stream = TcpStream::from(socket);
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream
+}
+
+/// The status and `Retry-After` of one request on a connection from this address.
+fn ask_from(address: [u8; 4], server: &Server<'_>, token: &str) -> (u16, Option<u64>) {
+    let mut stream = connect_from(address, server);
     let head =
         format!("GET /v1/auth/token/lookup-self HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Vault-Token: {token}\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();

@@ -345,6 +345,19 @@ impl Server<'_> {
         self.child.id()
     }
 
+    /// The time that the server's threads of this name were at work.
+    pub fn cpu_of(&self, name: &str) -> Duration {
+        let ticks = |stat: String| -> u64 {
+            let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+        };
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().map(|thread| thread.unwrap().path());
+        let named = threads.filter(|thread| fs::read_to_string(thread.join("comm")).is_ok_and(|comm| comm.trim() == name));
+        let all: u64 = named.filter_map(|thread| fs::read_to_string(thread.join("stat")).ok()).map(ticks).sum();
+        // Linux counts a hundred ticks a second towards programs, whatever it counts for itself.
+        Duration::from_millis(all * 10)
+    }
+
     /// What this run has logged.
     pub fn log(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
