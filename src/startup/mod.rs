@@ -1,6 +1,7 @@
 //! Builds every part from the configuration and joins them; the only module that knows all concrete types.
 
 mod backups;
+mod client_authorities;
 mod dev;
 mod dev_tls;
 pub mod drill;
@@ -328,8 +329,10 @@ fn reload(args: &ServerArgs, log: &Log, certificates: &[Arc<tls::Certificate>], 
     }
     for certificate in certificates {
         match certificate.reload() {
-            Ok(()) => tracing::info!("certificate reloaded"),
-            Err(error) => tracing::error!(%error, "the certificate cannot be reloaded; the old one stays in use"),
+            Ok(()) => tracing::info!("certificate and client authorities reloaded"),
+            Err(error) => {
+                tracing::error!(%error, "the certificate and the client authorities cannot be reloaded; the old ones stay in use")
+            }
         }
     }
 }

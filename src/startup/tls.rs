@@ -1,18 +1,19 @@
-//! TLS of a listener: certificates from files, read again on SIGHUP without dropping connections.
+//! TLS of a listener: certificates and the authorities of clients from files, read again on SIGHUP without dropping connections.
 
 use std::{fmt, path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
 use rustls::{
-    RootCertStore, ServerConfig,
+    ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
-    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    server::{ClientHello, ResolvesServerCert, danger::ClientCertVerifier},
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use thiserror::Error;
 
+use super::client_authorities::{Authorities, ClientAuthorities, Sessions};
 use crate::config::{Tls, TlsVersion};
 
 /// Why a listener has no TLS.
@@ -33,10 +34,12 @@ pub enum TlsError {
     Settings(String),
 }
 
-/// The certificate of a listener, exchangeable while it serves.
+/// The certificate of a listener and the authorities of its clients, exchangeable while it serves.
 pub struct Certificate {
     tls: Tls,
     current: ArcSwap<CertifiedKey>,
+    clients: Option<Arc<ClientAuthorities>>,
+    sessions: Arc<Sessions>,
 }
 
 impl fmt::Debug for Certificate {
@@ -48,12 +51,23 @@ impl fmt::Debug for Certificate {
 impl Certificate {
     /// Reads the files once.
     pub fn load(tls: &Tls) -> Result<Arc<Self>, TlsError> {
-        Ok(Arc::new(Self { tls: tls.clone(), current: ArcSwap::from_pointee(read(tls)?) }))
+        Ok(Arc::new(Self {
+            tls: tls.clone(),
+            current: ArcSwap::from_pointee(read(tls)?),
+            clients: Authorities::read(tls, None)?.map(|first| Arc::new(ClientAuthorities::new(first))),
+            sessions: Arc::default(),
+        }))
     }
 
-    /// Reads the files again; on failure the old certificate stays in use.
+    /// Reads the files again, for the handshakes from now on; on failure all that was read before stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
-        self.current.store(Arc::new(read(&self.tls)?));
+        let current = read(&self.tls)?;
+        let authorities = Authorities::read(&self.tls, self.clients.as_deref())?;
+        self.current.store(Arc::new(current));
+        if let (Some(clients), Some(authorities)) = (&self.clients, authorities) {
+            clients.replace(authorities);
+            self.sessions.forget();
+        }
         Ok(())
     }
 }
@@ -64,11 +78,11 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(super) fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let wrong = |reason: String| TlsError::File { what, path: path.display().to_string(), reason };
     let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?.collect();
     let found = found.map_err(|error| wrong(error.to_string()))?;
@@ -96,22 +110,12 @@ pub fn server_config(tls: &Tls, certificate: Arc<Certificate>) -> Result<ServerC
     let settings = |error: &dyn fmt::Display| TlsError::Settings(error.to_string());
     let builder =
         ServerConfig::builder_with_provider(provider()).with_protocol_versions(versions).map_err(|error| settings(&error))?;
-    let builder = match (&tls.client_ca_file, tls.disable_client_certs) {
-        (Some(path), false) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates("tls_client_ca_file", path)? {
-                roots.add(certificate).map_err(|error| settings(&error))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
-            let verifier = if tls.require_client_cert { verifier } else { verifier.allow_unauthenticated() };
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| settings(&error))?)
-        }
-        _ if tls.require_client_cert => {
-            return Err(TlsError::Settings(
-                "tls_require_and_verify_client_cert needs tls_client_ca_file, the authorities to verify against".into(),
-            ));
-        }
-        _ => builder.with_no_client_auth(),
+    let builder = match &certificate.clients {
+        Some(clients) => builder.with_client_cert_verifier(Arc::clone(clients) as Arc<dyn ClientCertVerifier>),
+        None => builder.with_no_client_auth(),
     };
-    Ok(builder.with_cert_resolver(certificate))
+    let sessions = Arc::clone(&certificate.sessions);
+    let mut config = builder.with_cert_resolver(certificate);
+    config.session_storage = sessions;
+    Ok(config)
 }

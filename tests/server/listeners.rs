@@ -147,7 +147,7 @@ fn tls_versions_and_a_new_certificate_on_sighup() {
     server.signal(Signal::HUP);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(ask(&url, &authority, &[&version::TLS13], None).unwrap().1, second);
-    assert!(server.log().contains("the old one stays in use"), "{}", server.log());
+    assert!(server.log().contains("the old ones stay in use"), "{}", server.log());
 }
 
 /// A handshake with this protocol alone, by a library that still speaks the old ones; the protocol it came to.
@@ -229,6 +229,64 @@ fn client_certificates_are_required_and_verified() {
     assert!(ask(server.url(), &authority, both, Some(foreign)).is_err());
     let own = authority.issue(ExtendedKeyUsagePurpose::ClientAuth);
     assert!(ask(server.url(), &authority, both, Some(own)).unwrap().0.starts_with("HTTP/1.1 501"));
+}
+
+/// The status line that a client with this certificate gets on a new connection, and whether it took up its last session.
+fn ask_again(url: &str, config: &Arc<ClientConfig>) -> std::io::Result<(String, bool)> {
+    let connection = ClientConnection::new(Arc::clone(config), "127.0.0.1".try_into().unwrap()).unwrap();
+    let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(url.trim_start_matches("https://"))?);
+    stream.sock.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(b"GET /v1/sys/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let answer = exchange(&mut stream);
+    if answer.is_empty() {
+        return Err(std::io::Error::other("no answer"));
+    }
+    let resumed = stream.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+    Ok((answer.lines().next().unwrap_or_default().to_owned(), resumed))
+}
+
+#[test]
+fn sighup_replaces_the_authorities_of_clients_and_ends_their_sessions() {
+    let (authority, next, place) = (Authority::new(), Authority::new(), Place::shamir());
+    install(&place, authority.issue(ExtendedKeyUsagePurpose::ServerAuth));
+    fs::write(place.path("ca.pem"), authority.pem()).unwrap();
+    let more = format!("tls_client_ca_file = \"{}\"\n tls_require_and_verify_client_cert = true", place.path("ca.pem").display());
+    place.configure(&tls_listener(&place, &more));
+    let server = place.start();
+    let client = |issuer: &Authority, version: &'static SupportedProtocolVersion| {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+        let (certificate, key) = issuer.issue(ExtendedKeyUsagePurpose::ClientAuth);
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[version]).unwrap();
+        let config = builder.with_root_certificates(roots).with_client_auth_cert(
+            vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+            PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+        );
+        Arc::new(config.unwrap())
+    };
+    let old = [client(&authority, &version::TLS12), client(&authority, &version::TLS13)];
+    let new = [client(&next, &version::TLS12), client(&next, &version::TLS13)];
+    for config in &old {
+        assert!(!ask_again(server.url(), config).unwrap().1);
+        assert!(ask_again(server.url(), config).unwrap().1, "sessions are taken up again");
+    }
+    for config in &new {
+        assert!(ask_again(server.url(), config).is_err());
+    }
+    // A file that cannot be read changes nothing.
+    fs::write(place.path("ca.pem"), "nonsense").unwrap();
+    server.signal(Signal::HUP);
+    eventually("refused", || server.log().contains("the old ones stay in use"));
+    assert!(ask_again(server.url(), &old[1]).is_ok());
+
+    fs::write(place.path("ca.pem"), next.pem()).unwrap();
+    server.signal(Signal::HUP);
+    eventually("the new authority", || ask_again(server.url(), &new[1]).is_ok());
+    assert!(ask_again(server.url(), &new[0]).is_ok());
+    for config in &old {
+        assert!(ask_again(server.url(), config).is_err(), "neither its certificate nor its session counts any longer");
+    }
 }
 
 #[test]
