@@ -102,6 +102,16 @@ impl BarrierError {
     }
 }
 
+impl BarrierError {
+    /// The record that a read failed at because it is damaged, by its path from the root of the store.
+    pub fn damaged(&self) -> Option<&str> {
+        match self {
+            Self::Corrupt { path, .. } | Self::Storage(StorageError::Corrupt { key: path, .. }) => Some(path),
+            _ => None,
+        }
+    }
+}
+
 /// What must be at hand to rewrite the keyring; present only while unsealed.
 struct Unlocked {
     aead: Aead,

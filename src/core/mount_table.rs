@@ -191,11 +191,21 @@ impl MountTable {
         };
         let data = View::new(Arc::clone(&self.barrier), &format!("{folder}/{}/", entry.uuid))?;
         loop {
-            let records = data.scan("", None, REMOVAL_BATCH)?;
+            let records = match data.scan("", None, REMOVAL_BATCH) {
+                Ok(records) => records.into_iter().map(|(path, _)| path).collect(),
+                // A record need not be readable to be deleted.
+                Err(error) => match error.damaged().and_then(|path| path.strip_prefix(data.prefix())) {
+                    Some(path) => {
+                        tracing::warn!(mount = %entry.full_path(), record = path, "a damaged record of a removed mount is deleted");
+                        vec![path.to_owned()]
+                    }
+                    None => return Err(error.into()),
+                },
+            };
             if records.is_empty() {
                 break;
             }
-            let txn = records.into_iter().fold(Txn::new(), |txn, (path, _)| txn.delete(path));
+            let txn = records.into_iter().fold(Txn::new(), Txn::delete);
             data.commit(txn).await?;
         }
         self.view.commit(Txn::new().delete(format!("removed/{}", entry.uuid))).await?;

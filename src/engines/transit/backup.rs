@@ -148,17 +148,17 @@ async fn store(
     versions: &[(u32, Given)],
 ) -> Result<Reply, Failure> {
     let level = engine.level_of_given(level, record)?;
-    let (key, replaced) = engine
+    let (key, objects) = engine
         .change(name, move |existing| {
             Box::pin(async move {
                 if existing.is_some() && !force {
                     return Err(stop(format!("key {name:?} already exists")));
                 }
                 let mut record = KeyRecord { level, ..record.clone() };
-                let mut txn = Txn::new();
+                let (mut txn, mut objects) = (Txn::new(), Vec::new());
                 if let Some(old) = &existing {
                     for line in &old.record.versions {
-                        txn = engine.drop_version(name, &old.record, line.version, txn)?;
+                        txn = engine.drop_version(name, old.record.uid, line, txn, &mut objects)?;
                     }
                 }
                 let mut turn = Turn::begin();
@@ -170,13 +170,11 @@ async fn store(
                     0 => txn.delete(auto_path(name)),
                     _ => txn.put(auto_path(name), Vec::new()),
                 };
-                Ok(Decision::Write(Change { record: Some(record), txn, outcome: existing.is_some() }))
+                Ok(Decision::Write(Change { record: Some(record), txn, outcome: objects }))
             })
         })
         .await?;
-    if replaced {
-        engine.destroy_doomed().await;
-    }
+    engine.destroy(objects).await;
     if let Some(key) = key {
         engine.reschedule(&key);
     }

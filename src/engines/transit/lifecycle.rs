@@ -7,10 +7,11 @@ use time::OffsetDateTime;
 use super::{
     Transit,
     alg::{HMAC_KEY_BYTES, KeyType, asym::PublicKey, kdf::Kdf},
+    import::HIDDEN,
     objects::Making,
     protect::{Demands, Level, Material, Vault, VersionId},
-    record::{KeyRecord, StoredKey, VersionLine, VersionRecord, auto_path, material_path, usage_path},
-    store::{Change, Decision, Key},
+    record::{KeyRecord, KeyUid, StoredKey, VersionLine, VersionRecord, auto_path, material_path, usage_path},
+    store::{Change, Decision, Key, is_lost},
     usage::Usage,
 };
 use crate::{
@@ -192,7 +193,9 @@ impl Transit {
     }
 
     async fn add_version(&self, name: &str, mut record: KeyRecord) -> Result<(KeyRecord, Txn, Committing), Failure> {
-        if let Some(required) = self.mount.required.filter(|required| *required != record.level) {
+        // What the mount requires is for keys that clients use, and not for the one that wraps imports.
+        let required = self.mount.required.filter(|_| !name.starts_with(HIDDEN));
+        if let Some(required) = required.filter(|required| *required != record.level) {
             return Err(Failure::invalid(format!(
                 "this mount requires protection_level {:?}, and the key has {:?}: change it with keys/{name}/config first, or make a new key",
                 required.word(),
@@ -267,8 +270,7 @@ impl Transit {
         version: u32,
         kind: hsm::KeyKind,
     ) -> Result<hsm::NewKey, Failure> {
-        let cluster = self.store.protection.zones.as_ref().map(|zones| zones.key_label()).unwrap_or_default();
-        let label = format!("sos/{cluster}/transit/{name}/v{version}");
+        let label = self.object_label(name, version);
         Ok(self.store.protection.hsm()?.generate_on_token(&label, making.id(), kind).await?)
     }
 
@@ -286,52 +288,78 @@ impl Transit {
                     if !key.record.deletion_allowed {
                         return Ok(Decision::Keep(Err("deletion is not allowed for this key")));
                     }
-                    let mut txn = Txn::new().delete(auto_path(name));
+                    let (mut txn, mut objects) = (Txn::new().delete(auto_path(name)), Vec::new());
                     for line in &key.record.versions {
-                        txn = self.drop_version(name, &key.record, line.version, txn)?;
+                        txn = self.drop_version(name, key.record.uid, line, txn, &mut objects)?;
                     }
-                    Ok(Decision::Write(Change { record: None, txn, outcome: Ok(()) }))
+                    Ok(Decision::Write(Change { record: None, txn, outcome: Ok(objects) }))
                 })
             })
             .await?;
-        if let Err(reason) = outcome {
-            return Ok(Err(reason));
-        }
+        let objects = match outcome {
+            Ok(objects) => objects,
+            Err(reason) => return Ok(Err(reason)),
+        };
         self.store.schedule.lock().remove(name);
-        self.destroy_doomed().await;
+        self.destroy(objects).await;
         Ok(Ok(()))
     }
 
     /// Deletes all versions below `min_available`.
     pub async fn trim(&self, name: &str, min_available: i64) -> Result<Option<Arc<Key>>, Failure> {
-        let (key, ()) = self
+        let (key, objects) = self
             .change(name, move |key| {
                 Box::pin(async move {
-                    let Some(key) = key else { return Ok(Decision::Keep(())) };
+                    let Some(key) = key else { return Ok(Decision::Keep(Vec::new())) };
                     let mut record = key.record.clone();
                     let bound = checked_trim(&record, min_available)?;
-                    let mut txn = Txn::new();
+                    let (mut txn, mut objects) = (Txn::new(), Vec::new());
                     for line in record.versions.iter().filter(|line| line.version < bound) {
-                        txn = self.drop_version(name, &record, line.version, txn)?;
+                        txn = self.drop_version(name, record.uid, line, txn, &mut objects)?;
                     }
                     record.versions.retain(|line| line.version >= bound);
                     record.min_available_version = bound;
-                    Ok(Decision::Write(Change { record: Some(record), txn, outcome: () }))
+                    Ok(Decision::Write(Change { record: Some(record), txn, outcome: objects }))
                 })
             })
             .await?;
-        self.destroy_doomed().await;
+        self.destroy(objects).await;
         Ok(key)
     }
 
-    /// Adds to `txn` what takes a version's material away; an object on the HSM is destroyed after the commit.
-    pub fn drop_version(&self, name: &str, key: &KeyRecord, version: u32, txn: Txn) -> Result<Txn, Failure> {
-        let (record, _) = self.store.version_record(name, key.uid, version)?;
-        let txn = txn.delete(material_path(key.uid, version)).delete(usage_path(key.uid, version));
-        match record.key {
-            StoredKey::Token(id) => self.store.doom(id, name, txn),
-            StoredKey::Software | StoredKey::Hsm(_) => Ok(txn),
+    /// Adds to `txn` what takes a version's material away. An object on the HSM is added to `objects`, which the caller
+    /// [destroys](Transit::destroy) after the commit. A record that is damaged or lost does not keep its key from going away.
+    pub fn drop_version(
+        &self,
+        name: &str,
+        uid: KeyUid,
+        line: &VersionLine,
+        txn: Txn,
+        objects: &mut Vec<hsm::KeyId>,
+    ) -> Result<Txn, Failure> {
+        let version = line.version;
+        let txn = txn.delete(material_path(uid, version)).delete(usage_path(uid, version));
+        match self.store.version_record(name, uid, version) {
+            Ok((VersionRecord { key: StoredKey::Token(id), .. }, _)) => {
+                objects.push(id);
+                self.store.doom(id, name, txn)
+            }
+            Ok(_) => Ok(txn),
+            Err(failure) if is_lost(&failure) => {
+                tracing::warn!(key = name, version, ?failure, "a key version is deleted whose record is damaged or lost");
+                if line.level == Level::HsmOnly {
+                    let label = self.object_label(name, version);
+                    tracing::warn!(%label, "an object on the HSM cannot be told any more and stays; see sos hsm orphans");
+                }
+                Ok(txn)
+            }
+            Err(failure) => Err(failure),
         }
+    }
+
+    fn object_label(&self, name: &str, version: u32) -> String {
+        let cluster = self.store.protection.zones.as_ref().map(|zones| zones.key_label()).unwrap_or_default();
+        format!("sos/{cluster}/transit/{name}/v{version}")
     }
 
     /// Adds to `txn` the rewriting of every version of `record` at another level.

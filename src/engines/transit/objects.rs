@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{
     Transit,
     record::{FORMAT, Fate, TokenRecord, decode, encode, token_path},
-    store::Store,
+    store::{Store, is_lost},
 };
 use crate::{
     barrier::{Entry, Txn},
@@ -72,6 +72,7 @@ impl Store {
     pub fn doom(&self, id: KeyId, name: &str, txn: Txn) -> Result<Txn, Failure> {
         let record = TokenRecord { format: FORMAT, fate: Fate::Destroying, name: name.to_owned() };
         self.doomed.lock().insert(id);
+        self.dropped.insert(id, name.to_owned());
         Ok(txn.put_secret(token_path(id), encode(&record)?))
     }
 }
@@ -92,10 +93,17 @@ impl Transit {
         Ok(())
     }
 
-    /// Destroys what is no longer referred to; what fails is tried again later.
+    /// Destroys all that is no longer referred to; what fails is tried again later.
     pub async fn destroy_doomed(&self) {
-        let doomed: Vec<KeyId> = self.store.doomed.lock().iter().copied().collect();
-        for id in doomed {
+        let doomed = self.store.doomed.lock().iter().copied().collect();
+        self.destroy(doomed).await;
+    }
+
+    /// Destroys objects whose records say that nothing refers to them; what fails is tried again later.
+    pub async fn destroy(&self, objects: Vec<KeyId>) {
+        for id in objects {
+            // Another request may be at it.
+            let Some(_one) = Destroying::begin(&self.store, id) else { continue };
             match self.destroy_one(id).await {
                 Ok(()) => {
                     self.store.doomed.lock().remove(&id);
@@ -110,17 +118,49 @@ impl Transit {
 
     async fn destroy_one(&self, id: KeyId) -> Result<(), Failure> {
         let path = token_path(id);
-        let Some(entry) = self.store.view.get(&path)? else { return Ok(()) };
-        let mut record: TokenRecord = decode(&entry.value)?;
-        // From here on a commit that would refer to the object cannot hold any more. Where one said already that nothing does, it is
-        // written again: a store that failed and could not be opened afresh yet may show what will not last.
-        record.fate = Fate::Destroying;
-        let txn = Txn::new().check(path.clone(), Entry::unchanged(Some(&entry))).put_secret(path.clone(), encode(&record)?);
-        let version = self.store.view.commit(txn).await?;
+        let found = self.store.view.get(&path).map_err(Failure::from);
+        let found = found.and_then(|entry| entry.map(|entry| Ok((decode(&entry.value)?, entry))).transpose());
+        let (mut record, entry): (TokenRecord, Entry) = match found {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(()),
+            Err(failure) if is_lost(&failure) => {
+                // Whether it was being made or destroyed: no request is at it, so nothing refers to it.
+                tracing::warn!(object = %id, ?failure, "the record of an HSM object is damaged; the object is destroyed");
+                self.store.protection.hsm()?.destroy(id).await?;
+                self.store.view.commit(Txn::new().delete(path)).await?;
+                return Ok(());
+            }
+            Err(failure) => return Err(failure),
+        };
+        let mut version = entry.version;
+        if record.fate == Fate::Creating {
+            // From here on a commit that would refer to the object cannot hold any more.
+            record.fate = Fate::Destroying;
+            let txn = Txn::new().check(path.clone(), Entry::unchanged(Some(&entry))).put_secret(path.clone(), encode(&record)?);
+            version = self.store.view.commit(txn).await?;
+        }
         reach("token-doomed");
         self.store.protection.hsm()?.destroy(id).await?;
         reach("token-destroyed");
         self.store.view.commit(Txn::new().check(path.clone(), Expect::Version(version)).delete(path)).await?;
         Ok(())
+    }
+}
+
+/// The right to destroy an object, until it is dropped.
+struct Destroying<'a> {
+    store: &'a Store,
+    id: KeyId,
+}
+
+impl<'a> Destroying<'a> {
+    fn begin(store: &'a Store, id: KeyId) -> Option<Self> {
+        store.destroying.lock().insert(id).then_some(Self { store, id })
+    }
+}
+
+impl Drop for Destroying<'_> {
+    fn drop(&mut self) {
+        self.store.destroying.lock().remove(&self.id);
     }
 }

@@ -81,10 +81,7 @@ impl Store {
 
     /// The record behind `after` that a read failed at.
     fn damaged(&self, error: &BarrierError, after: Option<&str>) -> Option<String> {
-        let (BarrierError::Corrupt { path, .. } | BarrierError::Storage(StorageError::Corrupt { key: path, .. })) = error else {
-            return None;
-        };
-        let path = path.strip_prefix(self.view.prefix()).filter(|path| path.starts_with(MATERIAL_FOLDER))?;
+        let path = error.damaged()?.strip_prefix(self.view.prefix()).filter(|path| path.starts_with(MATERIAL_FOLDER))?;
         after.is_none_or(|after| path > after).then(|| path.to_owned())
     }
 
@@ -148,23 +145,46 @@ impl RewrapStep {
 }
 
 impl Transit {
-    /// Destroys every object on the HSM that belongs to the mount, before the mount's records are deleted.
+    /// Destroys every object on the HSM that belongs to the mount, before the mount's records are deleted. Records that are
+    /// damaged do not keep the mount: which objects they tell of is not known any more.
     pub async fn destroy_all_objects(&self) -> Result<(), Failure> {
         const PAGE: usize = 256;
-        let mut after: Option<String> = None;
+        let view = &self.store.view;
+        let (mut after, mut damaged): (Option<String>, u64) = (None, 0);
+        let mut pass_over = |path: &str, reason: &dyn std::fmt::Display| {
+            tracing::warn!(record = path, %reason, "a damaged key version of a removed mount is passed over");
+            damaged += 1;
+        };
         loop {
-            let records = self.store.view.scan("material/", after.as_deref(), PAGE)?;
-            let full = records.len() >= PAGE;
+            let mut page = view.scan(MATERIAL_FOLDER, after.as_deref(), PAGE);
+            if let Err(error) = &page
+                && let Some(path) = self.store.damaged(error, after.as_deref())
+            {
+                // What lies before it is gone over one by one.
+                page = view.scan(MATERIAL_FOLDER, after.as_deref(), 1);
+                if let Err(error) = &page
+                    && self.store.damaged(error, after.as_deref()).as_deref() == Some(path.as_str())
+                {
+                    pass_over(&path, error);
+                    after = Some(path);
+                    continue;
+                }
+            }
+            let records = page?;
+            if records.is_empty() {
+                break;
+            }
             for (path, entry) in records {
-                let record: VersionRecord = decode(&entry.value)?;
-                if let StoredKey::Token(id) = record.key {
-                    self.store.protection.hsm()?.destroy(id).await?;
+                match decode::<VersionRecord>(&entry.value) {
+                    Ok(VersionRecord { key: StoredKey::Token(id), .. }) => self.store.protection.hsm()?.destroy(id).await?,
+                    Ok(_) => {}
+                    Err(failure) => pass_over(&path, &failure),
                 }
                 after = Some(path);
             }
-            if !full {
-                break;
-            }
+        }
+        if damaged > 0 {
+            tracing::warn!(damaged, "objects of these key versions, if they had any, stay in the HSM; see sos hsm orphans");
         }
         // What requests in flight are making is refused when they commit it, and destroyed after that.
         if !self.store.making.lock().is_empty() {

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     barrier::{BarrierError, Entry, Stamp, Txn, View},
     core::{failure::Failure, route::BoxFuture},
-    hsm,
+    hsm::{self, HsmError},
     secret::SecretBytes,
     stack,
     storage::{Expect, StorageError, Version},
@@ -42,6 +42,8 @@ use crate::{
 
 /// Keys (without material) held in memory per mount.
 const KEYS: usize = 50_000;
+/// Names of keys that are remembered for objects taken from them.
+const DROPPED: usize = 10_000;
 /// How often a change is tried again when others change the same key.
 const TRIES: usize = 16;
 
@@ -66,6 +68,10 @@ pub struct Store {
     pub making: Mutex<HashSet<hsm::KeyId>>,
     /// HSM objects of former runs and deleted keys that are still to be destroyed.
     pub doomed: Mutex<HashSet<hsm::KeyId>>,
+    /// Those that a request is destroying just now.
+    pub destroying: Mutex<HashSet<hsm::KeyId>>,
+    /// The keys that HSM objects were taken from lately: a request that uses one finds it missing.
+    pub dropped: Cache<hsm::KeyId, String>,
     /// Keys that rotate by themselves, with the time of the next look in Unix seconds.
     pub schedule: Mutex<BTreeMap<String, i64>>,
     /// Read while a key is committed; see [`Still`](super::Still).
@@ -148,6 +154,8 @@ impl Store {
             protection,
             making: Mutex::default(),
             doomed: Mutex::default(),
+            destroying: Mutex::default(),
+            dropped: Cache::new(DROPPED),
             schedule: Mutex::default(),
             fence: Arc::default(),
             keys: Cache::new(KEYS),
@@ -303,11 +311,16 @@ impl Store {
         Ok((decode(&entry.value)?, entry))
     }
 
-    /// Whether a failure comes of a key that was changed after it was looked up. The key is read anew, so that what is done
-    /// again sees it as it is.
+    /// Whether a failure comes of a key that was changed after it was looked up: its record is gone, or its object on the HSM
+    /// that this node destroyed. The key is read anew, so that what is done again sees it as it is.
     pub fn is_stale(&self, failure: &Failure) -> bool {
-        let Some(vanished) = failure.cause().and_then(|cause| cause.downcast_ref::<Vanished>()) else { return false };
-        self.refresh(&vanished.name).is_ok()
+        let Some(cause) = failure.cause() else { return false };
+        let name = match (cause.downcast_ref(), cause.downcast_ref()) {
+            (Some(Vanished { name, .. }), _) => Some(name.clone()),
+            (_, Some(HsmError::KeyMissing(id))) => self.dropped.get(id),
+            _ => None,
+        };
+        name.is_some_and(|name| self.refresh(&name).is_ok())
     }
 
     /// The number of the key's next version: above every one that was ever given, also before a restore.
@@ -435,6 +448,15 @@ pub struct Vanished {
     pub name: String,
     /// The record.
     pub path: String,
+}
+
+/// Whether a failure to read a record says that it is damaged or lost, and not that the store cannot be read now.
+pub fn is_lost(failure: &Failure) -> bool {
+    let Some(cause) = failure.cause() else { return false };
+    cause.is::<Vanished>()
+        || cause.is::<serde_json::Error>()
+        || matches!(cause.downcast_ref(), Some(BarrierError::Corrupt { .. }))
+        || matches!(cause.downcast_ref(), Some(StorageError::Corrupt { .. }))
 }
 
 /// Whether a failed commit may be tried again.
