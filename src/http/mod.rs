@@ -5,6 +5,7 @@ mod cors;
 pub mod decode;
 pub mod errors;
 pub mod limits;
+pub mod surplus;
 
 use std::{
     io,
@@ -93,6 +94,10 @@ fn forget(request: &mut ServiceRequest) {
 }
 
 async fn answer(http: &HttpRequest, payload: Payload, front: &Front) -> HttpResponse {
+    // It was answered already, or is closed under way: nothing that it says is carried out.
+    if http.conn_data::<surplus::Taken>().is_some_and(surplus::Taken::is_surplus) {
+        return HttpResponse::ServiceUnavailable().force_close().finish();
+    }
     let address = http.peer_addr().map(|peer| peer.ip());
     let share = match http.conn_data::<Connection>() {
         Some(connection) => connection.share(&front.limits, address),

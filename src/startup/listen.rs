@@ -23,6 +23,7 @@ use crate::{
         self, Front,
         aside::Aside,
         limits::{Connection, Limits},
+        surplus::Places,
     },
     stack,
 };
@@ -156,7 +157,9 @@ impl Bound {
     /// Starts serving; the returned servers run when they are awaited or spawned.
     pub fn serve(self, core: &Arc<Core>, default_duration: Duration) -> io::Result<Vec<(Server, ServerHandle)>> {
         let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get());
-        let connections = connections_per_worker(workers * self.listeners.len().max(1));
+        let all_workers = workers * self.listeners.len().max(1);
+        let connections = connections_per_worker(all_workers);
+        let places = Places::new(served(connections * all_workers));
         let limits = Limits::new(self.listeners.iter().map(|one| one.max_body).max().unwrap_or(http::MAX_BODY));
         let aside = Aside::start(workers)?;
         self.listeners
@@ -171,13 +174,15 @@ impl Bound {
                     limits: Arc::clone(&limits),
                     aside: Arc::clone(&aside),
                 };
+                let places = Arc::clone(&places);
                 let server = HttpServer::new(move || {
                     let front = front.clone();
                     actix_web::rt::spawn(stack::keep_overwriting());
                     App::new().configure(|app| http::configure(app, front))
                 })
-                .on_connect(|_, data| {
+                .on_connect(move |stream, data| {
                     data.insert(Connection::default());
+                    data.insert(places.take(stream));
                 })
                 .workers(workers)
                 .disable_signals()
@@ -219,8 +224,12 @@ fn bind_tcp(address: &str) -> io::Result<TcpListener> {
     Err(last)
 }
 
-/// How many connections each of so many workers takes. Others wait to be accepted, so that descriptors never run out for the
-/// work behind the connections.
+/// Of so many connections that may be open, how many are served. The rest is for telling those beyond that they are too many.
+fn served(open: usize) -> usize {
+    open - open / 8
+}
+
+/// How many connections each of so many workers takes, so that descriptors never run out for the work behind the connections.
 fn connections_per_worker(workers: usize) -> usize {
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let room = descriptors.saturating_sub(KEPT_DESCRIPTORS.min(descriptors / 2));

@@ -127,12 +127,24 @@ fn running_out_of_descriptors_stops_neither_work_nor_later_clients() {
     std::thread::sleep(Duration::from_millis(300));
     // Work that opens files goes on: a value so large that sled gives it a file of its own.
     assert_eq!(write(&mut kept, "large", 600_000), Some(200));
-    // Those beyond the limit wait, and are served when others leave.
-    flood.drain(..400);
-    let mut last = flood.pop().unwrap();
-    last.write_all(b"GET /v1/sys/health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    assert_eq!(status(&mut last), Some(200));
+    // Those beyond the limit are told so and closed at once, whether they said something or not.
+    let ask = |stream: &mut TcpStream| {
+        let _ = stream.write_all(b"GET /v1/sys/health HTTP/1.1\r\nHost: x\r\n\r\n");
+        status(stream)
+    };
+    let began = Instant::now();
+    let answers: Vec<_> = flood.iter_mut().rev().take(400).map(status).collect();
+    assert!(answers.iter().all(|answer| [Some(503), None].contains(answer)), "{answers:?}");
+    assert!(answers.contains(&Some(503)), "{answers:?}");
+    assert!(began.elapsed() < Duration::from_secs(10), "closed after {:?}", began.elapsed());
+    assert_eq!(ask(flood.first_mut().unwrap()), Some(200), "who has a place keeps it");
+    // Who comes when others have left is served.
     drop(flood);
+    let began = Instant::now();
+    while ask(&mut connect(&server).unwrap()) != Some(200) {
+        assert!(began.elapsed() < Duration::from_secs(10), "no place is given back");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert_eq!(server.get("kv/data/large").status, 200);
 }
 
