@@ -215,7 +215,7 @@ impl Kind {
     pub fn cache_bytes(self) -> u64 {
         match self {
             Self::Sled => 8 << 20,
-            Self::InMem | Self::Redb => 32 << 20,
+            Self::InMem | Self::Redb => 16 << 20,
         }
     }
 }
