@@ -9,7 +9,8 @@
 //! both; a visit that finds that something moved before it began begins again.
 //!
 //! When the engine fails, nothing is lost: what is frozen stays in memory and in its journal until the engine was opened
-//! again, which [`Backend::is_failing`] asks for.
+//! again, which [`Backend::is_failing`] asks for. On a full disk it is given in small parts, deletions first, and tried again
+//! every second.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -28,15 +29,23 @@ use super::{
     frame,
     group::SEQUENCE,
     journal::Journal,
-    recent::{Merge, Recent},
+    recent::{Map, Merge, Recent, Value},
+    space::free_at,
 };
 use crate::crashpoint::reach;
 
 /// So much is frozen and given to the engine at once.
 const TOGETHER: usize = 2 << 20;
 
-/// Writers wait for the engine when so much more has gathered.
+/// Writers wait for the engine when so much has gathered, or twice as much where they only delete.
 const AT_MOST: usize = 8 << 20;
+
+/// Entries that the engine is given at once on a full disk.
+const PART: usize = 128;
+
+/// Bytes that an engine may write for an entry beside the entry itself, and for a batch of any size.
+const PAGES: usize = 8 << 10;
+const SPARE: u64 = 1 << 20;
 
 /// What was written goes to the engine when nothing more came for so long.
 const CALM: Duration = Duration::from_secs(1);
@@ -49,6 +58,8 @@ pub(super) struct Journaled<E: Backend> {
 
 struct Shared<E> {
     engine: E,
+    /// Bytes that are free on the file system.
+    free: Box<dyn Fn() -> u64 + Send + Sync>,
     /// Locked before `recent` where both are.
     journal: Mutex<Journal>,
     recent: RwLock<Recent>,
@@ -73,12 +84,18 @@ struct State {
 impl<E: Backend> Journaled<E> {
     /// Takes an open engine whose folder is `store`, and what its journal has beyond it.
     pub(super) fn start(engine: E, store: &Path) -> Result<Self, Fault> {
+        let folder = store.to_owned();
+        Self::with_room(engine, store, Box::new(move || free_at(&folder)))
+    }
+
+    fn with_room(engine: E, store: &Path, free: Box<dyn Fn() -> u64 + Send + Sync>) -> Result<Self, Fault> {
         let mut journal = Journal::open(store)?;
         let found = journal.read(version_of(&engine)?)?;
         let recent = Recent::found(found.older, found.newer, 0);
         let state = State { wanted: recent.frozen().is_some(), batches: 1, ..State::default() };
         let shared = Arc::new(Shared {
             engine,
+            free,
             journal: Mutex::new(journal),
             recent: RwLock::new(recent),
             changing: Mutex::new(()),
@@ -116,12 +133,16 @@ impl<E: Backend> Shared<E> {
             if !state.wanted && !state.stopping {
                 self.changed.wait_for(&mut state, CALM);
             }
-            if state.failed.is_some() {
-                // Until the engine is opened again; what is frozen has its journal.
+            if let Some(fault) = &state.failed {
+                // What is frozen has its journal.
                 if state.stopping {
                     return;
                 }
-                self.changed.wait_for(&mut state, CALM);
+                let full = matches!(fault, Fault::Full(_));
+                let waited = self.changed.wait_for(&mut state, CALM).timed_out();
+                if full && waited {
+                    (state.failed, state.wanted) = (None, true);
+                }
                 continue;
             }
             let (wanted, stopping) = (std::mem::take(&mut state.wanted), state.stopping);
@@ -158,25 +179,53 @@ impl<E: Backend> Shared<E> {
     fn move_frozen(&self) -> bool {
         let changing = self.changing.lock();
         let Some(frozen) = self.recent.read().frozen() else { return true };
-        let batch = frozen.iter().map(|(key, value)| (key.clone(), value.as_deref().map(<[u8]>::to_vec))).collect();
-        // Readers find all of these keys in memory: the engine need not remember what they held.
-        let applied = catch_unwind(AssertUnwindSafe(|| self.engine.apply_over(batch, Before::new())))
-            .unwrap_or_else(|_panic| Err(Fault::Io("the engine panicked".into())));
+        let applied = match self.has_room(frozen.iter()) {
+            true => self.give(frozen.iter()),
+            false => self.give_in_parts(&frozen),
+        };
         reach("engine-applied");
         let moved = applied.is_ok();
         match applied {
             Ok(()) => self.recent.write().moved(),
             Err(fault) => {
-                error!(
-                    ?fault,
-                    "the engine does not take what was written; it is kept in the journal and the engine is opened again"
-                );
+                error!(?fault, "the engine does not take what was written; it is kept in the journal and tried again");
                 self.state.lock().failed = Some(fault);
             }
         }
         drop(changing);
         self.changed.notify_all();
         moved
+    }
+
+    fn give<'m>(&self, entries: impl Iterator<Item = (&'m Vec<u8>, &'m Value)>) -> Result<(), Fault> {
+        let not_known = |fault| match fault {
+            // Others have filled the disk meanwhile. The engine is not to be used before it was opened again.
+            Fault::Full(why) => Fault::Io(why),
+            other => other,
+        };
+        let batch = entries.map(|(key, value)| (key.clone(), value.as_deref().map(<[u8]>::to_vec))).collect();
+        // Readers find all of these keys in memory: the engine need not remember what they held.
+        catch_unwind(AssertUnwindSafe(|| self.engine.apply_over(batch, Before::new())))
+            .unwrap_or_else(|_panic| Err(Fault::Io("the engine panicked".into())))
+            .map_err(not_known)
+    }
+
+    /// Whether the disk has room for what an engine may write for these entries: a page for each, and the pages above.
+    fn has_room<'m>(&self, entries: impl Iterator<Item = (&'m Vec<u8>, &'m Value)>) -> bool {
+        let needed =
+            entries.map(|(key, value)| PAGES + 2 * (key.len() + value.as_ref().map_or(0, |value| value.len()))).sum::<usize>();
+        (self.free)() >= u64::try_from(needed).unwrap_or(u64::MAX).saturating_add(SPARE)
+    }
+
+    /// On a full disk: what makes room first, and so little at once that the room of the last part serves the next. The sequence
+    /// sorts behind all other keys and so comes last; until it is there the journal is what counts.
+    fn give_in_parts(&self, frozen: &Map) -> Result<(), Fault> {
+        let (deleted, written): (Vec<_>, Vec<_>) = frozen.iter().partition(|(_, value)| value.is_none());
+        let mut parts = deleted.chunks(PART).chain(written.chunks(PART));
+        parts.try_for_each(|part| match self.has_room(part.iter().copied()) {
+            true => self.give(part.iter().copied()),
+            false => Err(Fault::Full("the disk has no room for what was written; it is kept in the journal".into())),
+        })
     }
 
     /// Gives all that was written to the engine.
@@ -191,7 +240,9 @@ impl<E: Backend> Shared<E> {
     }
 
     /// Before a batch: freezes when enough has gathered, and waits while there is too much.
-    fn gathered(&self, journal: &mut Journal) -> Result<(), Fault> {
+    fn gathered(&self, journal: &mut Journal, batch: &[Write]) -> Result<(), Fault> {
+        let only_deletes = batch.iter().all(|(key, value)| value.is_none() || key == SEQUENCE);
+        let at_most = if only_deletes { AT_MOST * 2 } else { AT_MOST };
         let mut state = self.state.lock();
         state.batches += 1;
         while self.recent.read().bytes() >= TOGETHER {
@@ -200,7 +251,7 @@ impl<E: Backend> Shared<E> {
                 self.changed.notify_all();
                 break;
             }
-            if self.recent.read().bytes() < AT_MOST {
+            if self.recent.read().bytes() < at_most {
                 break;
             }
             if let Some(fault) = &state.failed {
@@ -260,7 +311,7 @@ impl<E: Backend> Backend for Journaled<E> {
         };
         let version = frame::decode_version(SEQUENCE, sequence);
         let version = version.map_err(|why| Fault::Io(format!("the version of a batch: {why}")))?;
-        self.shared.gathered(&mut journal)?;
+        self.shared.gathered(&mut journal, &batch)?;
         journal.append(version, &batch)?;
         self.shared.recent.write().insert(batch);
         Ok(())
@@ -271,7 +322,8 @@ impl<E: Backend> Backend for Journaled<E> {
     }
 
     fn is_failing(&self) -> bool {
-        self.shared.state.lock().failed.is_some()
+        // A full disk is waited for.
+        matches!(&self.shared.state.lock().failed, Some(fault) if !matches!(fault, Fault::Full(_)))
     }
 
     fn bytes_on_disk(&self) -> u64 {
@@ -338,6 +390,8 @@ mod tests {
         map: Arc<Map>,
         failing: Arc<AtomicBool>,
         batches: Arc<AtomicU64>,
+        /// Bytes that are free on its disk, when it is not 0.
+        room: Arc<AtomicU64>,
     }
 
     impl Backend for Engine {
@@ -372,8 +426,15 @@ mod tests {
     impl Stand {
         fn new() -> Self {
             let (engine, place) = (Engine::default(), tempfile::tempdir().unwrap());
-            let backend = Some(Journaled::start(engine.clone(), place.path()).unwrap());
-            Self { engine, place, backend, version: 0 }
+            let mut stand = Self { engine, place, backend: None, version: 0 };
+            stand.start();
+            stand
+        }
+
+        fn start(&mut self) {
+            let room = Arc::clone(&self.engine.room);
+            let free = Box::new(move || room.load(Ordering::SeqCst).wrapping_sub(1));
+            self.backend = Some(Journaled::with_room(self.engine.clone(), self.place.path(), free).unwrap());
         }
 
         fn backend(&self) -> &Journaled<Engine> {
@@ -391,7 +452,7 @@ mod tests {
             let failing = self.engine.failing.swap(true, Ordering::SeqCst);
             self.backend = None;
             self.engine.failing.store(failing, Ordering::SeqCst);
-            self.backend = Some(Journaled::start(self.engine.clone(), self.place.path()).unwrap());
+            self.start();
         }
 
         fn all(&self, from: &[u8]) -> BTreeMap<Vec<u8>, Vec<u8>> {
@@ -498,7 +559,7 @@ mod tests {
         stand.write(vec![(vec![1], value(1))]).unwrap();
         stand.backend = None;
         assert_eq!(stand.engine.get(&[1]).unwrap(), value(1));
-        stand.backend = Some(Journaled::start(stand.engine.clone(), stand.place.path()).unwrap());
+        stand.start();
         stand.write(vec![(vec![2], value(2))]).unwrap();
         let until = std::time::Instant::now() + CALM * 20;
         while stand.engine.get(&[2]).unwrap().is_none() {
@@ -528,5 +589,26 @@ mod tests {
         stand.backend().apply(Vec::new()).unwrap();
         holds(&stand);
         assert_eq!(stand.engine.get(&[kept - 1]).unwrap(), value(kept - 1));
+    }
+
+    #[test]
+    fn a_full_disk_is_given_small_parts_and_waited_for() {
+        let mut stand = Stand::new();
+        stand.engine.room.store(1, Ordering::SeqCst);
+        let numbers = || (0..1000u16).map(|number| number.to_be_bytes().to_vec());
+        stand.write(numbers().map(|key| (key, Some(vec![7]))).collect()).unwrap();
+        assert!(matches!(stand.backend().apply(Vec::new()), Err(Fault::Full(_))));
+        assert!(!stand.backend().is_failing(), "it is waited for");
+        stand.write(numbers().step_by(2).map(|key| (key, None)).collect()).unwrap();
+        assert_eq!(stand.all(&[]).len(), 500);
+        stand.crash();
+        assert_eq!(stand.all(&[]).len(), 500);
+        stand.engine.room.store(SPARE + 2 * (PART * PAGES) as u64, Ordering::SeqCst);
+        let until = std::time::Instant::now() + CALM * 20;
+        while stand.engine.get(SEQUENCE).unwrap() != Some(frame::encode(SEQUENCE, stand.version, b"")) {
+            assert!(std::time::Instant::now() < until, "it stayed in memory");
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(stand.all(&[]).len(), 500);
     }
 }

@@ -100,7 +100,7 @@ impl Space {
         {
             return free;
         }
-        let free = rustix::fs::statvfs(&self.folder).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+        let free = free_at(&self.folder);
         self.read = Some((Instant::now(), free));
         free
     }
@@ -129,6 +129,11 @@ impl Space {
     fn reserve_file(&self) -> PathBuf {
         self.folder.join("reserve")
     }
+}
+
+/// Bytes free for this process at a place; as much as can be where the file system cannot be asked.
+pub(super) fn free_at(folder: &Path) -> u64 {
+    rustix::fs::statvfs(folder).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
 }
 
 /// Allocates real blocks: a sparse file would reserve nothing.
