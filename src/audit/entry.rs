@@ -9,7 +9,10 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
-use serde_json::value::RawValue;
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
@@ -180,7 +183,7 @@ impl<'a> Formatter<'a> {
         members.extend_from_slice(b"\"auth\":");
         serde_json::to_writer(&mut members, &Self::auth(exchange, &caller, allowed))?;
         members.extend_from_slice(b",\"request\":");
-        serde_json::to_writer(&mut members, &self.request_part(exchange, &caller)?)?;
+        serde_json::to_writer(&mut members, &self.request_part(exchange, &caller, allowed)?)?;
         Ok(members)
     }
 
@@ -243,7 +246,7 @@ impl<'a> Formatter<'a> {
     /// A document as one HMAC, whatever the device's options: whoever has it can see that it was this one.
     fn whole(&self, document: &[u8]) -> serde_json::Result<Option<Box<RawValue>>> {
         let hash = self.device.salt.identify(document);
-        serde_json::value::to_raw_value(&BTreeMap::from([(RAW_BODY, hash)])).map(Some)
+        to_raw_value(&BTreeMap::from([(RAW_BODY, hash)])).map(Some)
     }
 
     /// What a record says twice of the caller.
@@ -277,15 +280,13 @@ impl<'a> Formatter<'a> {
         }
     }
 
-    fn request_part<'b>(&self, exchange: Exchange<'b>, shown: &'b Shown) -> serde_json::Result<RequestPart<'b>> {
+    fn request_part<'b>(&self, exchange: Exchange<'b>, shown: &'b Shown, allowed: bool) -> serde_json::Result<RequestPart<'b>> {
         let request = exchange.request;
         let stranger = is_stranger(exchange);
-        let clear = exchange.mount.map_or(&[][..], |mount| &mount.config.audit_non_hmac_request_keys);
-        let data = if exchange.operation.is_write() || request.query.is_empty() {
-            self.data(&request.body, clear, stranger)?
-        } else {
-            let pairs: BTreeMap<&str, &str> = request.query.iter().map(|(name, value)| (&**name, &**value)).collect();
-            self.data(&serde_json::to_vec(&pairs)?, clear, stranger)?
+        let data = match self.request_data(exchange, stranger) {
+            // What is refused may be no JSON.
+            Err(_) if !allowed => None,
+            data => data?,
         };
         Ok(RequestPart {
             id: &request.id,
@@ -302,6 +303,30 @@ impl<'a> Formatter<'a> {
             wrap_ttl: request.wrap_ttl.map(|ttl| ttl.as_secs()),
             headers: self.audited(request.headers.iter()),
         })
+    }
+
+    /// Parameters of body and query. Of writes the query means nothing to most endpoints, and is shown where no body is.
+    fn request_data(&self, exchange: Exchange<'_>, stranger: bool) -> serde_json::Result<Option<Box<RawValue>>> {
+        let request = exchange.request;
+        let clear = exchange.mount.map_or(&[][..], |mount| &mount.config.audit_non_hmac_request_keys);
+        let body = self.data(&request.body, clear, stranger)?;
+        if request.query.is_empty() || (exchange.operation.is_write() && body.is_some()) {
+            return Ok(body);
+        }
+        let mut pairs: BTreeMap<&str, Value> = BTreeMap::new();
+        for (name, text) in &request.query {
+            let text = Value::from(text.as_str());
+            match pairs.get_mut(name.as_str()) {
+                None => drop(pairs.insert(name, text)),
+                Some(Value::Array(several)) => several.push(text),
+                Some(one) => *one = Value::Array(vec![one.take(), text]),
+            }
+        }
+        let query = self.data(&serde_json::to_vec(&pairs)?, clear, stranger)?;
+        match (body, query) {
+            (Some(body), Some(query)) => to_raw_value(&BTreeMap::from([("body", body), ("query", query)])).map(Some),
+            (body, query) => Ok(body.or(query)),
+        }
     }
 
     fn audited<'b>(&self, headers: impl Iterator<Item = &'b (String, String)>) -> BTreeMap<&'b str, Vec<String>> {
@@ -330,7 +355,7 @@ impl<'a> Formatter<'a> {
             }
             Body::Bare { bytes, .. } => {
                 let text = self.hidden(&String::from_utf8_lossy(bytes));
-                Some(serde_json::value::to_raw_value(&BTreeMap::from([(RAW_BODY, text)]))?)
+                Some(to_raw_value(&BTreeMap::from([(RAW_BODY, text)]))?)
             }
         };
         Ok(ResponsePart {
@@ -462,5 +487,5 @@ fn elided(json: &[u8]) -> serde_json::Result<Box<RawValue>> {
             _ => None,
         })
         .collect();
-    serde_json::value::to_raw_value(&counted)
+    to_raw_value(&counted)
 }

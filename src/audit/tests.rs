@@ -162,6 +162,33 @@ async fn options_change_what_is_shown() {
 }
 
 #[tokio::test]
+async fn body_and_query_are_both_shown_where_both_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path());
+    let broker = broker(folder.path(), &[]).await;
+    broker.enable(record("a/", &path, &[])).await.unwrap();
+    let hmac = |value: &str| broker.hash("a/", value).unwrap();
+    let caller = caller();
+    let shown = async |operation, body: &'static str, query: &[(&str, &str)]| {
+        let mut request = Request::internal(operation, "sys/x", body);
+        request.query = query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let exchange = Exchange { request: &request, operation, caller: Some(&caller), mount: None, remote: None };
+        broker.request(exchange, None).await.unwrap();
+        lines(&path).pop().unwrap()["request"]["data"].clone()
+    };
+    for operation in [Operation::Delete, Operation::List] {
+        let both = shown(operation, r#"{"force": true}"#, &[("a", "b")]).await;
+        assert_eq!(both, serde_json::json!({"body": {"force": true}, "query": {"a": hmac("b")}}));
+        assert_eq!(shown(operation, r#"{"force": true}"#, &[]).await, serde_json::json!({"force": true}));
+        assert_eq!(shown(operation, "", &[("a", "b")]).await, serde_json::json!({"a": hmac("b")}));
+    }
+    let several = shown(Operation::Read, "", &[("a", "b"), ("a", "c"), ("a", "d")]).await;
+    assert_eq!(several, serde_json::json!({"a": [hmac("b"), hmac("c"), hmac("d")]}));
+    assert_eq!(shown(Operation::Update, r#"{"n": 1}"#, &[("a", "b")]).await, serde_json::json!({"n": 1}));
+    assert_eq!(shown(Operation::Update, "", &[("a", "b")]).await, serde_json::json!({"a": hmac("b")}));
+}
+
+#[tokio::test]
 async fn devices_salts_and_headers_survive_a_seal() {
     let folder = tempfile::tempdir().unwrap();
     let view = View::new(barrier().await, "core/").unwrap();

@@ -214,6 +214,78 @@ async fn every_route_leaves_an_audit_record_also_when_it_is_refused() {
     }
 }
 
+/// What is carried out leaves a record of its request and one of its answer, of a caller who may do everything.
+#[tokio::test]
+async fn every_route_leaves_both_records_when_it_is_carried_out() {
+    let (core, mut probes) = everything().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = audited(&core, &folder).await;
+    let active = core.active().unwrap();
+    let ask = async |mut request: Request| {
+        // Some routes end the token that calls them.
+        let token = active.tokens.create_root(None).await.unwrap();
+        request.token = Some(token.duplicate());
+        let (id, path) = (request.id.clone(), request.path.clone());
+        let status = core.handle(request).await.status;
+        let found = records(&file, &id);
+        let of = |kind: &str| found.iter().filter(|record| record.contains(&format!("\"type\":\"{kind}\""))).count();
+        assert_eq!((of("request"), of("response")), (1, 1), "{path} {status} {found:?}");
+        assert!(found.iter().all(|record| record.contains("\"allowed\":true")), "{path} {found:?}");
+        assert!(!found.iter().any(|record| record.contains(token.expose())), "the record shows the token");
+        status
+    };
+    for (path, body) in [("transit/keys/x", "{}"), ("kv1/x", r#"{"a": "b"}"#), ("kv2/data/x", r#"{"data": {"a": "b"}}"#)] {
+        assert!(ask(Request::internal(Operation::Update, path, body)).await < 300, "{path}");
+    }
+    // Whoever seals the server is not asked for more.
+    probes.sort_by_key(|probe| (probe.path == "sys/seal", probe.operation == Operation::Delete));
+    let mut succeeded = 0;
+    for probe in probes.iter().filter(|probe| is_guarded(probe)) {
+        succeeded += usize::from(ask(probe.request(None)).await < 300);
+    }
+    assert!(core.active().is_err(), "sealed by the last");
+    assert!(succeeded > 80, "only {succeeded} succeeded");
+}
+
+/// What is refused for its form is recorded like any other refusal, with the caller as far as they are known.
+#[tokio::test]
+async fn what_is_wrong_in_form_leaves_a_record() {
+    let (core, _) = everything().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = audited(&core, &folder).await;
+    let root = core.active().unwrap().tokens.create_root(None).await.unwrap();
+    let accessor = core.active().unwrap().tokens.lookup(&root).unwrap().unwrap().accessor.clone();
+    let shown = core.audit.hash("one/", &accessor).unwrap();
+    let flawed = || {
+        let write = |path, body| Request::internal(Operation::Update, path, body);
+        let mut namespaced = Request::internal(Operation::Read, "kv1/x", "");
+        namespaced.flaw = Some(super::failure::Failure::invalid("namespaces are not supported by this server"));
+        [
+            (write("kv1/x", r#"{"a": "planted"#), 400, "failed to parse JSON"),
+            (write("kv1/x", r#"["planted"]"#), 400, "failed to parse JSON"),
+            (write("kv1/x/", r#"{"a": "planted"}"#), 400, "cannot write to a path ending in '/'"),
+            (write("sys/unseal", r#"{"key": planted}"#), 400, "failed to parse JSON"),
+            (Request::internal(Operation::Delete, "sys/unseal", ""), 405, "unsupported operation"),
+            (namespaced, 400, "namespaces are not supported"),
+        ]
+    };
+    for token in [Some(&root), None] {
+        for (mut request, status, reason) in flawed() {
+            let (id, path) = (request.id.clone(), request.path.clone());
+            request.token = token.map(SecretString::duplicate);
+            assert_eq!(core.handle(request).await.status, status, "{path}");
+            let found = records(&file, &id);
+            assert_eq!(found.len(), 1, "{path} {found:?}");
+            let record: serde_json::Value = serde_json::from_str(&found[0]).unwrap();
+            assert_eq!((&record["type"], &record["request"]["path"]), (&"request".into(), &path.as_str().into()));
+            assert!(record["error"].as_str().unwrap().contains(reason), "{path} {record}");
+            assert_eq!(record["auth"]["policy_results"]["allowed"], false);
+            assert_eq!(record["auth"]["accessor"] == shown.as_str(), token.is_some(), "{path} {record}");
+            assert!(!found[0].contains("planted"), "{record}");
+        }
+    }
+}
+
 /// Such operations run while the record of the request is still being written.
 #[tokio::test]
 async fn what_is_taken_for_reading_changes_nothing() {

@@ -29,10 +29,13 @@ use crate::{
 
 impl Core {
     /// Answers a request. Never panics on what came from a client; a failure is an answer too.
-    pub async fn handle(self: &Arc<Self>, request: Request) -> Answer {
-        let result = match self.direct(&request).await {
-            Some(result) => result.map(|reply| (reply, "system".to_owned())),
-            None => self.serve(&request).await,
+    pub async fn handle(self: &Arc<Self>, mut request: Request) -> Answer {
+        let result = match request.flaw.take() {
+            Some(flaw) => Err(self.flawed(&request, flaw).await),
+            None => match self.direct(&request).await {
+                Some(result) => result.map(|reply| (reply, "system".to_owned())),
+                None => self.serve(&request).await,
+            },
         };
         let rendered = result.and_then(|(reply, mount_type)| envelope::render(reply, &request.id, &mount_type));
         rendered.unwrap_or_else(|failure| self.refuse(&request, &failure))
@@ -61,7 +64,7 @@ impl Core {
         let route = table.route(found.route)?;
         let verb = Verb::of(request.operation);
         let Some(spec) = route.operations.iter().find(|spec| Some(spec.verb) == verb) else {
-            return Some(Err(Failure::silent(Kind::UnsupportedOperation)));
+            return Some(Err(self.flawed(request, Failure::silent(Kind::UnsupportedOperation)).await));
         };
         Some(self.run_direct(request, path, &found, spec).await)
     }
@@ -87,7 +90,10 @@ impl Core {
         found: &Match<'_>,
         spec: &super::route::OperationSpec<super::sys::System>,
     ) -> Result<Reply, Failure> {
-        let body = RawObject::parse(&request.body)?;
+        let body = match RawObject::parse(&request.body) {
+            Ok(body) => body,
+            Err(error) => return Err(self.flawed(request, error.into()).await),
+        };
         let system = super::sys::System::new(self);
         let caller = Caller::anyone(request.remote);
         let call = Call {
@@ -134,9 +140,12 @@ impl Core {
             return Err(Failure::unavailable("Vault is sealed"));
         }
         if request.operation.is_write() && request.path.ends_with('/') {
-            return Err(Failure::invalid("cannot write to a path ending in '/'"));
+            return Err(self.flawed(request, Failure::invalid("cannot write to a path ending in '/'")).await);
         }
-        let body = RawObject::parse(&request.body)?;
+        let body = match RawObject::parse(&request.body) {
+            Ok(body) => body,
+            Err(error) => return Err(self.flawed(request, error.into()).await),
+        };
         let target = Target::find(&active, &request.path);
         let mount = target.mounted.as_deref().map(|mounted| &mounted.entry);
 
@@ -186,6 +195,33 @@ impl Core {
         }
         answered.written().await?;
         result.map(|reply| (reply, target.kind()))
+    }
+
+    /// Records a request that is refused for its form, whoever sent it and whatever they may do, and gives the failure to
+    /// answer with. A sealed server has no devices.
+    async fn flawed(&self, request: &Request, flaw: Failure) -> Failure {
+        let mut audit = self.audit.hold();
+        let Some(active) = self.active().ok().filter(|active| self.audit.is_enabled() && self.is_still(active)) else {
+            return flaw;
+        };
+        let (caller, failure) = match self.known(request).await {
+            Ok(token) => (token.map(|token| Caller { token: Some(token), acl: None, remote: request.remote }), flaw),
+            Err(Refusal { caller, failure, recorded: true }) => (caller, failure),
+            Err(Refusal { failure, .. }) => return failure,
+        };
+        let target = Target::find(&active, &request.path);
+        let exchange = Exchange {
+            request,
+            operation: request.operation,
+            caller: caller.as_ref(),
+            mount: target.mounted.as_deref().map(|mounted| &mounted.entry),
+            remote: request.remote,
+        };
+        let recorded = match audit.request(exchange, Some(&failure)) {
+            Ok(recording) => recording.written().await,
+            Err(unrecorded) => Err(unrecorded),
+        };
+        recorded.err().unwrap_or(failure)
     }
 
     /// Token, existence check and policy. On refusal the caller is given back as far as it is known, for the audit record.

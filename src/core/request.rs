@@ -4,6 +4,7 @@ use std::{cell::RefCell, net::IpAddr, time::Duration};
 
 use bytes::Bytes;
 
+use super::failure::Failure;
 use crate::{
     backup::Upload,
     secret::{SecretString, fill_random},
@@ -100,6 +101,8 @@ pub struct Request {
     pub open_metrics: bool,
     /// Names (lower case) and values of the headers that audit devices record. Tokens are left out.
     pub headers: Vec<(String, String)>,
+    /// Why it is refused, when its form is wrong: it is not carried out, but recorded, as who sent it to where is known.
+    pub flaw: Option<Failure>,
 }
 
 impl Request {
@@ -119,6 +122,7 @@ impl Request {
             upload: None,
             open_metrics: false,
             headers: Vec::new(),
+            flaw: None,
         }
     }
 

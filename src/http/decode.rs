@@ -27,16 +27,22 @@ static NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 static VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
 static WRAP_TTL: HeaderName = HeaderName::from_static("x-vault-wrap-ttl");
 static WRAP_FORMAT: HeaderName = HeaderName::from_static("x-vault-wrap-format");
+/// The one header of Vault's that may come several times; this server has no use for it.
+static INDEX: HeaderName = HeaderName::from_static("x-vault-index");
 
 /// Reads everything but the body, so that a bad request is refused before its body is taken. Only `recorded` headers
 /// (names in lower case) are kept.
+///
+/// # Errors
+/// For what cannot be told from other requests: a path that is none, an unknown verb. What else is wrong is the request's
+/// [flaw](Request::flaw).
 pub fn head(http: &HttpRequest, recorded: &BTreeMap<String, bool>) -> Result<Request, Failure> {
     let path = path(http.uri().path())?;
     let query = query(http.query_string());
     let (operation, path) = operation(http, path, &query)?;
+    let wrap_ttl = check(http, operation, &query).and_then(|()| wrap_ttl(http));
     // These choose the operation; no endpoint is to see them as parameters.
     let query = query.into_iter().filter(|(name, _)| !matches!(name.as_str(), "list" | "scan" | "help")).collect();
-    check_namespace(http)?;
     let peer = http.peer_addr();
     Ok(Request {
         id: request_id(),
@@ -45,13 +51,14 @@ pub fn head(http: &HttpRequest, recorded: &BTreeMap<String, bool>) -> Result<Req
         body: Bytes::new(),
         query,
         token: token(http),
-        wrap_ttl: wrap_ttl(http)?,
+        wrap_ttl: *wrap_ttl.as_ref().unwrap_or(&None),
         wrap_as_jwt: text(http, &WRAP_FORMAT).is_some_and(|format| format.eq_ignore_ascii_case("jwt")),
         remote: peer.map(|peer| peer.ip()),
         remote_port: peer.map_or(0, |peer| peer.port()),
         upload: None,
         open_metrics: false,
         headers: headers(http, recorded),
+        flaw: wrap_ttl.err(),
     })
 }
 
@@ -125,29 +132,56 @@ fn operation(http: &HttpRequest, path: String, query: &[(String, String)]) -> Re
             if value("help").is_some_and(|help| help != "0" && help != "false") {
                 return Ok((Operation::Help, path));
             }
-            let (list, scan) = (switch(value("list"))?, switch(value("scan"))?);
-            if list && scan {
-                return Err(Failure::silent(Kind::Invalid));
+            match (switch(value("list")), switch(value("scan"))) {
+                (Ok(true), Ok(false)) => Ok((Operation::List, folder(path))),
+                (Ok(false), Ok(true)) => Ok((Operation::Scan, folder(path))),
+                // Both, or what cannot be read: see `check`.
+                _ => Ok((Operation::Read, path)),
             }
-            if list {
-                return Ok((Operation::List, folder(path)));
-            }
-            if scan {
-                return Ok((Operation::Scan, folder(path)));
-            }
-            Ok((Operation::Read, path))
         }
         "HEAD" if path == "sys/health" => Ok((Operation::Read, path)),
         "POST" | "PUT" => Ok((Operation::Update, path)),
         "DELETE" => Ok((Operation::Delete, path)),
         "LIST" => Ok((Operation::List, folder(path))),
         "SCAN" => Ok((Operation::Scan, folder(path))),
-        "PATCH" => {
-            check_patch_type(http)?;
-            Ok((Operation::Patch, path))
-        }
+        "PATCH" => Ok((Operation::Patch, path)),
         _ => Err(Failure::silent(Kind::UnsupportedOperation)),
     }
+}
+
+/// What is wrong with the form of a request.
+fn check(http: &HttpRequest, operation: Operation, query: &[(String, String)]) -> Result<(), Failure> {
+    if *http.method() == Method::GET && operation != Operation::Help {
+        let value = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let (list, scan) = (switch(value("list"))?, switch(value("scan"))?);
+        if list && scan {
+            return Err(Failure::silent(Kind::Invalid));
+        }
+    }
+    if operation == Operation::Patch {
+        check_patch_type(http)?;
+    }
+    check_headers(http)?;
+    check_namespace(http)
+}
+
+/// Headers that would change what a request means, were they taken for absent or only one of two values looked at.
+fn check_headers(http: &HttpRequest) -> Result<(), Failure> {
+    for (name, value) in http.headers() {
+        let own = name.as_str().starts_with("x-vault-");
+        if !own && *name != header::AUTHORIZATION && *name != header::CONTENT_TYPE {
+            continue;
+        }
+        if value.to_str().is_err() {
+            return Err(Failure::invalid(format!(
+                "the header {name} holds other bytes than visible ASCII characters: leave them out"
+            )));
+        }
+        if own && *name != INDEX && http.headers().get(name).is_some_and(|first| first != value) {
+            return Err(Failure::invalid(format!("the header {name} came twice with different values: send it once")));
+        }
+    }
+    Ok(())
 }
 
 /// `list=true` as Go's `strconv.ParseBool` reads it; anything else is an error without a text.
@@ -209,7 +243,7 @@ fn headers(http: &HttpRequest, recorded: &BTreeMap<String, bool>) -> Vec<(String
     http.headers()
         .iter()
         .filter(|(name, _)| recorded.contains_key(name.as_str()) && *name != header::AUTHORIZATION && *name != TOKEN)
-        .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
+        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
         .collect()
 }
 
@@ -317,6 +351,61 @@ mod tests {
             assert_eq!(path(raw).unwrap_err().kind(), Kind::Invalid, "{raw}");
         }
         assert_eq!(path("/v1/kv/sch%C3%B6n").unwrap(), "kv/sch\u{f6}n");
+    }
+
+    #[test]
+    fn headers_that_cannot_be_read_or_contradict_each_other_are_a_flaw() {
+        use actix_web::http::header::HeaderValue;
+        let flaw = |headers: &[(&'static str, &'static [u8])]| {
+            let mut http = TestRequest::with_uri("/v1/kv/a");
+            for (name, value) in headers {
+                http = http.append_header((*name, HeaderValue::from_bytes(value).unwrap()));
+            }
+            let request = head(&http.to_http_request(), &BTreeMap::new()).unwrap();
+            assert_eq!(request.path, "kv/a");
+            request.flaw.map(|failure| (failure.kind(), failure.text().to_owned()))
+        };
+        for header in
+            ["X-Vault-Wrap-TTL", "X-Vault-Namespace", "X-Vault-Token", "X-Vault-Whatever", "Authorization", "Content-Type"]
+        {
+            let (kind, text) = flaw(&[(header, b"60s\xa0")]).unwrap();
+            assert_eq!(kind, Kind::Invalid);
+            let start = format!("the header {} holds other bytes", header.to_ascii_lowercase());
+            assert!(text.starts_with(&start), "{text}");
+        }
+        for (header, first, second) in [
+            ("X-Vault-Namespace", &b"root"[..], &b"other"[..]),
+            ("X-Vault-Wrap-TTL", b"", b"60s"),
+            ("X-Vault-Token", b"hvs.a", b"hvs.b"),
+        ] {
+            let (kind, text) = flaw(&[(header, first), (header, second)]).unwrap();
+            assert_eq!(kind, Kind::Invalid);
+            assert!(text.contains("came twice with different values"), "{text}");
+            assert!(!text.contains("hvs."), "{text}");
+        }
+        assert_eq!(flaw(&[("X-Vault-Token", b"hvs.a"), ("X-Vault-Token", b"hvs.a")]), None);
+        assert_eq!(flaw(&[("X-Vault-Index", b"a"), ("X-Vault-Index", b"b"), ("User-Agent", b"\xe4")]), None);
+    }
+
+    #[test]
+    fn what_is_wrong_in_form_keeps_path_token_and_operation() {
+        let read =
+            |http: TestRequest| head(&http.insert_header((TOKEN.clone(), "hvs.a")).to_http_request(), &BTreeMap::new()).unwrap();
+        for (http, operation, kind) in [
+            (TestRequest::with_uri("/v1/kv/a?list=yes"), Operation::Read, Kind::Invalid),
+            (TestRequest::with_uri("/v1/kv/a?scan=yes"), Operation::Read, Kind::Invalid),
+            (TestRequest::with_uri("/v1/kv/a?list=true&scan=true"), Operation::Read, Kind::Invalid),
+            (TestRequest::with_uri("/v1/kv/a").method(Method::PATCH), Operation::Patch, Kind::Invalid),
+            (TestRequest::with_uri("/v1/kv/a").insert_header((NAMESPACE.clone(), "other")), Operation::Read, Kind::Invalid),
+            (TestRequest::with_uri("/v1/kv/a").insert_header((WRAP_TTL.clone(), "abc")), Operation::Read, Kind::Invalid),
+        ] {
+            let request = read(http);
+            assert_eq!((request.path.as_str(), request.operation), ("kv/a", operation));
+            assert!(request.token.is_some());
+            assert_eq!(request.flaw.map(|flaw| flaw.kind()), Some(kind));
+        }
+        let list = read(TestRequest::with_uri("/v1/kv/a?list=true"));
+        assert!(list.flaw.is_none() && list.operation == Operation::List && list.path == "kv/a/");
     }
 
     #[test]

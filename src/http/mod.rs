@@ -138,10 +138,10 @@ async fn carry_out(front: &Front, taken: Taken) -> Answer {
     let large = body.len() > LARGE_BODY;
     let work = async move {
         let _counted = counted;
-        request.body = match decode::body(kind, body) {
-            Ok(body) => body,
-            Err(failure) => return refused(&failure),
-        };
+        match decode::body(kind, body) {
+            Ok(body) => request.body = body,
+            Err(failure) => request.flaw = Some(failure),
+        }
         core.handle(request).await
     };
     // A defect in one request must not take the worker and its other connections with it.
@@ -203,10 +203,17 @@ async fn receive(http: &HttpRequest, payload: Payload, front: &Front, share: &Ar
     request.open_metrics = front.open_metrics;
     let (mut received, mut body) = (share.body(), Bytes::new());
     let watching = is_watching(&request);
-    if takes_upload(&request.path, request.operation) {
-        request.upload = Some(upload(payload));
-    } else if !watching {
-        body = collect(http, payload, front.max_body, &mut received).await?;
+    if request.flaw.is_none() {
+        if takes_upload(&request.path, request.operation) {
+            request.upload = Some(upload(payload));
+        } else if !watching {
+            match collect(http, payload, front.max_body, &mut received).await {
+                Ok(taken) => body = taken,
+                // Load that is shed is not to make work.
+                Err(failure) if failure.kind() == Kind::Unavailable => return Err(failure),
+                Err(failure) => request.flaw = Some(failure),
+            }
+        }
     }
     let working = if watching { None } else { Some(share.work()?) };
     Ok(Taken { request, kind: decode::body_kind(http), body, counted: (received, working) })
