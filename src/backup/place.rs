@@ -167,7 +167,7 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
 /// The files of any embedded engine, and none of the operator's.
 fn store_files(folder: &Path) -> io::Result<Vec<String>> {
     let ours = |name: &str| {
-        matches!(name, "db" | "conf" | "blobs" | "sos.redb" | "acknowledged" | "current")
+        matches!(name, "db" | "conf" | "blobs" | "sos.redb" | "journal" | "acknowledged" | "current")
             || name.starts_with("snap.")
             || name.starts_with("generation-")
     };
@@ -199,6 +199,7 @@ pub(super) fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::{self, Kind, Options, StorageConfig};
 
     fn content(folder: &Path) -> Vec<(String, String)> {
         let read = |name: String| (name.clone(), fs::read_to_string(folder.join(&name)).unwrap());
@@ -209,11 +210,11 @@ mod tests {
     fn folder() -> tempfile::TempDir {
         let place = tempfile::tempdir().unwrap();
         fs::create_dir(place.path().join("backups")).unwrap();
-        for name in ["db", "conf", "snap.0001", "acknowledged", "current", "generation-3"] {
+        for name in ["db", "conf", "snap.0001", "acknowledged", "current", "generation-3", "journal"] {
             fs::write(place.path().join(name), "old").unwrap();
         }
         fs::create_dir(place.path().join(NEW)).unwrap();
-        for name in ["db", "sos.redb", "acknowledged", "lock"] {
+        for name in ["db", "sos.redb", "acknowledged", "journal", "lock"] {
             fs::write(place.path().join(NEW).join(name), "new").unwrap();
         }
         place
@@ -241,8 +242,10 @@ mod tests {
             };
             exchange_by_steps(place.path(), &mut step).unwrap_err();
             let (names, word) = match settle_folder(place.path()).unwrap() {
-                Settled::Finished => (["acknowledged", "db", "sos.redb"].as_slice(), "new"),
-                Settled::Undone => (["acknowledged", "conf", "current", "db", "generation-3", "snap.0001"].as_slice(), "old"),
+                Settled::Finished => (["acknowledged", "db", "journal", "sos.redb"].as_slice(), "new"),
+                Settled::Undone => {
+                    (["acknowledged", "conf", "current", "db", "generation-3", "journal", "snap.0001"].as_slice(), "old")
+                }
                 Settled::Nothing => panic!("something was to settle after step {killed}"),
             };
             if word == "new" {
@@ -256,10 +259,27 @@ mod tests {
             assert!(place.path().join("backups").exists());
             assert_eq!(settle_folder(place.path()).unwrap(), Settled::Nothing);
             if word == "new" {
-                assert_eq!(content(&place.path().join(OLD)).len(), 6);
+                assert_eq!(content(&place.path().join(OLD)).len(), 7);
             }
         }
         assert!(finished > 5 && undone > 1, "{finished} finished, {undone} undone");
+    }
+
+    /// What stayed behind would be taken for a part of the new store.
+    #[tokio::test]
+    async fn everything_that_a_store_makes_is_exchanged() {
+        for kind in [Kind::Sled, Kind::Redb] {
+            let place = tempfile::tempdir().unwrap();
+            let config = StorageConfig { kind, path: Some(place.path().into()), options: Options::default() };
+            for round in 0..2 {
+                let store = storage::open(&config).unwrap();
+                store.commit(storage::Txn::new().put(format!("k/{round}"), vec![7; 300_000])).await.unwrap();
+            }
+            let ours = store_files(place.path()).unwrap();
+            let names = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let left: Vec<_> = names.filter(|name| !ours.contains(name) && name != "lock" && name != "reserve").collect();
+            assert!(left.is_empty(), "{kind:?} also makes {left:?}");
+        }
     }
 
     #[test]
