@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::faults::kill_workers;
-use crate::support::{Place, Server, request};
+use crate::support::{Place, Server, eventually, request};
 
 /// Keys of the levels `hsm` and `software` with a ciphertext each: path and body of the decryption.
 #[track_caller]
@@ -260,6 +260,8 @@ fn going_back_to_an_older_backup_and_forth_to_a_newer_one_loses_no_key() {
     let out = sos(&server, &["backup", "verify", "-format=json", &newer]);
     let shown: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(shown["header"]["needs"]["hsm_only"][0]["key"], "transit/stays v1", "{out}");
+    // A creation that the rotation overtook is made again, and its first object goes with the next periodic work.
+    eventually("one object for each key", || place.objects().len() <= 4);
     let before = place.objects();
     assert_eq!(before.len(), 4, "{before:?}");
 
