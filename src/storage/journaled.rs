@@ -346,11 +346,13 @@ impl<E: Backend> Backend for Journaled<E> {
         self.shared.engine.settle_copy()
     }
 
-    /// The copy has all that was written, also what is only in memory. What is frozen is written to it all the same, and until what
-    /// came after it follows, memory and journal hide that.
+    /// The copy has all that was written, also what is only in memory. What is frozen must not follow: it would put back what was written
+    /// over it since.
     fn let_copy_take_over(&self) -> Result<(), Fault> {
         let _changing = self.shared.changing.lock();
-        self.shared.engine.let_copy_take_over()
+        self.shared.engine.let_copy_take_over()?;
+        self.shared.recent.write().moved();
+        Ok(())
     }
 
     fn abandon_copy(&self) {
@@ -409,6 +411,10 @@ mod tests {
             }
             self.batches.fetch_add(1, Ordering::SeqCst);
             self.map.apply(batch)
+        }
+
+        fn let_copy_take_over(&self) -> Result<(), Fault> {
+            Ok(())
         }
 
         fn reopen(&self) -> Result<(), Fault> {
@@ -610,5 +616,26 @@ mod tests {
             thread::sleep(Duration::from_millis(10));
         }
         assert_eq!(stand.all(&[]).len(), 500);
+    }
+
+    #[test]
+    fn what_a_copy_has_taken_over_is_not_put_back_by_what_was_on_its_way() {
+        let mut stand = Stand::new();
+        stand.engine.room.store(1, Ordering::SeqCst);
+        let key = || b"key".to_vec();
+        stand.write(vec![(key(), Some(vec![1]))]).unwrap();
+        assert!(matches!(stand.backend().apply(Vec::new()), Err(Fault::Full(_))), "it is on its way");
+        stand.write(vec![(key(), Some(vec![2]))]).unwrap();
+        // The copy, as a compaction makes it.
+        let sequence = frame::encode(SEQUENCE, stand.version, b"");
+        stand.engine.map.apply(vec![(key(), Some(vec![2])), (SEQUENCE.to_vec(), Some(sequence))]).unwrap();
+        stand.backend().let_copy_take_over().unwrap();
+        assert!(stand.backend().shared.recent.read().frozen().is_none());
+        stand.crash();
+        assert_eq!(stand.backend().get(b"key").unwrap(), Some(vec![2]));
+        stand.engine.room.store(0, Ordering::SeqCst);
+        stand.write(vec![(key(), Some(vec![3]))]).unwrap();
+        stand.backend().apply(Vec::new()).unwrap();
+        assert_eq!(stand.engine.get(b"key").unwrap(), Some(vec![3]));
     }
 }
