@@ -158,8 +158,8 @@ fn on_a_full_disk_reads_go_on_and_writes_are_refused_until_there_is_room() {
             refusals.push(format!("{status} {errors}"));
         }
         let reads = acknowledged.iter().filter(|number| server.get(&path(**number)).status == 200).count();
-        // redb reads on; sled may have to tidy pages up first, for which there is no room: what it still reads varies.
-        assert!(reads >= if storage == "redb" { 20 } else { 1 }, "{storage}: {reads} of 20 were read");
+        // redb reads on. sled has to tidy pages up first, for which there is no room: it reads anything from none to all.
+        assert!(storage != "redb" || reads == 20, "{storage}: {reads} of 20 were read");
         // What cannot be read now is an error and not absent.
         assert!(acknowledged.iter().all(|number| server.get(&path(*number)).status != 404));
         place.mend("write");
