@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{
     Core,
+    flood_tests::audited,
     mount_table::new_entry,
     mounts::Table,
     request::{Operation, Request},
@@ -14,7 +15,7 @@ use super::{
     testing::unsealed_core,
     tokens::TokenSpec,
 };
-use crate::{audit::DeviceRecord, secret::SecretString};
+use crate::secret::SecretString;
 
 /// One operation of one route on a path that leads to it.
 struct Probe {
@@ -168,21 +169,6 @@ async fn sealed_every_route_says_so() {
     }
 }
 
-/// An audit device that writes to a file in the folder.
-async fn audited(core: &Core, folder: &tempfile::TempDir) -> std::path::PathBuf {
-    let file = folder.path().join("audit.log");
-    let device = DeviceRecord {
-        uuid: "one".into(),
-        path: "one/".into(),
-        kind: "file".into(),
-        description: String::new(),
-        options: [("file_path".to_owned(), file.display().to_string())].into(),
-        local: false,
-    };
-    core.audit.enable(device).await.unwrap();
-    file
-}
-
 /// The records of one request.
 fn records(file: &std::path::Path, id: &str) -> Vec<String> {
     std::fs::read_to_string(file).unwrap().lines().filter(|line| line.contains(id)).map(str::to_owned).collect()
@@ -193,7 +179,7 @@ async fn every_route_leaves_an_audit_record_also_when_it_is_refused() {
     let (core, probes) = everything().await;
     let token = powerless(&core).await;
     let folder = tempfile::tempdir().unwrap();
-    let file = audited(&core, &folder).await;
+    let file = audited(&core, &folder, &[]).await;
     for probe in probes.iter().filter(|probe| !is_direct(probe)) {
         let request = probe.request(Some(&token));
         let id = request.id.clone();
@@ -219,7 +205,7 @@ async fn every_route_leaves_an_audit_record_also_when_it_is_refused() {
 async fn every_route_leaves_both_records_when_it_is_carried_out() {
     let (core, mut probes) = everything().await;
     let folder = tempfile::tempdir().unwrap();
-    let file = audited(&core, &folder).await;
+    let file = audited(&core, &folder, &[]).await;
     let active = core.active().unwrap();
     let ask = async |mut request: Request| {
         // Some routes end the token that calls them.
@@ -252,7 +238,7 @@ async fn every_route_leaves_both_records_when_it_is_carried_out() {
 async fn what_is_wrong_in_form_leaves_a_record() {
     let (core, _) = everything().await;
     let folder = tempfile::tempdir().unwrap();
-    let file = audited(&core, &folder).await;
+    let file = audited(&core, &folder, &[]).await;
     let root = core.active().unwrap().tokens.create_root(None).await.unwrap();
     let accessor = core.active().unwrap().tokens.lookup(&root).unwrap().unwrap().accessor.clone();
     let shown = core.audit.hash("one/", &accessor).unwrap();
@@ -337,7 +323,7 @@ async fn what_cannot_be_recorded_is_not_answered_and_changes_nothing() {
     };
     assert_eq!(ask(Operation::Update, r#"{"a": "first"}"#).await.status, 204);
     let folder = tempfile::tempdir().unwrap();
-    let file = audited(&core, &folder).await;
+    let file = audited(&core, &folder, &[]).await;
     std::fs::remove_file(&file).unwrap();
     std::fs::create_dir(&file).unwrap();
     core.audit.reopen();
@@ -358,7 +344,7 @@ async fn what_cannot_be_recorded_is_not_answered_and_changes_nothing() {
 async fn direct_routes_that_write_are_audited() {
     let (core, _) = everything().await;
     let folder = tempfile::tempdir().unwrap();
-    let file = audited(&core, &folder).await;
+    let file = audited(&core, &folder, &[]).await;
     let mut written = 0;
     for probe in direct_probes() {
         let request = probe.request(None);

@@ -32,7 +32,7 @@ async fn core() -> Arc<Core> {
 }
 
 /// An audit device that writes into the folder.
-async fn audited(core: &Core, folder: &tempfile::TempDir, options: &[(&str, &str)]) -> std::path::PathBuf {
+pub(super) async fn audited(core: &Core, folder: &tempfile::TempDir, options: &[(&str, &str)]) -> std::path::PathBuf {
     let file = folder.path().join("audit.log");
     let mut device = DeviceRecord {
         uuid: "one".into(),

@@ -78,6 +78,8 @@ struct State {
     batches: u64,
     /// Why the engine takes nothing until it is opened again.
     failed: Option<Fault>,
+    /// That it takes nothing stands in the log already.
+    told: bool,
     stopping: bool,
 }
 
@@ -186,10 +188,17 @@ impl<E: Backend> Shared<E> {
         reach("engine-applied");
         let moved = applied.is_ok();
         match applied {
-            Ok(()) => self.recent.write().moved(),
+            Ok(()) => {
+                self.recent.write().moved();
+                self.state.lock().told = false;
+            }
             Err(fault) => {
-                error!(?fault, "the engine does not take what was written; it is kept in the journal and tried again");
-                self.state.lock().failed = Some(fault);
+                let mut state = self.state.lock();
+                if !std::mem::replace(&mut state.told, true) {
+                    let text = "the store's engine does not take what was written: it is kept in the journal and tried again; look at the disk and its free space";
+                    error!(?fault, "{text}");
+                }
+                state.failed = Some(fault);
             }
         }
         drop(changing);
