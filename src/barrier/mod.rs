@@ -17,7 +17,10 @@ mod record;
 mod txn;
 mod view;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -42,6 +45,9 @@ use keyring::{Image, Keyring};
 
 /// Where the keyring is stored, encrypted by the root key.
 pub const KEYRING_PATH: &str = "core/keyring";
+
+/// Folders of what the server itself keeps: mounts, zones, HSMs. Engines, tokens and policies are elsewhere.
+const OWN: [&str; 2] = ["core/", "sos/"];
 
 /// Names that a list reads at once; some milliseconds.
 const SHORT: usize = 4096;
@@ -132,12 +138,20 @@ pub struct Barrier {
     keyring: ArcSwapOption<Keyring>,
     /// Serialises changes of the keyring; readers never take it.
     unlocked: Mutex<Option<Unlocked>>,
+    changes: Arc<AtomicU64>,
 }
 
 impl Barrier {
     /// A sealed barrier over `storage`.
     pub fn new(storage: Arc<dyn Storage>) -> Self {
-        Self { storage, keyring: ArcSwapOption::empty(), unlocked: Mutex::new(None) }
+        Self { storage, keyring: ArcSwapOption::empty(), unlocked: Mutex::new(None), changes: Arc::default() }
+    }
+
+    /// Grows with every commit of this process that writes what the server itself keeps (`core/`, `sos/`), before the commit is
+    /// answered, and with every opening and closing. What was read of these records after a look at this number holds as long
+    /// as the number does.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// The store beneath, for records that must be readable while sealed.
@@ -192,6 +206,7 @@ impl Barrier {
         let previous = self.keyring.load_full();
         self.keyring.store(Some(Arc::new(Keyring::from_image(&image, previous.as_deref()))));
         *unlocked = Some(fresh);
+        self.changes.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
@@ -207,6 +222,7 @@ impl Barrier {
         *unlocked = None;
         // A rotation that was under way may have put a keyring back before it let the lock go.
         self.keyring.store(None);
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// The decrypted record at `path`.
@@ -280,7 +296,7 @@ impl Barrier {
         let keyring = self.admit(txn.puts()).await?;
         let mut encrypted = storage::Txn::new();
         keyring.encrypt_into(txn, &mut encrypted)?;
-        Ok(self.storage.commit(encrypted).await?)
+        Ok(self.write(encrypted).await?)
     }
 
     /// As [`Barrier::commit`], for what objects outside of the store depend on: a store that fails is waited for, and what became of
@@ -309,11 +325,14 @@ impl Barrier {
     /// Commits, and finds out what became of it when the store could not tell. The first `raw` writes are not encrypted.
     async fn settle(&self, txn: storage::Txn, raw: usize, patience: Duration) -> Result<Version, BarrierError> {
         let footprint = Footprint::of(&txn, raw);
-        let error = match self.storage.commit(txn).await {
+        let error = match self.write(txn).await {
             Err(error @ StorageError::Io(_)) => error,
             certain => return Ok(certain?),
         };
-        match footprint.outcome(self.storage.as_ref(), patience).await {
+        let outcome = footprint.outcome(self.storage.as_ref(), patience).await;
+        // The store was opened afresh meanwhile.
+        self.changes.fetch_add(1, Ordering::Release);
+        match outcome {
             Outcome::Landed(version) => {
                 tracing::warn!(%error, "a write took effect although the store had failed");
                 Ok(version)
@@ -374,6 +393,27 @@ impl Barrier {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Commits, and counts it in [`Barrier::changes`] where it belongs there.
+    async fn write(&self, txn: storage::Txn) -> Result<Version, StorageError> {
+        let own = txn.writes.iter().any(|(path, _)| OWN.iter().any(|folder| path.starts_with(folder)));
+        let commit = self.storage.commit(txn);
+        if !own {
+            return commit.await;
+        }
+        let changes = Arc::clone(&self.changes);
+        let counted = async move {
+            let done = commit.await;
+            // After an error too: what became of it is not known.
+            changes.fetch_add(1, Ordering::Release);
+            done
+        };
+        // The store goes on with it when nobody waits for it any more, and then too it is to be counted.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => runtime.spawn(counted).await.unwrap_or(Err(StorageError::Closed)),
+            Err(_none) => counted.await,
+        }
     }
 
     fn loaded(&self) -> Result<Arc<Keyring>, BarrierError> {

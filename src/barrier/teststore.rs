@@ -10,6 +10,7 @@ pub(crate) struct Store {
     state: parking_lot::Mutex<(u64, BTreeMap<String, Record>)>,
     commits: AtomicUsize,
     dead_from: AtomicUsize,
+    reads: AtomicUsize,
     /// Whether the first failing commit is still written (killed before the answer).
     written: std::sync::atomic::AtomicBool,
     failing: parking_lot::Mutex<Option<Failing>>,
@@ -32,6 +33,7 @@ impl Default for Store {
             state: Default::default(),
             commits: AtomicUsize::new(0),
             dead_from: AtomicUsize::new(usize::MAX),
+            reads: AtomicUsize::new(0),
             written: false.into(),
             failing: parking_lot::Mutex::new(None),
         }
@@ -96,6 +98,11 @@ impl Store {
         Err(StorageError::Io("failed".into()))
     }
 
+    /// How often it was read or listed.
+    pub(crate) fn reads(&self) -> usize {
+        self.reads.load(Ordering::SeqCst)
+    }
+
     /// All keys, sorted.
     pub(crate) fn keys(&self) -> Vec<String> {
         self.state.lock().1.keys().cloned().collect()
@@ -104,16 +111,19 @@ impl Store {
 
 impl Storage for Store {
     fn get(&self, key: &str) -> Result<Option<Record>, StorageError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         Ok(self.state.lock().1.get(key).cloned())
     }
 
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StorageError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         let state = self.state.lock();
         let names = state.1.keys().filter_map(|key| key.strip_prefix(prefix)).filter(|key| !key.contains('/'));
         Ok(names.filter(|name| after.is_none_or(|after| *name > after)).take(limit).map(str::to_owned).collect())
     }
 
     fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(String, Record)>, StorageError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         let state = self.state.lock();
         let found = state.1.iter().filter(|(k, _)| k.starts_with(prefix) && after.is_none_or(|a| k.as_str() > a));
         Ok(found.take(limit).map(|(k, r)| (k.clone(), r.clone())).collect())

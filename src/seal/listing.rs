@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::look::Opens;
 use super::record::{MemberRecord, SealIntent, SealRecord, Wrapper};
-use super::renewal::{AwaitedHsm, notice};
+use super::renewal::AwaitedHsm;
 use super::{Seal, SealError, SealType};
 use crate::hsm::{Member, Status};
 use crate::zones::{Way, Zones};
@@ -119,30 +119,14 @@ impl Seal {
 
     /// Whether the HSM was seen to lack a seal key that opens its copy of the root key.
     pub fn lacks_seal_key(&self, name: &str) -> bool {
-        let enrolled = self.seal_record().is_ok_and(|record| record.is_some_and(|record| record.hsm_blob(name).is_some()));
-        let member = self.group().and_then(|group| group.member(name)).filter(|_| enrolled);
-        member.is_some_and(|member| matches!(self.opens(&member), Some(Opens::Nothing(_))))
+        self.known_record().is_ok_and(|known| known.is_some_and(|(record, _)| record.hsm_blob(name).is_some()))
+            && self.misses_seal_key(name)
     }
 
-    /// What an operator should look after, from what was seen at the last tick.
-    pub fn warnings(&self, zones: &Zones) -> Result<Vec<String>, SealError> {
-        let (record, _) = self.open_record()?;
-        let mut warnings = Vec::new();
-        for (name, _) in record.hsm_wrappers() {
-            if self.lacks_seal_key(name) {
-                warnings.push(format!(
-                    "the HSM {name:?} lacks this cluster's seal key and does not unseal the server: see sos seal list"
-                ));
-            }
-            let pending = zones.pending(name)?.len();
-            if pending > 0 {
-                warnings.push(format!("the HSM {name:?} does not hold {pending} zone master key(s) yet: see sos seal list"));
-            }
-        }
-        if let Some(awaited) = self.awaited_for_renewal()? {
-            warnings.push(notice(&awaited));
-        }
-        Ok(warnings)
+    /// The same of an HSM that is known to be enrolled.
+    pub(super) fn misses_seal_key(&self, name: &str) -> bool {
+        let member = self.group().and_then(|group| group.member(name));
+        member.is_some_and(|member| matches!(self.opens(&member), Some(Opens::Nothing(_))))
     }
 }
 

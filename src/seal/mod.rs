@@ -12,6 +12,7 @@ mod exchange;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod init;
+mod known;
 mod listing;
 mod look;
 mod members;
@@ -33,6 +34,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -248,6 +250,13 @@ struct State {
     reason: Option<SealedReason>,
 }
 
+/// What was decoded of the store; see `known.rs`.
+#[derive(Default)]
+struct Known {
+    record: ArcSwapOption<known::KnownRecord>,
+    state: ArcSwapOption<known::KnownState>,
+}
+
 /// The seal of one cluster.
 pub struct Seal {
     barrier: Arc<Barrier>,
@@ -261,6 +270,8 @@ pub struct Seal {
     transports: Mutex<HashMap<String, (Arc<TokenFacts>, KeyId)>>,
     /// What each HSM was last seen to open.
     looks: Mutex<HashMap<String, Look>>,
+    /// Stored records as they were last decoded.
+    known: Known,
     /// One operation that changes the seal at a time; `sys/seal-status` never waits for it.
     working: tokio::sync::Mutex<()>,
 }
@@ -278,6 +289,7 @@ impl Seal {
             state: Mutex::default(),
             transports: Mutex::default(),
             looks: Mutex::default(),
+            known: Known::default(),
             working: tokio::sync::Mutex::new(()),
         }
     }
@@ -308,7 +320,7 @@ impl Seal {
 
     /// `GET sys/seal-status`.
     pub fn status(&self) -> Result<SealStatusResponse, SealError> {
-        let record = self.record()?.map(|(record, _)| record);
+        let record = self.known_record()?.map(|(record, _)| record);
         let seal_type = record.as_ref().map_or(self.configured_type(), |record| record.seal_type);
         // Who waits for "unsealed" wants to send requests next.
         let sealed = self.is_sealed() || self.host.get().is_some_and(|host| !host.serving());
@@ -331,7 +343,7 @@ impl Seal {
             recovery_seal,
             recovery_seal_type: recovery_seal.then_some(SealType::Shamir.word()),
             storage_type: self.settings.storage_type.clone(),
-            sealed_reason: sealed.then(|| self.reason(&state, record.as_ref()).word()),
+            sealed_reason: sealed.then(|| self.reason(&state, record.as_deref()).word()),
             sos_version: self.settings.sos_version.clone(),
         })
     }

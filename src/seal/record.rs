@@ -108,11 +108,16 @@ impl SealRecord {
     /// The record and its version, or `None` before init.
     pub(super) fn load(storage: &dyn Storage) -> Result<Option<(Self, Version)>, SealError> {
         let Some(stored) = storage.get(SEAL_PATH).map_err(BarrierError::from)? else { return Ok(None) };
-        let record: Self = parse(SEAL_PATH, &stored.value)?;
+        Ok(Some((Self::decode(&stored.value)?, stored.version)))
+    }
+
+    /// The record from what is stored.
+    pub(super) fn decode(stored: &[u8]) -> Result<Self, SealError> {
+        let record: Self = parse(SEAL_PATH, stored)?;
         if record.format != 1 {
             return Err(SealError::Record { path: SEAL_PATH, reason: "its format is unknown".into() });
         }
-        Ok(Some((record, stored.version)))
+        Ok(record)
     }
 
     /// A transaction that replaces the record as it was read (`None`: makes it).

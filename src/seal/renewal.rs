@@ -63,7 +63,12 @@ impl Seal {
             return Ok(None);
         }
         let (record, _) = self.open_record()?;
-        Ok(Some(record.hsm_wrappers().filter_map(|(name, _)| self.why_not_wrapping(name)).collect()))
+        Ok(Some(self.awaited_of(&record)))
+    }
+
+    /// The enrolled HSMs that cannot wrap a new root key now.
+    pub(super) fn awaited_of(&self, record: &SealRecord) -> Vec<AwaitedHsm> {
+        record.hsm_wrappers().filter_map(|(name, _)| self.why_not_wrapping(name)).collect()
     }
 
     fn why_not_wrapping(&self, name: &str) -> Option<AwaitedHsm> {

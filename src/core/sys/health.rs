@@ -64,9 +64,9 @@ struct Health<'a> {
     version: &'a str,
     sos_version: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    cluster_name: Option<String>,
+    cluster_name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    cluster_id: Option<String>,
+    cluster_id: Option<&'a str>,
     /// What an operator should look after; absent when all is well, and Vault has no such member.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
@@ -74,8 +74,8 @@ struct Health<'a> {
 
 async fn health(system: &System, call: &Call<'_>, params: HealthParams) -> Result<Reply, Failure> {
     let core = system.core()?;
-    let initialized = core.barrier.is_initialized()?;
     let sealed = core.active().is_err();
+    let initialized = !sealed || core.barrier.is_initialized()?;
     let asked = match (initialized, sealed) {
         (false, _) => params.uninitcode.unwrap_or(501),
         (true, true) => params.sealedcode.unwrap_or(503),
@@ -83,8 +83,7 @@ async fn health(system: &System, call: &Call<'_>, params: HealthParams) -> Resul
     };
     let status = u16::try_from(asked).ok().filter(|status| (100..1000).contains(status));
     let status = status.ok_or_else(|| Failure::invalid("invalid status code"))?;
-    let facts = if sealed { None } else { Some(core.seal.status()?) };
-    let (cluster_name, cluster_id) = facts.map(|facts| (facts.cluster_name, facts.cluster_id)).unwrap_or_default();
+    let record = if sealed { None } else { core.seal.known_record()?.map(|(record, _)| record) };
     let of_seals = if sealed { Vec::new() } else { core.seal.warnings(&core.services.zones).unwrap_or_default() };
     let body = Health {
         initialized,
@@ -96,8 +95,8 @@ async fn health(system: &System, call: &Call<'_>, params: HealthParams) -> Resul
         server_time_utc: call.now.unix_timestamp(),
         version: &core.settings.vault_version,
         sos_version: env!("CARGO_PKG_VERSION"),
-        cluster_name,
-        cluster_id,
+        cluster_name: record.as_ref().map(|record| record.cluster_name.as_str()),
+        cluster_id: record.as_ref().map(|record| record.cluster_id.as_str()),
         warnings: core.backups.warning(call.now).into_iter().chain(of_seals).collect(),
     };
     Ok(Reply::bare(&body)?.with_status(status))
