@@ -315,10 +315,17 @@ impl PublicKey {
     }
 }
 
-/// What every RSA key must have: an odd modulus, and an odd exponent from 3 to 2^31-1 (as Go's crypto/rsa, which Vault's
-/// clients know). With an exponent of 1 a ciphertext is its plaintext.
+/// What every RSA key must have: an odd modulus of as many bits as its type says, and an odd exponent from 3 to 2^31-1 (as Go's
+/// crypto/rsa, which Vault's clients know). With an exponent of 1 a ciphertext is its plaintext.
+///
+/// Vault and OpenBao look at the bytes of a modulus alone, which [`check`] has done: they take 2041 bits for an `rsa-2048` key.
+/// Such a key is weaker than its name says, and paddings that count in bits (PSS) would differ between levels.
 fn sound_rsa_public(modulus: &BigNumRef, exponent: &BigNumRef) -> Result<(), AsymError> {
     let refuse = |text: &str| Err(AsymError::Key(text.to_owned()));
+    let (bits, whole) = (modulus.num_bits(), 8 * modulus.num_bytes());
+    if bits != whole {
+        return refuse(&format!("invalid key size: expected {whole} bits, got {bits} bits"));
+    }
     if !modulus.is_bit_set(0) {
         return refuse("crypto/rsa: public modulus is even");
     }
@@ -416,6 +423,12 @@ mod tests {
             PublicKey::Rsa(PKey::from_rsa(key).unwrap()).sound()
         };
         assert!(public(n(), e()).is_ok());
+        // As many bytes, and yet not as many bits.
+        for bits in [2041, 2047] {
+            let short = Rsa::generate(bits).unwrap();
+            let said = public(part(short.n()), part(short.e())).err().unwrap().to_string();
+            assert_eq!(said, format!("invalid key size: expected 2048 bits, got {bits} bits"));
+        }
         for (n, e) in [(n(), exponent(1)), (n(), exponent(4)), (n(), part(rsa.n())), (plus(rsa.n(), 1), e())] {
             assert!(public(n, e).is_err());
         }

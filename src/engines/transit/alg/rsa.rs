@@ -91,7 +91,7 @@ fn digest_of(hash: HashAlgorithm) -> Option<&'static MdRef> {
     })
 }
 
-/// The longest salt for a key of `bytes` bytes (RFC 8017, section 9.1.1; all keys here have whole bytes).
+/// The longest salt for a key of `bytes` bytes (RFC 8017, section 9.1.1; keys that come in must have whole bytes).
 fn longest_salt(bytes: usize, hash: HashAlgorithm) -> i64 {
     let hash = hash.function().map_or(0, |function| MessageDigest::size(&function));
     i64::try_from(bytes).unwrap_or(0) - 2 - i64::try_from(hash).unwrap_or(0)

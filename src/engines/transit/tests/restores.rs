@@ -1,5 +1,6 @@
 //! Backups from outside: whoever writes one can write anything into it.
 
+use aes_kw::{KeyInit, KwpAes256};
 use openssl::{
     asn1::Asn1Time,
     hash::MessageDigest,
@@ -87,6 +88,57 @@ async fn a_public_half_alone_must_be_sound_too() {
         let text = entry(e);
         let entry: blob::Entry<'_> = serde_json::from_str(&text).unwrap();
         assert_eq!(entry.given(alg::KeyType::Rsa2048, false, 0, 0).is_ok(), sound, "{e}");
+    }
+}
+
+/// An RSA key of 2041 bits has the bytes of one of 2048.
+#[tokio::test]
+async fn an_rsa_key_of_fewer_bits_than_its_type_is_refused_wherever_it_comes_in() {
+    let bench = Bench::new().await;
+    let wrapping = data(bench.call(Operation::Read, "wrapping_key", json!({})).await.unwrap());
+    let wrapping = PKey::public_key_from_pem(wrapping["public_key"].as_str().unwrap().as_bytes()).unwrap();
+    let whole = backup_of(&bench, json!({ "type": "rsa-2048" })).await;
+    for (bits, taken) in [(2041, false), (2047, false), (2048, true)] {
+        let key = Rsa::generate(bits).unwrap();
+        let (private, public) = (PKey::from_rsa(key.clone()).unwrap(), key.public_key_to_pem().unwrap());
+        // What is wrapped: PKCS#8 under a key of AES, which is under the mount's.
+        let (pkcs8, ephemeral) = (private.private_key_to_pkcs8().unwrap(), [7; 32]);
+        let mut room = vec![0; pkcs8.len() + 16];
+        let wrapped = KwpAes256::new_from_slice(&ephemeral).unwrap().wrap_key(&pkcs8, &mut room).unwrap().to_vec();
+        let hash = alg::hash::HashAlgorithm::Sha2_256;
+        let sealed = alg::rsa::encrypt_oaep(&wrapping, &ephemeral, hash).unwrap();
+        let ciphertext = b64::encode(&[sealed, wrapped].concat());
+        // A backup of the same layout with the numbers of this key.
+        let number = |number: &openssl::bn::BigNumRef| number.to_dec_str().unwrap().to_string();
+        let (p, q) = (number(key.p().unwrap()), number(key.q().unwrap()));
+        let numbers = format!(
+            "\"rsa_key\":{{\"N\":{},\"E\":{},\"D\":{},\"Primes\":[{p},{q}]}},\"rest\":{{",
+            number(key.n()),
+            number(key.e()),
+            number(key.d())
+        );
+        let backup = whole.replace("\"rsa_key\":{", &numbers);
+        let public = String::from_utf8(public).unwrap();
+        let of_public = format!("{{\"rsa_public_key\":{{\"N\":{},\"E\":{}}}}}", number(key.n()), number(key.e()));
+        let of_public: blob::Entry<'_> = serde_json::from_str(&of_public).unwrap();
+        let answers = [
+            bench.call(Operation::Update, "keys/private/import", json!({ "type": "rsa-2048", "ciphertext": ciphertext })).await,
+            bench.call(Operation::Update, "keys/public/import", json!({ "type": "rsa-2048", "public_key": public })).await,
+            restore(&bench, &backup).await,
+            of_public
+                .given(alg::KeyType::Rsa2048, false, 0, 0)
+                .map(|_| Reply::empty())
+                .map_err(|error| Failure::invalid(error.to_string())),
+        ];
+        for (place, answer) in answers.into_iter().enumerate() {
+            match answer {
+                Ok(_) => assert!(taken, "{bits} bits were taken at {place}"),
+                Err(failure) => {
+                    let said = format!("expected 2048 bits, got {bits} bits");
+                    assert!(!taken && failure.text().contains(&said), "{bits} bits at {place}: {failure:?}");
+                }
+            }
+        }
     }
 }
 
