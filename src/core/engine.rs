@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::{
     failure::Failure,
     mounts::MountEntry,
-    policy::Acl,
+    policy::{AccessRequest, Acl},
     reply::Reply,
     request::{Operation, Request},
     route::{Access, Match, RouteInfo, Routed, Verb},
@@ -80,6 +80,13 @@ impl Call<'_> {
     /// A captured part of the path; the table guarantees those of the matched pattern.
     pub fn capture(&self, name: &str) -> &str {
         self.captures.iter().find(|(capture, _)| *capture == name).map_or("", |(_, value)| value)
+    }
+
+    /// Whether the caller has sudo on the path of the request.
+    pub fn has_sudo(&self) -> Result<bool, Failure> {
+        let Request { path, wrap_ttl, .. } = self.request;
+        let request = AccessRequest { path, operation: self.operation, parameters: &(), wrap_ttl: *wrap_ttl };
+        Ok(self.caller.acl()?.check(&request).sudo)
     }
 
     /// The `after` and `limit` of a paged list: at most `limit` names after `after`.

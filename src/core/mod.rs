@@ -5,6 +5,8 @@ pub mod clock;
 pub mod cors;
 #[cfg(test)]
 mod coverage_tests;
+#[cfg(test)]
+mod damaged_keys_tests;
 pub mod engine;
 pub mod envelope;
 pub mod failure;

@@ -22,7 +22,7 @@ use crate::{
         engine::Call,
         failure::{Failure, Kind},
         mounts::{MountEntry, Router},
-        policy::{AccessRequest, PolicyStore},
+        policy::PolicyStore,
         route::{RouteTable, Routed},
         tokens::{
             TokenEntry, TokenStore,
@@ -80,9 +80,7 @@ impl Routed for TokenAuth {
 
 /// Whether the caller has sudo on the path of the request.
 fn has_sudo(call: &Call<'_>) -> Result<bool, Failure> {
-    let request =
-        AccessRequest { path: &call.request.path, operation: call.operation, parameters: &(), wrap_ttl: call.request.wrap_ttl };
-    Ok(call.caller.acl()?.check(&request).sudo)
+    call.has_sudo()
 }
 
 /// The calling token itself.

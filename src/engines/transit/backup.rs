@@ -15,7 +15,7 @@ use super::{
     keys::level_param,
     lifecycle::{SOFT_DELETED, nanos},
     protect::Level,
-    record::{KeyRecord, Passage, auto_path},
+    record::{KeyRecord, Passage, auto_path, given_path},
     store::{Change, Decision, Key},
     turn::Turn,
 };
@@ -148,18 +148,27 @@ async fn store(
     versions: &[(u32, Given)],
 ) -> Result<Reply, Failure> {
     let level = engine.level_of_given(level, record)?;
-    let (key, objects) = engine
-        .change(name, move |existing| {
+    let (key, (objects, remains)) = engine
+        .change_even_damaged(name, move |existing| {
             Box::pin(async move {
-                if existing.is_some() && !force {
-                    return Err(stop(format!("key {name:?} already exists")));
-                }
                 let mut record = KeyRecord { level, ..record.clone() };
-                let (mut txn, mut objects) = (Txn::new(), Vec::new());
-                if let Some(old) = &existing {
-                    for line in &old.record.versions {
-                        txn = engine.drop_version(name, old.record.uid, line, txn, &mut objects)?;
+                let (mut txn, mut objects, mut remains) = (Txn::new(), Vec::new(), None);
+                match existing {
+                    Ok(None) => {}
+                    Ok(Some(_)) if !force => return Err(stop(format!("key {name:?} already exists"))),
+                    Ok(Some(old)) => {
+                        txn = txn.delete(given_path(&old.record.uid.to_string()));
+                        for line in &old.record.versions {
+                            txn = engine.drop_version(name, old.record.uid, line, txn, &mut objects)?;
+                        }
                     }
+                    // Force replaces keys that may not be deleted, and so also one of which that is not known.
+                    Err(_) if force => {
+                        let found;
+                        (txn, found) = engine.drop_remains(name, txn).await?;
+                        remains = Some(found);
+                    }
+                    Err(damaged) => return Err(damaged),
                 }
                 let mut turn = Turn::begin();
                 for (version, given) in versions {
@@ -170,7 +179,7 @@ async fn store(
                     0 => txn.delete(auto_path(name)),
                     _ => txn.put(auto_path(name), Vec::new()),
                 };
-                Ok(Decision::Write(Change { record: Some(record), txn, outcome: objects }))
+                Ok(Decision::Write(Change { record: Some(record), txn, outcome: (objects, remains) }))
             })
         })
         .await?;
@@ -178,7 +187,10 @@ async fn store(
     if let Some(key) = key {
         engine.reschedule(&key);
     }
-    Ok(Reply::empty())
+    Ok(match remains {
+        Some(remains) => Reply::empty().with_warning(engine.dropped_remains(name, remains).await),
+        None => Reply::empty(),
+    })
 }
 
 /// What a backup says, in this server's terms.

@@ -11,7 +11,7 @@ use tokio::sync::OwnedRwLockWriteGuard;
 
 use super::{
     Stores, Transit,
-    store::{Decision, Key},
+    store::{Decision, Found, Key},
 };
 use crate::{
     barrier::{BarrierError, Stamp, Txn},
@@ -57,7 +57,20 @@ impl Transit {
     pub async fn change<'a, T: Send>(
         &self,
         name: &str,
-        decide: impl FnMut(Option<Arc<Key>>) -> BoxFuture<'a, Result<Decision<T>, Failure>> + Send,
+        mut decide: impl FnMut(Option<Arc<Key>>) -> BoxFuture<'a, Result<Decision<T>, Failure>> + Send,
+    ) -> Result<(Option<Arc<Key>>, T), Failure> {
+        self.change_even_damaged(name, move |found| match found {
+            Ok(key) => decide(key),
+            Err(failure) => Box::pin(std::future::ready(Err(failure))),
+        })
+        .await
+    }
+
+    /// As [`Transit::change`], for what a key whose record is damaged can be replaced by.
+    pub async fn change_even_damaged<'a, T: Send>(
+        &self,
+        name: &str,
+        decide: impl FnMut(Found) -> BoxFuture<'a, Result<Decision<T>, Failure>> + Send,
     ) -> Result<(Option<Arc<Key>>, T), Failure> {
         self.store.change(name, &|| self.mounted(), decide).await
     }

@@ -9,6 +9,7 @@ use super::{
     Transit,
     alg::{HMAC_KEY_BYTES, KeyType},
     b64,
+    damaged::is_damaged,
     lifecycle::NewKey,
     protect::{Demands, Level, parse_level},
     record::{KeyRecord, Passage, VersionLine, auto_path},
@@ -178,10 +179,16 @@ pub async fn read(engine: &Transit, _: &Call<'_>, params: ReadParams) -> Result<
 }
 
 /// DELETE `keys/:name`.
-pub async fn delete(engine: &Transit, _: &Call<'_>, params: NameParams) -> Result<Reply, Failure> {
-    match engine.delete(&params.name).await? {
-        Ok(()) => Ok(Reply::empty()),
-        Err(reason) => Err(Failure::invalid(format!("error deleting policy {}: {reason}", params.name))),
+pub async fn delete(engine: &Transit, call: &Call<'_>, params: NameParams) -> Result<Reply, Failure> {
+    let name = params.name.as_str();
+    match engine.delete(name).await {
+        Ok(Ok(())) => Ok(Reply::empty()),
+        Ok(Err(reason)) => Err(Failure::invalid(format!("error deleting policy {name}: {reason}"))),
+        Err(failure) if is_damaged(&failure) && call.has_sudo()? => match engine.delete_damaged(name).await? {
+            Some(told) => Ok(Reply::empty().with_warning(told)),
+            None => Err(Failure::unavailable("the key can be read again; try again")),
+        },
+        Err(failure) => Err(failure),
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     import::HIDDEN,
     objects::Making,
     protect::{Demands, Level, Material, Vault, VersionId},
-    record::{KeyRecord, KeyUid, StoredKey, VersionLine, VersionRecord, auto_path, material_path, usage_path},
+    record::{KeyRecord, KeyUid, StoredKey, VersionLine, VersionRecord, auto_path, given_path, material_path, usage_path},
     store::{Change, Decision, Key, is_lost},
     usage::Usage,
 };
@@ -288,7 +288,8 @@ impl Transit {
                     if !key.record.deletion_allowed {
                         return Ok(Decision::Keep(Err("deletion is not allowed for this key")));
                     }
-                    let (mut txn, mut objects) = (Txn::new().delete(auto_path(name)), Vec::new());
+                    let given = given_path(&key.record.uid.to_string());
+                    let (mut txn, mut objects) = (Txn::new().delete(auto_path(name)).delete(given), Vec::new());
                     for line in &key.record.versions {
                         txn = self.drop_version(name, key.record.uid, line, txn, &mut objects)?;
                     }

@@ -153,6 +153,11 @@ impl OpenedVersions {
         self.0.retain(|_, loaded| loaded.opened.elapsed() < age);
     }
 
+    /// Forgets all versions of a key.
+    pub fn forget_key(&self, uid: KeyUid) {
+        self.0.retain(|(of, ..), _| *of != uid);
+    }
+
     /// How many there are.
     #[cfg(test)]
     pub fn len(&self) -> usize {

@@ -37,6 +37,11 @@ impl KeyUid {
     pub fn random() -> Self {
         Self(u128::from_be_bytes(random_array()))
     }
+
+    /// Reads the text form.
+    pub fn parse(text: &str) -> Option<Self> {
+        u128::from_str_radix(text, 16).ok().map(Self)
+    }
 }
 
 impl fmt::Display for KeyUid {
@@ -160,6 +165,13 @@ pub struct KeyRecord {
     pub restore: Option<Passage>,
     /// All versions whose material exists, ascending.
     pub versions: Vec<VersionLine>,
+}
+
+/// What may still be read of a [`KeyRecord`] that is not one.
+#[derive(Debug, Deserialize)]
+pub struct UidRecord {
+    /// This life of the key.
+    pub uid: KeyUid,
 }
 
 impl KeyRecord {

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use super::{
     Stores, Transit,
+    pages::{Pages, damaged},
     protect::Vault,
     record::{MATERIAL_FOLDER, StoredKey, VersionRecord, decode, encode},
     store::Store,
@@ -64,7 +65,7 @@ impl Store {
         let mut step = RewrapStep::default();
         let records = match self.view.scan(MATERIAL_FOLDER, after, limit) {
             Ok(records) => records,
-            Err(error) => match self.damaged(&error, after) {
+            Err(error) => match damaged(&self.view, MATERIAL_FOLDER, after, &error) {
                 // What lies before it is gone over one by one, then it is passed over.
                 Some(path) => match self.view.scan(MATERIAL_FOLDER, after, 1) {
                     Ok(one) => return self.rewrap_all(current, one, 1).await,
@@ -77,12 +78,6 @@ impl Store {
             },
         };
         self.rewrap_all(current, records, limit).await
-    }
-
-    /// The record behind `after` that a read failed at.
-    fn damaged(&self, error: &BarrierError, after: Option<&str>) -> Option<String> {
-        let path = error.damaged()?.strip_prefix(self.view.prefix()).filter(|path| path.starts_with(MATERIAL_FOLDER))?;
-        after.is_none_or(|after| path > after).then(|| path.to_owned())
     }
 
     async fn rewrap_all(
@@ -148,39 +143,22 @@ impl Transit {
     /// Destroys every object on the HSM that belongs to the mount, before the mount's records are deleted. Records that are
     /// damaged do not keep the mount: which objects they tell of is not known any more.
     pub async fn destroy_all_objects(&self) -> Result<(), Failure> {
-        const PAGE: usize = 256;
-        let view = &self.store.view;
-        let (mut after, mut damaged): (Option<String>, u64) = (None, 0);
+        let mut damaged: u64 = 0;
         let mut pass_over = |path: &str, reason: &dyn std::fmt::Display| {
             tracing::warn!(record = path, %reason, "a damaged key version of a removed mount is passed over");
             damaged += 1;
         };
-        loop {
-            let mut page = view.scan(MATERIAL_FOLDER, after.as_deref(), PAGE);
-            if let Err(error) = &page
-                && let Some(path) = self.store.damaged(error, after.as_deref())
-            {
-                // What lies before it is gone over one by one.
-                page = view.scan(MATERIAL_FOLDER, after.as_deref(), 1);
-                if let Err(error) = &page
-                    && self.store.damaged(error, after.as_deref()).as_deref() == Some(path.as_str())
-                {
-                    pass_over(&path, error);
-                    after = Some(path);
-                    continue;
-                }
-            }
-            let records = page?;
-            if records.is_empty() {
-                break;
-            }
-            for (path, entry) in records {
+        for page in Pages::of(&self.store.view, MATERIAL_FOLDER) {
+            let page = page?;
+            for (path, entry) in &page.records {
                 match decode::<VersionRecord>(&entry.value) {
                     Ok(VersionRecord { key: StoredKey::Token(id), .. }) => self.store.protection.hsm()?.destroy(id).await?,
                     Ok(_) => {}
-                    Err(failure) => pass_over(&path, &failure),
+                    Err(failure) => pass_over(path, &failure),
                 }
-                after = Some(path);
+            }
+            if let Some((path, error)) = &page.damaged {
+                pass_over(path, error);
             }
         }
         if damaged > 0 {

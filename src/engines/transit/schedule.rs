@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Transit, store::Key, usage::Usage};
+use super::{Transit, damaged::is_damaged, store::Key, usage::Usage};
 use crate::core::failure::Failure;
 
 /// Keys looked at in one tick.
@@ -57,6 +57,12 @@ impl Transit {
         for (name, noted) in due {
             let worn = noted == i64::MIN;
             if let Err(failure) = self.rotate_one(&name, now, worn).await {
+                if is_damaged(&failure) {
+                    // Trying again would not help. A restore puts the key back in here, and so does the next unseal.
+                    tracing::error!(key = %name, %failure, cause = ?failure.cause(), "a transit key will not be rotated by itself any more");
+                    self.store.schedule.lock().remove(&name);
+                    continue;
+                }
                 tracing::warn!(key = %name, %failure, "a transit key could not be rotated by itself; it is tried again");
                 self.store.schedule.lock().insert(name, now + 60);
             }

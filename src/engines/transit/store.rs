@@ -22,6 +22,7 @@ use super::{
         aead::Cipher,
         asym::{PrivateKey, PublicKey},
     },
+    damaged::{Damaged, is_damaged},
     gate::Gate,
     opened::OpenedVersions,
     protect::{Protection, Vault, VersionId},
@@ -167,6 +168,9 @@ impl Store {
     }
 
     /// The key of a name, or `None`.
+    ///
+    /// # Errors
+    /// [`Damaged`] as the cause where its record cannot be read any more.
     pub fn key(&self, name: &str) -> Result<Option<Arc<Key>>, Failure> {
         match self.keys.get(name) {
             Some(key) => Ok(Some(key)),
@@ -178,9 +182,11 @@ impl Store {
     pub fn refresh(&self, name: &str) -> Result<Option<Arc<Key>>, Failure> {
         let _turn = self.fill.lock();
         self.keys.remove(name);
-        let Some(entry) = self.view.get(&key_path(name))? else { return Ok(None) };
-        let record = decode(&entry.value)?;
-        let key = Arc::new(Key { name: name.to_owned(), record, version: entry.version });
+        let read = self.view.get(&key_path(name)).map_err(Failure::from);
+        let read = read.and_then(|entry| entry.map(|entry| Ok((decode(&entry.value)?, entry.version))).transpose());
+        let read = read.map_err(|failure| if is_lost(&failure) { Damaged::failure(name, &failure) } else { failure });
+        let Some((record, version)) = read? else { return Ok(None) };
+        let key = Arc::new(Key { name: name.to_owned(), record, version });
         self.keys.insert(name.to_owned(), Arc::clone(&key));
         Ok(Some(key))
     }
@@ -200,6 +206,8 @@ impl Store {
             match committed {
                 Ok(_) => refreshed.map_err(Conflicted::No),
                 Err(BarrierError::Storage(StorageError::Conflict { .. })) => Err(Conflicted::Yes),
+                // Read before it was damaged: it is looked at again as what it is by now.
+                Err(error) if error.damaged().is_some() && refreshed.as_ref().is_err_and(is_damaged) => Err(Conflicted::Yes),
                 Err(error) => Err(Conflicted::No(error.into())),
             }
         }));
@@ -209,18 +217,28 @@ impl Store {
     /// Changes a key: `decide` looks at it and says what to write. Changes of one key follow each other, so that none makes
     /// material in vain; where a re-wrap in the background was faster, `decide` is asked again. What is committed depends on
     /// what `mounted` gives. Answers the key as it is afterwards.
+    ///
+    /// Where the key's record is damaged `decide` is given the failure of reading it, and what it writes takes the record's place.
     pub async fn change<'a, T: Send>(
         self: &Arc<Self>,
         name: &str,
         mounted: &(dyn Fn() -> Result<Stamp, Failure> + Send + Sync),
-        mut decide: impl FnMut(Option<Arc<Key>>) -> BoxFuture<'a, Result<Decision<T>, Failure>> + Send,
+        mut decide: impl FnMut(Found) -> BoxFuture<'a, Result<Decision<T>, Failure>> + Send,
     ) -> Result<(Option<Arc<Key>>, T), Failure> {
         let _alone = Changing::begin(self, name).await;
         let mut missing = None;
         for _ in 0..TRIES {
             let mounted = mounted()?;
-            let key = self.key(name)?;
-            let change = match decide(key.clone()).await {
+            let (key, damaged) = match self.key(name) {
+                Ok(key) => (key, None),
+                Err(failure) if is_damaged(&failure) => (None, Some(failure)),
+                Err(failure) => return Err(failure),
+            };
+            let path = key_path(name);
+            let expect = key.as_ref().map_or(Expect::Absent, |key| Expect::Version(key.version));
+            // Of a damaged record no version can be demanded; whoever changes it otherwise waits for this one's turn to end.
+            let unchanged = if damaged.is_some() { Txn::new() } else { Txn::new().check(path.clone(), expect) };
+            let change = match decide(damaged.map_or_else(|| Ok(key.clone()), Err)).await {
                 Ok(Decision::Keep(outcome)) => return Ok((key, outcome)),
                 Ok(Decision::Write(change)) => change,
                 Err(failure) if self.is_stale(&failure) => {
@@ -229,9 +247,7 @@ impl Store {
                 }
                 Err(failure) => return Err(failure),
             };
-            let path = key_path(name);
-            let expect = key.as_ref().map_or(Expect::Absent, |key| Expect::Version(key.version));
-            let txn = change.txn.while_as(mounted).check(path.clone(), expect);
+            let txn = change.txn.while_as(mounted).merge(unchanged);
             let txn = match &change.record {
                 Some(record) => txn.put_secret(path, encode(record)?),
                 None => txn.delete(path),
@@ -360,6 +376,12 @@ impl Store {
         self.loaded.forget_older(age);
     }
 
+    /// Forgets everything of a key that is gone, whatever versions it had.
+    pub fn forget_key(&self, uid: KeyUid) {
+        self.loaded.forget_key(uid);
+        self.usages.lock().retain(|(of, _), _| *of != uid);
+    }
+
     /// How many opened versions are in memory.
     #[cfg(test)]
     pub fn opened(&self) -> usize {
@@ -430,6 +452,9 @@ fn software(record: &KeyRecord, material: SecretBytes) -> Result<LoadedKey, Fail
     let cipher = Cipher::new(kind, material.expose());
     cipher.map(LoadedKey::Cipher).ok_or_else(|| Failure::internal("a stored key has the wrong length"))
 }
+
+/// A key as a look at it found it; an error is that its record is damaged.
+pub type Found = Result<Option<Arc<Key>>, Failure>;
 
 /// What a look at a key leads to.
 #[allow(clippy::large_enum_variant, reason = "made and taken apart once in a change of a key")]

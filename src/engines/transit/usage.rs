@@ -12,13 +12,13 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
+    pages::Pages,
     record::{FORMAT, KEY_FOLDER, KeyRecord, KeyUid, USAGE_FOLDER, UsageRecord, decode, encode, material_path, usage_path},
     store::Vanished,
 };
 use crate::{
     barrier::{BarrierError, Entry, Txn, View},
     core::failure::Failure,
-    secret::SecretBytes,
     storage::StorageError,
 };
 
@@ -31,62 +31,49 @@ pub const LIMIT: u64 = 1 << 32;
 /// From here on clients and the log are warned, and keys that rotate by themselves do so.
 pub const WARN: u64 = LIMIT - (1 << 28);
 
-/// Usage records read at a time.
-const PAGE: usize = 256;
-
 /// How long an answer of [`worn`] is repeated.
 const LOOKED: Duration = Duration::from_secs(300);
 
 /// Adds a block to every count of a mount whose store was restored: what ran after the backup may have encrypted under
 /// the same versions, and of that no record is left. To be called before anything is encrypted.
 pub async fn burn(view: &View) -> Result<(), Failure> {
-    let mut after: Option<String> = None;
-    loop {
-        let page = view.scan(USAGE_FOLDER, after.as_deref(), PAGE)?;
-        let Some((last, _)) = page.last() else { return Ok(()) };
-        after = Some(last.clone());
+    for page in Pages::of(view, USAGE_FOLDER) {
+        let page = page?;
         let mut txn = Txn::new();
-        for (path, entry) in &page {
-            let reserved = decode::<UsageRecord>(&entry.value)?.reserved.saturating_add(BLOCK);
-            let record = encode(&UsageRecord { format: FORMAT, reserved })?;
+        for (path, entry) in &page.records {
+            // A version whose count is damaged refuses to encrypt.
+            let Ok(UsageRecord { reserved, .. }) = decode(&entry.value) else { continue };
+            let record = encode(&UsageRecord { format: FORMAT, reserved: reserved.saturating_add(BLOCK) })?;
             txn = txn.check(path.clone(), Entry::unchanged(Some(entry))).put_secret(path.clone(), record);
         }
         view.commit(txn).await?;
     }
+    Ok(())
 }
 
 /// Versions near the bound of their encryptions, as `name v3`. Reads every count of the mount.
 pub fn worn(view: &View) -> Result<Vec<String>, Failure> {
     let mut found = BTreeMap::new();
-    each(view, USAGE_FOLDER, |path, value| {
-        if decode::<UsageRecord>(value)?.reserved > WARN
+    let see = |path: &str, usage: UsageRecord| {
+        if usage.reserved > WARN
             && let Some((uid, version)) = path.strip_prefix(USAGE_FOLDER).and_then(|rest| rest.split_once('/'))
         {
             found.entry(uid.to_owned()).or_insert_with(Vec::new).push(version.to_owned());
         }
-        Ok(())
-    })?;
+    };
+    // Damaged records are told to whoever uses them.
+    Pages::of(view, USAGE_FOLDER).each(see, |_, _| ())?;
     let mut names = Vec::new();
     if found.is_empty() {
         return Ok(names);
     }
-    each(view, KEY_FOLDER, |path, value| {
-        let uid = decode::<KeyRecord>(value)?.uid.to_string();
+    let name = |path: &str, key: KeyRecord| {
+        let versions = found.remove(&key.uid.to_string());
         let name = path.strip_prefix(KEY_FOLDER).unwrap_or(path);
-        names.extend(found.remove(&uid).into_iter().flatten().map(|version| format!("{name} v{version}")));
-        Ok(())
-    })?;
+        names.extend(versions.into_iter().flatten().map(|version| format!("{name} v{version}")));
+    };
+    Pages::of(view, KEY_FOLDER).each(name, |_, _| ())?;
     Ok(names)
-}
-
-fn each(view: &View, folder: &str, mut look: impl FnMut(&str, &SecretBytes) -> Result<(), Failure>) -> Result<(), Failure> {
-    let mut after: Option<String> = None;
-    loop {
-        let page = view.scan(folder, after.as_deref(), PAGE)?;
-        let Some((last, _)) = page.last() else { return Ok(()) };
-        after = Some(last.clone());
-        page.iter().try_for_each(|(path, entry)| look(path, &entry.value))?;
-    }
 }
 
 /// The last answer of [`worn`], which changes slowly and costs a walk over all counts.
