@@ -109,11 +109,41 @@ impl Target {
     fn open(&mut self) -> io::Result<()> {
         if let (None, Sink::File(path)) = (&self.file, &self.options.sink) {
             let file = open(path, self.options.mode, &self.allowed).map_err(io::Error::other)?;
-            self.torn |= ends_torn(&file);
-            self.file = Some(file);
+            self.adopt(file);
         }
         Ok(())
     }
+
+    /// Goes on in an open file.
+    fn adopt(&mut self, file: File) {
+        self.torn |= ends_torn(&file);
+        self.file = Some(file);
+    }
+}
+
+/// For the fuzz target: whatever a file holds, what was there stays, and the next record stands on a line of its own.
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::expect_used)] // a file in memory
+pub(super) fn fuzz_end(before: &[u8]) {
+    use std::io::Read;
+    let file = File::from(rustix::fs::memfd_create("audit", rustix::fs::MemfdFlags::CLOEXEC).expect("a file in memory"));
+    let mut read = file.try_clone().expect("a descriptor");
+    (&file).write_all(before).expect("memory");
+    let options = FileOptions {
+        sink: Sink::File(PathBuf::from("/audit")),
+        mode: None,
+        log_raw: false,
+        hmac_accessor: true,
+        elide_list_responses: false,
+    };
+    let mut target = Target::new(options, Vec::new());
+    target.adopt(file);
+    target.append(b"{\"a\":1}\n").0.expect("memory");
+    let mut after = Vec::new();
+    std::io::Seek::rewind(&mut read).and_then(|()| read.read_to_end(&mut after)).expect("memory");
+    assert_eq!(after.get(..before.len()), Some(before), "what was there changed");
+    let torn = before.last().is_some_and(|last| *last != b'\n');
+    assert_eq!(after.get(before.len()..), Some(if torn { &b"\n{\"a\":1}\n"[..] } else { &b"{\"a\":1}\n"[..] }));
 }
 
 /// Whether the last line was cut off, by a process that was killed, a power cut or a full disk. Who may append to a file may not

@@ -343,5 +343,11 @@ impl Recording {
     }
 }
 
+/// What the fuzz target of files beside the store calls: an audit file that goes on after any content.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_end(before: &[u8]) {
+    file::fuzz_end(before);
+}
+
 #[cfg(test)]
 mod tests;

@@ -165,3 +165,8 @@ pub fn edited(edits: &[u8]) {
         assert!(!authentic || (contents.header == header && records == whole), "an altered backup is taken for authentic");
     }
 }
+
+/// Reads a plan of an exchange that was interrupted.
+pub fn plan(json: &[u8]) {
+    super::place::fuzz_plan(json);
+}

@@ -46,6 +46,27 @@ struct Plan {
     new: Vec<String>,
 }
 
+impl Plan {
+    /// A plan as it was written. One that was damaged must not move anything: it may name the wrong files.
+    fn parse(json: &[u8]) -> io::Result<Self> {
+        let plan: Self = serde_json::from_slice(json).map_err(io::Error::other)?;
+        match plan.format == 1 && plan.old.iter().chain(&plan.new).all(|name| is_of_store(name)) {
+            true => Ok(plan),
+            false => Err(io::Error::other(format!("{PLAN} names other files than a store has"))),
+        }
+    }
+}
+
+/// For the fuzz target: what is taken as a plan moves nothing but files of a store, and not to elsewhere.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz_plan(json: &[u8]) {
+    if let Ok(plan) = Plan::parse(json) {
+        for name in plan.old.iter().chain(&plan.new) {
+            assert!(!name.is_empty() && !name.contains('/') && name != "." && name != "..", "{name:?} would be moved");
+        }
+    }
+}
+
 /// Finishes or undoes a restore that was interrupted, before the store in `folder` is opened.
 pub fn settle_folder(folder: &Path) -> Result<Settled, BackupError> {
     if !folder.join(PLAN).exists() && !folder.join(NEW).exists() {
@@ -58,7 +79,7 @@ pub fn settle_folder(folder: &Path) -> Result<Settled, BackupError> {
 fn settle_locked(folder: &Path) -> io::Result<Settled> {
     match fs::read(folder.join(PLAN)) {
         Ok(json) => {
-            let plan: Plan = serde_json::from_slice(&json).map_err(io::Error::other)?;
+            let plan = Plan::parse(&json)?;
             carry_out(folder, &plan, &mut |_| Ok(()))?;
             Ok(Settled::Finished)
         }
@@ -164,16 +185,20 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether a file of any embedded engine is called so.
+fn is_of_store(name: &str) -> bool {
+    let known = matches!(name, "db" | "conf" | "blobs" | "sos.redb" | "journal" | "acknowledged" | "current")
+        || name.starts_with("snap.")
+        || name.starts_with("generation-");
+    known && !name.contains('/')
+}
+
 /// The files of any embedded engine, and none of the operator's.
 fn store_files(folder: &Path) -> io::Result<Vec<String>> {
-    let ours = |name: &str| {
-        matches!(name, "db" | "conf" | "blobs" | "sos.redb" | "journal" | "acknowledged" | "current")
-            || name.starts_with("snap.")
-            || name.starts_with("generation-")
-    };
     let names: Vec<OsString> =
         fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>()?;
-    let mut names: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).filter(|name| ours(name)).collect();
+    let mut names: Vec<String> =
+        names.into_iter().filter_map(|name| name.into_string().ok()).filter(|name| is_of_store(name)).collect();
     names.sort();
     Ok(names)
 }

@@ -14,7 +14,7 @@ mod transit;
 pub type Target = fn(&[u8]);
 
 /// All targets by the names that `fuzz/fuzz_targets` and `fuzz/seeds` use.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("ciphertext", transit::ciphertext),
     ("backup", transit::backup),
     ("imported", transit::imported),
@@ -26,6 +26,8 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("records", parsers::records),
     ("worker", parsers::worker),
     ("snapshots", parsers::snapshots),
+    ("journal", parsers::journal),
+    ("files", parsers::files),
 ];
 
 /// Runs one input through the target of a name.

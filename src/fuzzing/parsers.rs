@@ -359,6 +359,28 @@ pub fn snapshots(data: &[u8]) {
     }
 }
 
+/// The first byte chooses: any bytes as a file of the journal, whole records with any content, or a journal of ours with damage.
+pub fn journal(data: &[u8]) {
+    let Some((choice, rest)) = data.split_first() else { return };
+    match choice % 4 {
+        0 => storage::fuzzing::journal_file(rest),
+        1 => storage::fuzzing::journal_framed(rest),
+        _ => storage::fuzzing::journal_edited(rest),
+    }
+}
+
+/// The small files beside the store. The first byte chooses: the note of the last acknowledged version, the note of the current
+/// generation, the plan of an exchange, the end of an audit file.
+pub fn files(data: &[u8]) {
+    let Some((choice, rest)) = data.split_first() else { return };
+    match choice % 4 {
+        0 => storage::fuzzing::mark(rest),
+        1 => storage::fuzzing::current(rest),
+        2 => backup::plan(rest),
+        _ => crate::audit::fuzz_end(rest),
+    }
+}
+
 /// The first byte chooses: frames between server and worker, attributes of a module's keys, DER of other programs.
 pub fn worker(data: &[u8]) {
     let Some((choice, rest)) = data.split_first() else { return };

@@ -43,4 +43,4 @@ macro_rules! replays {
     };
 }
 
-replays! { ciphertext backup imported batch paths bodies hcl tokens records worker snapshots }
+replays! { ciphertext backup imported batch paths bodies hcl tokens records worker snapshots journal files }

@@ -46,8 +46,18 @@ pub(super) fn current(folder: &Path, first: impl Fn(&str) -> bool) -> io::Result
         }
         other => other?,
     };
-    let number = text.strip_prefix("generation ").and_then(|rest| rest.strip_suffix('\n')).and_then(|n| n.parse().ok());
-    number.filter(|number| *number > 0).map_or_else(|| unclear("does not name a generation"), Ok)
+    named(&text).map_or_else(|| unclear("does not name a generation"), Ok)
+}
+
+/// The generation that the note names, which nothing but [`note`] has written.
+pub(super) fn named(text: &str) -> Option<u64> {
+    let number = text.strip_prefix("generation ")?.strip_suffix('\n')?.parse().ok()?;
+    (number > 0 && note(number) == text).then_some(number)
+}
+
+/// What `current` says.
+pub(super) fn note(generation: u64) -> String {
+    format!("generation {generation}\n")
 }
 
 /// The number of a generation's folder.
@@ -79,7 +89,7 @@ pub(super) fn make_current(folder: &Path, generation: u64) -> io::Result<()> {
     sync_folder(folder)?;
     let new = folder.join("current.new");
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(format!("generation {generation}\n").as_bytes())?;
+    file.write_all(note(generation).as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, folder.join(CURRENT))?;
     sync_folder(folder)
@@ -143,7 +153,8 @@ mod tests {
         make(place.path(), 7).unwrap();
         make_current(place.path(), 7).unwrap();
         assert_eq!(current().unwrap(), 7);
-        for torn in ["", "generation ", "generation 7", "generation x\n", "generation 0\n"] {
+        for torn in ["", "generation ", "generation 7", "generation x\n", "generation 0\n", "generation +7\n", "generation 07\n"]
+        {
             fs::write(place.path().join(CURRENT), torn).unwrap();
             assert!(current().is_err(), "{torn:?}");
         }

@@ -33,15 +33,13 @@ pub(crate) struct Mark {
 impl Mark {
     pub(crate) fn open(folder: &Path) -> Result<Self, StorageError> {
         let path = folder.join(NAME);
-        let read = || -> io::Result<(File, Vec<u8>)> {
+        let opened = || -> io::Result<(File, Vec<u8>)> {
             let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path)?;
             let noted = std::fs::read(&path)?;
             Ok((file, noted))
         };
-        let (file, noted) = read().map_err(|error| StorageError::Io(format!("{}: {error}", path.display())))?;
-        // A note that cannot be read says nothing about the store.
-        let last = frame::decode_version(NAME.as_bytes(), &noted).unwrap_or(0);
-        let damaged = last == 0 && !noted.is_empty();
+        let (file, noted) = opened().map_err(|error| StorageError::Io(format!("{}: {error}", path.display())))?;
+        let (last, damaged) = read(&noted);
         if damaged {
             warn!(path = %path.display(), "the note of the last acknowledged version is damaged, as after a power cut; all records are counted instead");
         }
@@ -69,7 +67,7 @@ impl Mark {
     /// Notes a version whose sync has succeeded.
     pub(crate) fn note(&mut self, durable: Version) {
         self.last = durable;
-        let written = self.file.write_all_at(&frame::encode(NAME.as_bytes(), durable, &[]), 0);
+        let written = self.file.write_all_at(&written(durable), 0);
         if let Err(error) = &written
             && !self.failing
         {
@@ -77,6 +75,18 @@ impl Mark {
         }
         self.failing = written.is_err();
     }
+}
+
+/// The version in a note, 0 when there is none, and whether there was a note that cannot be read: that one says nothing about the
+/// store.
+pub(super) fn read(noted: &[u8]) -> (Version, bool) {
+    let last = frame::decode_version(NAME.as_bytes(), noted).unwrap_or(0);
+    (last, last == 0 && !noted.is_empty())
+}
+
+/// The note of a version.
+pub(super) fn written(durable: Version) -> Vec<u8> {
+    frame::encode(NAME.as_bytes(), durable, &[])
 }
 
 impl Drop for Mark {
