@@ -74,6 +74,8 @@ pub struct TcpListener {
     pub max_request_size: u64,
     /// Longest time one request may take; the configuration's default when absent.
     pub max_request_duration: Option<Duration>,
+    /// Most connections of one client address; 0 for as many as there are, and nearly as many when absent.
+    pub max_connections_per_address: Option<u32>,
     /// Whether requests need the header `X-Vault-Request: true`.
     pub require_request_header: bool,
     /// Whether `sys/metrics` answers without a token: `telemetry { unauthenticated_metrics_access = true }`.
@@ -89,6 +91,7 @@ impl TcpListener {
             tls: None,
             max_request_size: DEFAULT_REQUEST_SIZE,
             max_request_duration: None,
+            max_connections_per_address: None,
             require_request_header: false,
             open_metrics: false,
         }
@@ -175,6 +178,7 @@ fn tcp(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<TcpListener, Er
         "tls_min_version",
         "max_request_size",
         "max_request_duration",
+        "max_connections_per_address",
         "require_request_header",
         "telemetry",
     ];
@@ -186,6 +190,7 @@ fn tcp(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<TcpListener, Er
         tls,
         max_request_size: request_size(block)?,
         max_request_duration: request_duration(block)?,
+        max_connections_per_address: connections(block)?,
         require_request_header: block.body.bool("require_request_header")?.unwrap_or(false),
         open_metrics: open_metrics(block)?,
     })
@@ -285,6 +290,14 @@ fn socket_mode(block: &Block<'_>, octal: impl Fn(&str) -> Option<u32>) -> Result
 
 fn request_size(block: &Block<'_>) -> Result<u64, Error> {
     Ok(values::size(block.body, "max_request_size")?.filter(|size| *size > 0).unwrap_or(DEFAULT_REQUEST_SIZE))
+}
+
+fn connections(block: &Block<'_>) -> Result<Option<u32>, Error> {
+    let key = "max_connections_per_address";
+    let Some(most) = block.body.int(key)? else { return Ok(None) };
+    let at = block.body.value(key)?.map_or(block.at, |value| value.at);
+    let wrong = |_| block.body.error(at, format!("{key} must be a number of connections: write {key} = 1000, or 0 for no bound"));
+    u32::try_from(most).map(Some).map_err(wrong)
 }
 
 fn request_duration(block: &Block<'_>) -> Result<Option<Duration>, Error> {

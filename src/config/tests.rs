@@ -58,7 +58,7 @@ fn a_whole_file_loads_without_warnings() {
         listener "tcp" {
           address = "0.0.0.0:8200"  tls_cert_file = "c.pem"  tls_key_file = "k.pem"
           tls_client_ca_file = "ca.pem", tls_require_and_verify_client_cert = "true", tls_min_version = "tls13"
-          max_request_size = "1MiB"
+          max_request_size = "1MiB" max_connections_per_address = 500
         }
         listener "unix" { address = "/run/sos.sock" socket_mode = "0660" socket_user = "sos" }
         seal "pkcs11" {
@@ -75,6 +75,7 @@ fn a_whole_file_loads_without_warnings() {
     assert_eq!(config.storage, Some(Storage::Sled { path: "/var/lib/sos".into(), limits: StorageLimits::default() }));
     let listener = tcp(&config, 0);
     assert_eq!((listener.address.as_str(), listener.max_request_size), ("0.0.0.0:8200", 1 << 20));
+    assert_eq!(listener.max_connections_per_address, Some(500));
     let tls = listener.tls.as_ref().unwrap();
     assert!(tls.require_client_cert && tls.min_version == TlsVersion::Tls13);
     assert!(matches!(&config.listeners[1], Listener::Unix(unix) if unix.mode == Some(0o660)));
@@ -111,7 +112,7 @@ fn a_python_clients_test_configuration_loads() {
 fn defaults_are_vaults() {
     let (config, _) = read(BASE);
     assert_eq!(tcp(&config, 0).address, "127.0.0.1:8200");
-    assert_eq!(tcp(&config, 0).max_request_size, 32 << 20);
+    assert_eq!((tcp(&config, 0).max_request_size, tcp(&config, 0).max_connections_per_address), (32 << 20, None));
     assert_eq!((config.max_lease_ttl, config.vault_version.as_str()), (DEFAULT_LEASE_TTL, "1.14.0"));
     assert!(config.seals.is_empty() && config.audit_paths.contains(&"stdout".to_string()));
     for disable in ["true", "1", "\"true\"", "\"1\""] {

@@ -8,9 +8,10 @@
 //! much as it leaves free: one alone takes half, two take a third each and leave a third, and whoever comes new finds room.
 //! (The dynamic threshold by which switches share buffers among ports.) Half is a lot, because a proxy is one address.
 //! Small bodies have bytes of their own, and the smallest count nowhere: large ones that come slowly do not keep them out.
+//! Connections cost little each, and a balancer that stands for all clients opens most of them: of these an address alone has
+//! nearly all, and so much less the more others hold.
 
 use std::{
-    cell::OnceCell,
     collections::HashMap,
     convert::Infallible,
     net::IpAddr,
@@ -47,6 +48,9 @@ const LARGEST_BODIES: usize = 4;
 /// Answers up to this size are not counted: they fit into the connection's own buffers.
 pub const SMALL_ANSWER: usize = 64 << 10;
 
+/// Of connections an address holds so many times what it leaves free: 7/8 of all when it is alone.
+const CONNECTIONS_SHARE: usize = 7;
+
 /// How many bytes of a large answer are handed to the connection at a time.
 const PIECE: usize = 64 << 10;
 
@@ -56,6 +60,16 @@ enum Of {
     Requests,
     SmallBytes,
     LargeBytes,
+    Connections,
+}
+
+/// How many connections an address may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PerAddress {
+    /// Nearly all while nobody else wants any.
+    Share,
+    /// So many, as long as there are any.
+    Most(usize),
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +77,7 @@ struct Counts {
     requests: AtomicUsize,
     small: AtomicUsize,
     large: AtomicUsize,
+    connections: AtomicUsize,
 }
 
 impl Counts {
@@ -71,6 +86,7 @@ impl Counts {
             Of::Requests => &self.requests,
             Of::SmallBytes => &self.small,
             Of::LargeBytes => &self.large,
+            Of::Connections => &self.connections,
         }
     }
 }
@@ -79,6 +95,7 @@ impl Counts {
 #[derive(Debug)]
 pub struct Limits {
     most_large: usize,
+    most_connections: usize,
     all: Counts,
     shares: Mutex<Shares>,
 }
@@ -98,26 +115,15 @@ pub struct Share {
     own: Counts,
 }
 
-/// The share of a connection's address, looked up at its first request.
-#[derive(Debug, Default)]
-pub struct Connection(OnceCell<Arc<Share>>);
-
-impl Connection {
-    /// The share of the address that this connection comes from.
-    pub fn share(&self, limits: &Arc<Limits>, address: Option<IpAddr>) -> Arc<Share> {
-        Arc::clone(self.0.get_or_init(|| limits.share(address)))
-    }
-}
-
 fn overloaded(what: &str) -> Failure {
     Failure::unavailable(format!("the server is overloaded: {what}; try again later"))
 }
 
 impl Limits {
-    /// Limits for listeners that take bodies up to so many bytes.
-    pub fn new(largest_body: u64) -> Arc<Self> {
-        let largest = usize::try_from(largest_body).unwrap_or(usize::MAX);
-        Arc::new(Self { most_large: largest.saturating_mul(LARGEST_BODIES), all: Counts::default(), shares: Mutex::default() })
+    /// Limits for listeners that take bodies up to so many bytes and serve so many connections, all of them together.
+    pub fn new(largest_body: u64, most_connections: usize) -> Arc<Self> {
+        let most_large = usize::try_from(largest_body).unwrap_or(usize::MAX).saturating_mul(LARGEST_BODIES);
+        Arc::new(Self { most_large, most_connections, all: Counts::default(), shares: Mutex::default() })
     }
 
     /// What this address holds.
@@ -141,6 +147,7 @@ impl Limits {
             Of::Requests => MAX_REQUESTS,
             Of::SmallBytes => MAX_SMALL,
             Of::LargeBytes => self.most_large,
+            Of::Connections => self.most_connections,
         }
     }
 }
@@ -148,10 +155,15 @@ impl Limits {
 impl Share {
     /// Takes so much more, unless the address then held more than it leaves free.
     fn take(&self, what: Of, amount: usize) -> bool {
+        self.take_if(what, amount, |own, free| own <= free)
+    }
+
+    /// Takes so much more if it is there, and if what the address then held fits to what it leaves free.
+    fn take_if(&self, what: Of, amount: usize, fits: impl Fn(usize, usize) -> bool) -> bool {
         // Counted before it is judged, so that two who come together do not both get what is there for one.
         let all = self.limits.all.of(what).fetch_add(amount, Ordering::Relaxed).saturating_add(amount);
         let own = self.own.of(what).fetch_add(amount, Ordering::Relaxed).saturating_add(amount);
-        if own <= self.limits.most(what).saturating_sub(all) {
+        if self.limits.most(what).checked_sub(all).is_some_and(|free| fits(own, free)) {
             return true;
         }
         self.give(what, amount);
@@ -161,6 +173,20 @@ impl Share {
     fn give(&self, what: Of, amount: usize) {
         self.own.of(what).fetch_sub(amount, Ordering::Relaxed);
         self.limits.all.of(what).fetch_sub(amount, Ordering::Relaxed);
+    }
+
+    /// Counts a connection, for as long as the value lives; `None` where there is no room for it.
+    pub fn connect(self: &Arc<Self>, per_address: PerAddress) -> Option<Connected> {
+        let fits = |own: usize, free: usize| match per_address {
+            PerAddress::Share => own <= free.saturating_mul(CONNECTIONS_SHARE),
+            PerAddress::Most(most) => own <= most,
+        };
+        self.take_if(Of::Connections, 1, fits).then(|| Connected { share: Arc::clone(self) })
+    }
+
+    /// Whether all connections are taken, and not only those of this address.
+    pub fn is_full(&self) -> bool {
+        self.limits.all.of(Of::Connections).load(Ordering::Relaxed) >= self.limits.most_connections
     }
 
     /// A body of which nothing is there yet.
@@ -183,6 +209,18 @@ impl Share {
             return Err(overloaded("too many large answers wait for their readers"));
         }
         Ok(Answered { share: Arc::clone(self), held, rest: body.into() })
+    }
+}
+
+/// A connection that is served.
+#[derive(Debug)]
+pub struct Connected {
+    share: Arc<Share>,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.share.give(Of::Connections, 1);
     }
 }
 
@@ -271,115 +309,4 @@ impl Drop for Answered {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LARGEST: usize = 1 << 20;
-
-    fn limits() -> Arc<Limits> {
-        Limits::new(u64::try_from(LARGEST).unwrap())
-    }
-
-    fn share(limits: &Arc<Limits>, last: u8) -> Arc<Share> {
-        limits.share(Some(IpAddr::from([10, 0, 0, last])))
-    }
-
-    /// Requests until the address gets no more.
-    fn fill(share: &Arc<Share>) -> Vec<Working> {
-        std::iter::from_fn(|| share.work().ok()).collect()
-    }
-
-    fn held(limits: &Limits) -> [usize; 3] {
-        [Of::Requests, Of::SmallBytes, Of::LargeBytes].map(|what| limits.all.of(what).load(Ordering::Relaxed))
-    }
-
-    #[test]
-    fn an_address_holds_no_more_than_it_leaves_free() {
-        let limits = limits();
-        let mut all = vec![fill(&share(&limits, 0))];
-        assert_eq!(all[0].len(), MAX_REQUESTS / 2, "one alone has half");
-        all.push(fill(&share(&limits, 1)));
-        assert_eq!(all[1].len(), MAX_REQUESTS / 4, "a second one finds room, and leaves some");
-        // However many there are, the next finds as much as the one before left.
-        for last in 2..8 {
-            all.push(fill(&share(&limits, last)));
-            assert_eq!(all.last().unwrap().len(), (MAX_REQUESTS - all[..all.len() - 1].iter().flatten().count()) / 2);
-        }
-        // Those that come to and fro share evenly.
-        all.clear();
-        let mut even: Vec<Vec<Working>> = (0..4).map(|_| Vec::new()).collect();
-        for _ in 0..MAX_REQUESTS {
-            for (last, own) in even.iter_mut().enumerate() {
-                own.extend(share(&limits, u8::try_from(last).unwrap()).work().ok());
-            }
-        }
-        assert!(even.iter().all(|own| own.len() == MAX_REQUESTS / 5), "{:?}", even.iter().map(Vec::len).collect::<Vec<_>>());
-        drop(even);
-        assert_eq!(held(&limits), [0; 3]);
-    }
-
-    #[test]
-    fn large_bodies_keep_out_neither_small_ones_nor_other_addresses() {
-        let limits = limits();
-        let slow = share(&limits, 0);
-        let mut bodies: Vec<Received> = Vec::new();
-        // Five that never end, in pieces, as large as they can.
-        for _ in 0..5 {
-            let mut body = slow.body();
-            while body.len < LARGEST && body.grow(32 << 10).is_ok() {}
-            bodies.push(body);
-        }
-        assert_eq!(held(&limits)[2], LARGEST * LARGEST_BODIES / 2);
-        assert!(slow.answer(vec![0; SMALL_ANSWER + 1]).is_err());
-        slow.body().grow(TINY_BODY).unwrap();
-        slow.body().grow(SMALL_BODY).unwrap();
-        let mut other = share(&limits, 1).body();
-        other.grow(LARGEST).unwrap();
-        drop((bodies, other));
-        let answer = slow.answer(vec![0; SMALL_ANSWER + 1]).unwrap();
-        assert_eq!(held(&limits), [0, 0, SMALL_ANSWER + 1]);
-        drop(answer);
-        assert_eq!(held(&limits), [0; 3]);
-    }
-
-    #[test]
-    fn small_bodies_that_do_not_end_keep_out_neither_tiny_ones_nor_other_addresses() {
-        let limits = limits();
-        let slow = share(&limits, 0);
-        let mut bodies = Vec::new();
-        let grown = |share: &Arc<Share>, size| {
-            let mut body = share.body();
-            body.grow(size).map(|()| body)
-        };
-        bodies.extend(std::iter::from_fn(|| grown(&slow, SMALL_BODY).ok()));
-        assert_eq!(bodies.len(), MAX_SMALL / SMALL_BODY / 2);
-        assert!(grown(&slow, TINY_BODY + 1).is_err());
-        grown(&slow, TINY_BODY).unwrap();
-        grown(&share(&limits, 1), SMALL_BODY).unwrap();
-        // One that outgrows the small ones gives their bytes back.
-        bodies[0].grow(1).unwrap();
-        assert_eq!(held(&limits), [0, MAX_SMALL / 2 - SMALL_BODY, SMALL_BODY + 1]);
-        drop(bodies);
-        assert_eq!(held(&limits), [0; 3]);
-    }
-
-    #[test]
-    fn addresses_without_connections_are_forgotten() {
-        let limits = limits();
-        let kept = share(&limits, 0);
-        let request = kept.work().unwrap();
-        for last in 0..=255 {
-            for third in 0..4 {
-                limits.share(Some(IpAddr::from([10, 0, third, last])));
-            }
-        }
-        assert!(limits.shares.lock().known.len() <= 64, "{}", limits.shares.lock().known.len());
-        assert!(Arc::ptr_eq(&kept, &share(&limits, 0)), "it is in use");
-        drop((kept, request));
-        // A /64 counts as one, and so do all clients of unix sockets.
-        let network = limits.share(Some("2001:db8::1".parse().unwrap()));
-        assert!(Arc::ptr_eq(&network, &limits.share(Some("2001:db8::2".parse().unwrap()))));
-        let unix = limits.share(None);
-        assert!(Arc::ptr_eq(&unix, &limits.share(None)));
-    }
-}
+mod tests;

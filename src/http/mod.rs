@@ -30,7 +30,7 @@ use aside::{Aside, LARGE_BODY};
 use bytes::{Bytes, BytesMut};
 use cors::Verdict;
 use futures_util::{FutureExt, StreamExt};
-use limits::{Connection, Limits, Received, SMALL_ANSWER, Share, Working};
+use limits::{Limits, Received, SMALL_ANSWER, Share, Working};
 
 use crate::{
     backup::Upload,
@@ -94,14 +94,11 @@ fn forget(request: &mut ServiceRequest) {
 }
 
 async fn answer(http: &HttpRequest, payload: Payload, front: &Front) -> HttpResponse {
-    // It was answered already, or is closed under way: nothing that it says is carried out.
-    if http.conn_data::<surplus::Taken>().is_some_and(surplus::Taken::is_surplus) {
-        return HttpResponse::ServiceUnavailable().force_close().finish();
-    }
-    let address = http.peer_addr().map(|peer| peer.ip());
-    let share = match http.conn_data::<Connection>() {
-        Some(connection) => connection.share(&front.limits, address),
-        None => front.limits.share(address),
+    let share = match http.conn_data::<surplus::Taken>() {
+        // It was answered already, or is closed under way: nothing that it says is carried out.
+        Some(taken) if taken.is_surplus() => return HttpResponse::ServiceUnavailable().force_close().finish(),
+        Some(taken) => taken.share(),
+        None => front.limits.share(http.peer_addr().map(|peer| peer.ip())),
     };
     let cors = match cors::check(http, front.core.cors.settings().as_deref()) {
         Verdict::Pass(headers) => headers,

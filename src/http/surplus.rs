@@ -1,69 +1,99 @@
-//! Connections beyond those that are served: each is told so and closed, instead of waiting unanswered to be accepted.
+//! Connections beyond those that are served, of all clients or of one address: each is told so and closed, instead of waiting
+//! unanswered to be accepted.
 
 use std::{
     any::Any,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::rt::net::{TcpStream, UnixStream};
+use parking_lot::Mutex;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
-/// What a surplus client reads where the connection is not encrypted.
-const ANSWER: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
-    retry-after: 1\r\nconnection: close\r\ncontent-length: 87\r\n\r\n\
-    {\"errors\":[\"the server is overloaded: too many connections are open; try again later\"]}";
+use super::limits::{Connected, Limits, PerAddress, Share};
 
-/// Places for connections, of all listeners together.
+const ALL: &str = "too many connections are open";
+const OF_ADDRESS: &str = "too many connections of this address are open";
+
+/// Between two lines in the log about addresses that have too many.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What a surplus client reads where the connection is not encrypted.
+fn answer(what: &str) -> String {
+    let body = format!("{{\"errors\":[\"the server is overloaded: {what}; try again later\"]}}");
+    let length = body.len();
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
+         retry-after: 1\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// The places for connections at one listener; there are so many of all listeners together.
 #[derive(Debug)]
 pub struct Places {
-    most: usize,
-    taken: AtomicUsize,
+    limits: Arc<Limits>,
+    per_address: PerAddress,
+    told: Mutex<Option<Instant>>,
 }
 
 impl Places {
-    /// So many places.
-    pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, taken: AtomicUsize::new(0) })
+    /// The places of these limits, of which an address has so many.
+    pub fn new(limits: Arc<Limits>, per_address: PerAddress) -> Arc<Self> {
+        Arc::new(Self { limits, per_address, told: Mutex::default() })
     }
 
     /// Gives a new connection its place. Where none is left it is answered 503 if it is not encrypted, and closed.
-    pub fn take(self: &Arc<Self>, stream: &dyn Any) -> Taken {
-        let surplus = self.taken.fetch_add(1, Ordering::Relaxed) >= self.most;
-        if surplus {
-            if let Some(stream) = stream.downcast_ref::<TcpStream>() {
-                close(stream.as_fd(), ANSWER);
+    pub fn take(&self, stream: &dyn Any) -> Taken {
+        let plain = stream.downcast_ref::<TcpStream>();
+        let encrypted = stream.downcast_ref::<TlsStream<TcpStream>>().map(|stream| stream.get_ref().0);
+        let address = plain.or(encrypted).and_then(|stream| stream.peer_addr().ok()).map(|peer| peer.ip());
+        let share = self.limits.share(address);
+        let place = share.connect(self.per_address);
+        if place.is_none() {
+            let full = share.is_full();
+            let what = answer(if full { ALL } else { OF_ADDRESS });
+            self.tell(address.filter(|_| !full));
+            if let Some(stream) = plain {
+                close(stream.as_fd(), &what);
             } else if let Some(stream) = stream.downcast_ref::<UnixStream>() {
-                close(stream.as_fd(), ANSWER);
-            } else if let Some(stream) = stream.downcast_ref::<TlsStream<TcpStream>>() {
-                close(stream.get_ref().0.as_fd(), "");
+                close(stream.as_fd(), &what);
+            } else if let Some(stream) = encrypted {
+                close(stream.as_fd(), "");
             }
         }
-        Taken { places: Arc::clone(self), surplus }
+        Taken { share, place }
+    }
+
+    fn tell(&self, address: Option<IpAddr>) {
+        let Some(address) = address else { return };
+        let mut told = self.told.lock();
+        if told.is_none_or(|told| told.elapsed() > QUIET) {
+            *told = Some(Instant::now());
+            tracing::warn!(%address, "an address holds as many connections as it may: more of them are answered 503 (max_connections_per_address)");
+        }
     }
 }
 
-/// A connection's place, given back when the connection is gone.
+/// A connection's place, given back when the connection is gone, and the share of its address.
 #[derive(Debug)]
 pub struct Taken {
-    places: Arc<Places>,
-    surplus: bool,
+    share: Arc<Share>,
+    place: Option<Connected>,
 }
 
 impl Taken {
     /// Whether there was no place: what still arrives from this client must not be carried out.
     pub fn is_surplus(&self) -> bool {
-        self.surplus
+        self.place.is_none()
     }
-}
 
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.places.taken.fetch_sub(1, Ordering::Relaxed);
+    /// The share of the address that this connection comes from.
+    pub fn share(&self) -> Arc<Share> {
+        Arc::clone(&self.share)
     }
 }
 
@@ -84,13 +114,14 @@ mod tests {
 
     #[test]
     fn the_answer_is_as_long_as_it_says() {
-        let (head, body) = ANSWER.split_once("\r\n\r\n").unwrap();
+        let answer = answer(ALL);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.ends_with(&format!("content-length: {}", body.len())));
     }
 
     #[tokio::test]
     async fn who_finds_no_place_is_answered_and_closed_and_places_are_given_back() {
-        let places = Places::new(1);
+        let places = Places::new(Limits::new(1, 1), PerAddress::Most(usize::MAX));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let connect = async || {
             let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -105,7 +136,7 @@ mod tests {
         assert!(second.is_surplus());
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
-        assert_eq!(answer, ANSWER);
+        assert_eq!(answer, super::answer(ALL));
         drop((first, second));
         let (_third, accepted) = connect().await;
         assert!(!places.take(&accepted).is_surplus());

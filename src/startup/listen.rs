@@ -22,7 +22,7 @@ use crate::{
     http::{
         self, Front,
         aside::Aside,
-        limits::{Connection, Limits},
+        limits::{Limits, PerAddress},
         surplus::Places,
     },
     stack,
@@ -90,6 +90,7 @@ struct One {
     socket: Socket,
     max_body: u64,
     max_duration: Option<Duration>,
+    per_address: PerAddress,
     require_request_header: bool,
     open_metrics: bool,
     /// What to tell people: `http://127.0.0.1:8200`.
@@ -113,6 +114,7 @@ impl Bound {
                     socket: Socket::Unix(unix_socket(unix)?),
                     max_body: unix.max_request_size,
                     max_duration: unix.max_request_duration,
+                    per_address: PerAddress::Share,
                     require_request_header: false,
                     open_metrics: unix.open_metrics,
                     url: format!("unix://{}", unix.address.display()),
@@ -132,6 +134,11 @@ impl Bound {
             socket,
             max_body: tcp.max_request_size,
             max_duration: tcp.max_request_duration,
+            per_address: match tcp.max_connections_per_address {
+                None => PerAddress::Share,
+                Some(0) => PerAddress::Most(usize::MAX),
+                Some(most) => PerAddress::Most(usize::try_from(most).unwrap_or(usize::MAX)),
+            },
             require_request_header: tcp.require_request_header,
             open_metrics: tcp.open_metrics,
             url: format!("{scheme}://{local}"),
@@ -159,8 +166,8 @@ impl Bound {
         let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         let all_workers = workers * self.listeners.len().max(1);
         let connections = connections_per_worker(all_workers);
-        let places = Places::new(served(connections * all_workers));
-        let limits = Limits::new(self.listeners.iter().map(|one| one.max_body).max().unwrap_or(http::MAX_BODY));
+        let largest_body = self.listeners.iter().map(|one| one.max_body).max().unwrap_or(http::MAX_BODY);
+        let limits = Limits::new(largest_body, served(connections * all_workers));
         let aside = Aside::start(workers)?;
         self.listeners
             .into_iter()
@@ -174,19 +181,18 @@ impl Bound {
                     limits: Arc::clone(&limits),
                     aside: Arc::clone(&aside),
                 };
-                let places = Arc::clone(&places);
+                let places = Places::new(Arc::clone(&limits), one.per_address);
                 let server = HttpServer::new(move || {
                     let front = front.clone();
                     actix_web::rt::spawn(stack::keep_overwriting());
                     App::new().configure(|app| http::configure(app, front))
                 })
-                .on_connect(move |stream, data| {
-                    data.insert(Connection::default());
-                    data.insert(places.take(stream));
-                })
+                .on_connect(move |stream, data| drop(data.insert(places.take(stream))))
                 .workers(workers)
                 .disable_signals()
                 .max_connections(connections)
+                // Handshakes that do not come to an end have three seconds; the default would let some hundred of them hold up all others.
+                .max_connection_rate(connections)
                 .shutdown_timeout(DRAIN_SECONDS)
                 .keep_alive(Duration::from_secs(120))
                 .client_request_timeout(Duration::from_secs(30));

@@ -20,6 +20,10 @@ fn ready(place: &Place) -> Server<'_> {
     initialised(place.start()).0
 }
 
+fn ready_within(place: &Place, descriptors: u32) -> Server<'_> {
+    initialised(place.start_limited(descriptors)).0
+}
+
 fn initialised(mut server: Server<'_>) -> (Server<'_>, Made) {
     let made = server.init(1, 1);
     server.put("sys/unseal", json!({"key": made.shares[0]})).ok();
@@ -146,6 +150,62 @@ fn running_out_of_descriptors_stops_neither_work_nor_later_clients() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(server.get("kv/data/large").status, 200);
+}
+
+/// Connections from this address, each of which asks once: those that were served, and how many were refused.
+fn gather(address: [u8; 4], server: &Server<'_>, wanted: usize) -> (Vec<TcpStream>, usize) {
+    let mut streams: Vec<TcpStream> = (0..wanted).map(|_| connect_from(address, server)).collect();
+    streams.iter_mut().for_each(|stream| drop(stream.write_all(b"GET /v1/sys/health?uninitcode=200&sealedcode=200 HTTP/1.1\r\nHost: x\r\n\r\n")));
+    streams.retain_mut(|stream| {
+        let answer = status(stream);
+        // A refusal may be lost to the reset that the late request brings about.
+        assert!([Some(200), Some(503), None].contains(&answer), "{answer:?}");
+        answer == Some(200)
+    });
+    let refused = wanted - streams.len();
+    (streams, refused)
+}
+
+#[test]
+fn connections_of_one_address_leave_room_for_others() {
+    let place = Place::shamir();
+    // Room for some 140 connections.
+    let server = ready_within(&place, 320);
+    let (one, refused) = gather([127, 0, 0, 1], &server, 300);
+    assert!(one.len() >= 100 && refused >= 150, "one alone has nearly all: {} served, {refused} refused", one.len());
+    // All of them stay open; whoever comes is served all the same.
+    let (two, _) = gather([127, 0, 0, 2], &server, 10);
+    assert_eq!(two.len(), 10, "from a second address");
+    let (three, _) = gather([127, 0, 0, 3], &server, 1);
+    assert_eq!(three.len(), 1, "from a third");
+    assert!(server.log().contains("max_connections_per_address"), "{}", server.log());
+    // The first one gets no more while it has so many, and the others more when it has fewer.
+    assert_eq!(gather([127, 0, 0, 1], &server, 20).0.len(), 0);
+    drop(one);
+    eventually("the places of the first", || gather([127, 0, 0, 2], &server, 60).0.len() == 60);
+    eventually("a newcomer", || gather([127, 0, 0, 1], &server, 20).0.len() == 20);
+}
+
+#[test]
+fn a_listener_bounds_the_connections_of_an_address() {
+    let place = Place::shamir();
+    for (most, expected) in [("20", 20), ("0", 60)] {
+        place.configure(
+            &place.plain_config("sled").replace("tls_disable", &format!("max_connections_per_address = {most} tls_disable")),
+        );
+        let server = place.start();
+        let (one, _) = gather([127, 0, 0, 1], &server, 60);
+        assert_eq!(one.len(), expected);
+        assert_eq!(gather([127, 0, 0, 2], &server, 20).0.len(), 20, "from another address");
+        let mut surplus = connect_from([127, 0, 0, 1], &server);
+        let mut text = String::new();
+        if most == "20" {
+            surplus.read_to_string(&mut text).unwrap();
+            assert!(text.starts_with("HTTP/1.1 503") && text.contains("too many connections of this address are open"), "{text}");
+        }
+    }
+    place.configure(&place.plain_config("sled").replace("tls_disable", "max_connections_per_address = -1 tls_disable"));
+    assert!(place.refused().contains("max_connections_per_address must be a number of connections"));
 }
 
 #[test]
