@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::{
-    barrier::{Txn, View},
+    barrier::{InDoubt, Txn, View},
     core::{
         clock::Clock,
         engine::Caller,
@@ -82,6 +82,7 @@ pub struct Broker {
     view: ArcSwapOption<View>,
     /// Changes are made one at a time; requests never take it.
     changing: Mutex<()>,
+    in_doubt: InDoubt,
 }
 
 impl Broker {
@@ -94,6 +95,7 @@ impl Broker {
             headers: ArcSwap::default(),
             view: ArcSwapOption::empty(),
             changing: Mutex::new(()),
+            in_doubt: InDoubt::default(),
         }
     }
 
@@ -114,10 +116,23 @@ impl Broker {
     /// # Errors
     /// For records that cannot be read. A device whose file cannot be opened is enabled all the same: its records fail.
     pub fn load(&self, view: View) -> Result<(), Failure> {
+        self.in_doubt.forget();
+        self.read(&view, &[])?;
+        self.view.store(Some(Arc::new(view)));
+        Ok(())
+    }
+
+    /// Takes over what is stored; devices of `running` that are stored as they run go on.
+    fn read(&self, view: &View, running: &[Arc<Device>]) -> Result<(), Failure> {
         let mut devices = Vec::new();
         for (path, entry) in view.scan("audit/", None, usize::MAX)? {
             let corrupt = |reason: String| Failure::from(StorageError::Corrupt { key: path.clone(), reason });
             let stored: Stored = serde_json::from_slice(entry.value.expose()).map_err(|error| corrupt(error.to_string()))?;
+            // Devices are made and removed, never changed.
+            if let Some(device) = running.iter().find(|device| device.record.uuid == stored.device.uuid) {
+                devices.push(Arc::clone(device));
+                continue;
+            }
             let device = Device::start(stored.device, Salt::from_text(stored.salt), &self.allowed);
             devices.push(device.map_err(|error| corrupt(error.to_string()))?);
         }
@@ -129,8 +144,25 @@ impl Broker {
         devices.sort_by(|a, b| a.record.path.cmp(&b.record.path));
         self.devices.store(Arc::new(devices));
         self.headers.store(Arc::new(headers));
-        self.view.store(Some(Arc::new(view)));
         Ok(())
+    }
+
+    /// After changes of which nobody knows what became: takes over what the store holds. To be called from time to time.
+    ///
+    /// # Errors
+    /// As long as the store does not answer.
+    pub async fn settle(&self) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        self.settle_changes().await
+    }
+
+    async fn settle_changes(&self) -> Result<(), Failure> {
+        let Some(view) = self.view.load_full() else { return Ok(()) };
+        let reread = async {
+            let running = self.devices.load_full();
+            self.read(&view, &running)
+        };
+        self.in_doubt.settle(&view, reread).await
     }
 
     /// Forgets all devices, before the barrier is closed.
@@ -174,6 +206,7 @@ impl Broker {
     /// For a path in use, wrong options, and a device that cannot be written to.
     pub async fn enable(&self, record: DeviceRecord) -> Result<(), Failure> {
         let _one = self.changing.lock().await;
+        self.settle_changes().await?;
         let devices = self.devices.load_full();
         let nests = |path: &str| path.starts_with(&record.path) || record.path.starts_with(path);
         if devices.iter().any(|device| nests(&device.record.path)) {
@@ -188,7 +221,7 @@ impl Broker {
         let probed = device.written(device.send(probe)).await;
         probed.map_err(|error| Failure::invalid(format!("the audit device failed its test record: {error}")))?;
         let value = serde_json::to_vec(&stored).map_err(Failure::internal)?;
-        self.view()?.commit(Txn::new().put(name, value)).await?;
+        self.commit(Txn::new().put(name, value)).await?;
         let mut devices = Vec::clone(&devices);
         devices.push(device);
         devices.sort_by(|a, b| a.record.path.cmp(&b.record.path));
@@ -199,9 +232,10 @@ impl Broker {
     /// Disables the device at a path, if there is one.
     pub async fn disable(&self, path: &str) -> Result<(), Failure> {
         let _one = self.changing.lock().await;
+        self.settle_changes().await?;
         let devices = self.devices.load_full();
         let Some(device) = devices.iter().find(|device| device.record.path == path) else { return Ok(()) };
-        self.view()?.commit(Txn::new().delete(format!("audit/{}", device.record.uuid))).await?;
+        self.commit(Txn::new().delete(format!("audit/{}", device.record.uuid))).await?;
         let left = devices.iter().filter(|other| other.record.path != path).cloned().collect();
         self.devices.store(Arc::new(left));
         Ok(())
@@ -222,19 +256,22 @@ impl Broker {
     /// Records a header from now on (`Some`, whether as HMAC) or no longer.
     pub async fn set_header(&self, name: &str, hmac: Option<bool>) -> Result<(), Failure> {
         let _one = self.changing.lock().await;
+        self.settle_changes().await?;
         let mut headers = BTreeMap::clone(&self.headers.load());
         match hmac {
             Some(hmac) => headers.insert(name.to_ascii_lowercase(), hmac),
             None => headers.remove(&name.to_ascii_lowercase()),
         };
         let value = serde_json::to_vec(&headers).map_err(Failure::internal)?;
-        self.view()?.commit(Txn::new().put(HEADERS, value)).await?;
+        self.commit(Txn::new().put(HEADERS, value)).await?;
         self.headers.store(Arc::new(headers));
         Ok(())
     }
 
-    fn view(&self) -> Result<Arc<View>, Failure> {
-        self.view.load_full().ok_or_else(|| Failure::unavailable("Vault is sealed"))
+    async fn commit(&self, txn: Txn) -> Result<(), Failure> {
+        let view = self.view.load_full().ok_or_else(|| Failure::unavailable("Vault is sealed"))?;
+        self.in_doubt.commit(&view, txn).await?;
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@
 //! The keyring itself is stored at [`KEYRING_PATH`], encrypted by the root key. Who protects the root key is the
 //! business of the seal, not of this module.
 
+mod doubt;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod keyring;
@@ -32,6 +33,7 @@ use crate::crashpoint::reach;
 use crate::secret::SecretBytes;
 use crate::storage::{self, Expect, Names, Storage, StorageError, Version};
 
+pub use doubt::InDoubt;
 pub use keyring::{DEFAULT_MAX_OPERATIONS, KeyStatus, MIN_INTERVAL, MIN_MAX_OPERATIONS, RotateConfig};
 pub use txn::{Entry, Stamp, Txn};
 pub use view::View;

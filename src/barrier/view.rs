@@ -72,6 +72,17 @@ impl View {
         self.barrier.commit(self.lift(txn)?).await
     }
 
+    /// The same for what is kept in memory too (see [`Barrier::commit_surely`]).
+    pub async fn commit_surely(&self, txn: Txn) -> Result<Version, BarrierError> {
+        self.barrier.commit_surely(self.lift(txn)?).await
+    }
+
+    /// Makes durable what is stored at these paths (see [`Barrier::confirm`]).
+    pub async fn confirm(&self, paths: impl Iterator<Item = &str>) -> Result<(), BarrierError> {
+        let paths = paths.map(|path| self.absolute(path)).collect::<Result<Vec<_>, _>>()?;
+        self.barrier.confirm(&paths.iter().map(String::as_str).collect::<Vec<_>>()).await
+    }
+
     /// Commits a transaction of this view and one of another view over the same barrier as one.
     ///
     /// # Errors

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 
 use super::failure::{Failure, Kind};
 use crate::{
-    barrier::{Txn, View},
+    barrier::{InDoubt, Txn, View},
     storage::StorageError,
 };
 
@@ -67,6 +68,9 @@ impl CorsSettings {
 pub struct Cors {
     settings: ArcSwapOption<CorsSettings>,
     view: ArcSwapOption<View>,
+    in_doubt: InDoubt,
+    /// Changes are made one at a time.
+    changing: Mutex<()>,
 }
 
 impl Cors {
@@ -77,24 +81,38 @@ impl Cors {
 
     /// Reads the settings below `view` (`core/`) after the barrier was opened.
     pub fn load(&self, view: View) -> Result<(), Failure> {
+        self.in_doubt.forget();
+        self.read(&view)?;
+        self.view.store(Some(Arc::new(view)));
+        Ok(())
+    }
+
+    fn read(&self, view: &View) -> Result<(), Failure> {
         let settings = match view.get(PATH)? {
             None => None,
             Some(entry) => serde_json::from_slice(entry.value.expose())
                 .map_err(|error| StorageError::Corrupt { key: PATH.into(), reason: error.to_string() })?,
         };
         self.settings.store(settings.map(Arc::new));
-        self.view.store(Some(Arc::new(view)));
         Ok(())
+    }
+
+    /// After a change of which nobody knows what became: takes over what the store holds. To be called from time to time.
+    pub async fn settle(&self) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        let Some(view) = self.view.load_full() else { return Ok(()) };
+        self.in_doubt.settle(&view, async { self.read(&view) }).await
     }
 
     /// Stores settings and lets them count; `None` turns cross-origin checks off.
     pub async fn set(&self, settings: Option<CorsSettings>) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
         let view = self.view.load_full().ok_or_else(|| Failure::unavailable("Vault is sealed"))?;
         let txn = match &settings {
             Some(settings) => Txn::new().put(PATH, serde_json::to_vec(settings).map_err(Failure::internal)?),
             None => Txn::new().delete(PATH),
         };
-        view.commit(txn).await?;
+        self.in_doubt.commit(&view, txn).await?;
         self.settings.store(settings.map(Arc::new));
         Ok(())
     }

@@ -7,6 +7,8 @@ pub mod cors;
 mod coverage_tests;
 #[cfg(test)]
 mod damaged_keys_tests;
+#[cfg(test)]
+mod doubt_tests;
 pub mod engine;
 pub mod envelope;
 pub mod failure;
@@ -229,6 +231,11 @@ impl Core {
                     break;
                 }
             }
+        }
+        let settled =
+            [active.policies.settle().await.map_err(Failure::from), self.audit.settle().await, self.cors.settle().await];
+        for failure in settled.into_iter().filter_map(Result::err) {
+            tracing::error!(error = ?failure, "what became of a change that failed is not known yet");
         }
         if let Err(failure) = active.mounts.finish_removals(self).await {
             tracing::error!(error = ?failure, "records of removed mounts could not be deleted");

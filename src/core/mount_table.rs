@@ -1,4 +1,5 @@
-//! Changes of the mount table: each is durable before the router shows it, and a removal goes on after a crash.
+//! Changes of the mount table: each is durable before the router shows it, and a removal goes on after a crash. Where the store
+//! failed at a change and nobody knows what became of it, what the store holds is read again once it answers.
 //!
 //! Records: `mounts/<uuid>` (a [`MountEntry`]) and `removed/<uuid>` (the same, while its data is being deleted).
 
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     auth,
-    barrier::{Barrier, Entry, Txn, View},
+    barrier::{Barrier, Entry, InDoubt, Txn, View},
     engines::{self, MountContext},
     storage::{Expect, StorageError},
 };
@@ -35,12 +36,13 @@ pub struct MountTable {
     router: Arc<Router>,
     /// Changes are made one at a time; readers never take it.
     changing: Mutex<()>,
+    in_doubt: Arc<InDoubt>,
 }
 
 impl MountTable {
     /// A table over `core/`; nothing is mounted before [`MountTable::load`].
     pub fn new(view: View, barrier: Arc<Barrier>, router: Arc<Router>) -> Self {
-        Self { view, barrier, router, changing: Mutex::new(()) }
+        Self { view, barrier, router, changing: Mutex::new(()), in_doubt: Arc::default() }
     }
 
     /// Reads all mounts and makes their engines; a new cluster gets the built-in mounts.
@@ -122,13 +124,15 @@ impl MountTable {
     /// Mounts a secrets engine or auth method at a free path.
     pub async fn mount(&self, core: &Arc<Core>, entry: MountEntry) -> Result<(), Failure> {
         let _one = self.changing.lock().await;
+        self.settle(core).await?;
         self.check_free(&entry.full_path())?;
         let engine = match entry.table {
             Table::Secret => engines::build(self.context(core, &entry)?)?,
             Table::Auth => auth::build(self.context(core, &entry)?)?,
         };
         let path = format!("{MOUNTS}{}", entry.uuid);
-        self.view.commit(Txn::new().check(&path, Expect::Absent).put(&path, encode(&entry)?)).await?;
+        let txn = Txn::new().check(&path, Expect::Absent).put(&path, encode(&entry)?);
+        self.in_doubt.commit(&self.view, txn).await?;
         self.serve(entry, engine).await;
         Ok(())
     }
@@ -146,13 +150,14 @@ impl MountTable {
     }
 
     /// Unmounts: durable at once, then the data goes, batch by batch, also after a crash.
-    pub async fn unmount(&self, full_path: &str) -> Result<(), Failure> {
+    pub async fn unmount(&self, core: &Arc<Core>, full_path: &str) -> Result<(), Failure> {
         let _one = self.changing.lock().await;
+        self.settle(core).await?;
         let Some(mounted) = self.router.at(full_path) else { return Ok(()) };
         let entry = &mounted.entry;
         let record = encode(entry)?;
         let txn = Txn::new().delete(format!("{MOUNTS}{}", entry.uuid)).put(format!("removed/{}", entry.uuid), record);
-        self.view.commit(txn).await?;
+        self.in_doubt.commit(&self.view, txn).await?;
         self.router.take(full_path);
         self.remove(entry, mounted.engine.as_ref()).await
     }
@@ -161,6 +166,8 @@ impl MountTable {
     pub async fn finish_removals(&self, core: &Arc<Core>) -> Result<(), Failure> {
         // What is still being removed by a request is not touched: its engine reads the records that would go.
         let _one = self.changing.lock().await;
+        // Nor what the router still shows.
+        self.settle(core).await?;
         for (path, entry) in self.view.scan("removed/", None, usize::MAX)? {
             let entry = decode(&path, &entry)?;
             match self.context(core, &entry).and_then(engines::build) {
@@ -220,6 +227,7 @@ impl MountTable {
         change: impl FnOnce(&mut MountEntry) -> Result<(), Failure> + Send,
     ) -> Result<(), Failure> {
         let _one = self.changing.lock().await;
+        self.settle(core).await?;
         let mounted = self.router.at(full_path).ok_or_else(Failure::not_found)?;
         let mut entry = mounted.entry.clone();
         change(&mut entry)?;
@@ -230,17 +238,13 @@ impl MountTable {
             Table::Secret => engines::check_tuned(&mounted.entry, &self.context(core, &entry)?).await?,
             Table::Auth => None,
         };
-        let rebuilt = match (entry.table, entry.kind.as_str()) {
-            (_, "system" | "identity" | "cubbyhole" | "token") => Arc::clone(&mounted.engine),
-            (Table::Secret, _) => engines::build(self.context(core, &entry)?)?,
-            (Table::Auth, _) => auth::build(self.context(core, &entry)?)?,
-        };
+        let rebuilt = self.rebuilt(core, &mounted, &entry)?;
         let txn = Txn::new().put(format!("{MOUNTS}{}", entry.uuid), encode(&entry)?);
-        let view = self.view.clone();
+        let (view, in_doubt) = (self.view.clone(), Arc::clone(&self.in_doubt));
         // On a task of its own: what stands still does so until the commit is there, also when the caller goes away.
         let committed = tokio::spawn(async move {
             let _still = still;
-            view.commit(txn).await
+            in_doubt.commit(&view, txn).await
         });
         committed.await.map_err(Failure::internal)??;
         self.serve(entry, rebuilt).await;
@@ -250,6 +254,7 @@ impl MountTable {
     /// Moves a mount with its data to another free path of the same table.
     pub async fn remount(&self, core: &Arc<Core>, from: &str, to: MountEntry) -> Result<(), Failure> {
         let _one = self.changing.lock().await;
+        self.settle(core).await?;
         let mounted = self.router.at(from).ok_or_else(Failure::not_found)?;
         self.check_free(&to.full_path())?;
         let entry = MountEntry { path: to.path, ..mounted.entry.clone() };
@@ -257,9 +262,56 @@ impl MountTable {
             Table::Secret => engines::build(self.context(core, &entry)?)?,
             Table::Auth => auth::build(self.context(core, &entry)?)?,
         };
-        self.view.commit(Txn::new().put(format!("{MOUNTS}{}", entry.uuid), encode(&entry)?)).await?;
+        self.in_doubt.commit(&self.view, Txn::new().put(format!("{MOUNTS}{}", entry.uuid), encode(&entry)?)).await?;
         self.router.take(from);
         self.serve(entry, engine).await;
+        Ok(())
+    }
+}
+
+impl MountTable {
+    /// The engine of a mount whose record changed.
+    fn rebuilt(&self, core: &Arc<Core>, mounted: &Mounted, entry: &MountEntry) -> Result<Arc<dyn Engine>, Failure> {
+        Ok(match (entry.table, entry.kind.as_str()) {
+            (_, "system" | "identity" | "cubbyhole" | "token") => Arc::clone(&mounted.engine),
+            (Table::Secret, _) => engines::build(self.context(core, entry)?)?,
+            (Table::Auth, _) => auth::build(self.context(core, entry)?)?,
+        })
+    }
+
+    /// After changes of which nobody knows what became: shows the mounts that the store holds. The caller makes changes.
+    async fn settle(&self, core: &Arc<Core>) -> Result<(), Failure> {
+        if !self.in_doubt.is_any() {
+            return Ok(());
+        }
+        self.in_doubt.settle(&self.view, self.show_stored(core)).await
+    }
+
+    async fn show_stored(&self, core: &Arc<Core>) -> Result<(), Failure> {
+        let stored = self.entries()?;
+        let shown = self.router.all();
+        for mounted in &shown {
+            let path = mounted.entry.full_path();
+            if !stored.iter().any(|entry| entry.uuid == mounted.entry.uuid && entry.full_path() == path) {
+                self.router.take(&path);
+            }
+        }
+        for entry in stored {
+            let before = shown.iter().find(|mounted| mounted.entry.uuid == entry.uuid);
+            if before.is_some_and(|mounted| mounted.entry == entry) {
+                continue;
+            }
+            let engine = match (before, entry.table) {
+                (Some(mounted), _) => self.rebuilt(core, mounted, &entry),
+                (None, Table::Secret) => self.context(core, &entry).and_then(engines::build),
+                (None, Table::Auth) => self.context(core, &entry).and_then(auth::build),
+            };
+            let engine = engine.unwrap_or_else(|failure| {
+                tracing::error!(mount = %entry.full_path(), error = ?failure, "this mount cannot be served; its requests answer 503");
+                Arc::new(Broken { reason: failure.to_string() })
+            });
+            self.serve(entry, engine).await;
+        }
         Ok(())
     }
 }

@@ -8,9 +8,9 @@ use crate::{
     engines::Services,
     seal::{
         Seal, SealSettings,
-        wire::{InitRequest, UnsealRequest},
+        wire::{InitRequest, InitResponse, UnsealRequest},
     },
-    storage::InMem,
+    storage::{InMem, Storage},
     zones::Zones,
 };
 
@@ -26,7 +26,13 @@ pub async fn unsealed_core_with(clock: Clock, settings: Settings) -> Arc<Core> {
 
 /// The same with the one share that opens it, in base64.
 pub async fn unsealed_core_and_share(clock: Clock, settings: Settings) -> (Arc<Core>, String) {
-    let barrier = Arc::new(Barrier::new(Arc::new(InMem::open().unwrap())));
+    let (core, made) = unsealed_core_over(Arc::new(InMem::open().unwrap()), clock, settings).await;
+    (core, made.keys_base64[0].to_string())
+}
+
+/// The same over a store, with what init gave out.
+pub async fn unsealed_core_over(store: Arc<dyn Storage>, clock: Clock, settings: Settings) -> (Arc<Core>, InitResponse) {
+    let barrier = Arc::new(Barrier::new(store));
     let services = services(&barrier);
     let seal = Arc::new(Seal::new(barrier, None, SealSettings::default()));
     let audit_paths = vec![std::env::temp_dir().display().to_string()];
@@ -38,7 +44,7 @@ pub async fn unsealed_core_and_share(clock: Clock, settings: Settings) -> (Arc<C
         let share = made.keys_base64[0].clone().into();
         core.seal.unseal(UnsealRequest { key: share, ..UnsealRequest::default() }).await.unwrap();
     }
-    (core, made.keys_base64[0].to_string())
+    (core, made)
 }
 
 /// Services without an HSM.

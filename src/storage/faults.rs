@@ -21,7 +21,7 @@ use super::{
 
 /// How a batch ends.
 #[derive(Clone, Debug)]
-enum Plan {
+pub(crate) enum Plan {
     Good,
     /// Nothing of the batch reaches the disk.
     Lost(Fault),
@@ -30,8 +30,9 @@ enum Plan {
     Panic,
 }
 
+/// Keeps its records in memory.
 #[derive(Clone)]
-struct Faulty {
+pub(crate) struct Faulty {
     map: Arc<Map>,
     /// For the next batches; all later ones are good.
     plans: Arc<Mutex<VecDeque<Plan>>>,
@@ -42,7 +43,7 @@ struct Faulty {
 }
 
 impl Faulty {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             map: Arc::default(),
             plans: Arc::default(),
@@ -52,12 +53,18 @@ impl Faulty {
         }
     }
 
-    fn start(&self) -> Store {
+    pub(crate) fn start(&self) -> Store {
         Store::start(self.clone(), None, None, u64::MAX).unwrap()
     }
 
-    fn plan(&self, plan: Plan) {
+    /// How the next batch ends for which nothing is planned yet.
+    pub(crate) fn plan(&self, plan: Plan) {
         self.plans.lock().push_back(plan);
+    }
+
+    /// So many times the engine cannot be opened again.
+    pub(crate) fn stay_closed(&self, times: u32) {
+        self.failing_reopenings.store(times, Ordering::SeqCst);
     }
 
     /// Holds a first commit in the engine until the others wait, so that they become one batch with this end.
@@ -105,7 +112,7 @@ impl Backend for Faulty {
     }
 }
 
-fn io() -> Fault {
+pub(crate) fn io() -> Fault {
     Fault::Io("planned".into())
 }
 

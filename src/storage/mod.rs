@@ -34,7 +34,7 @@ mod conformance;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
-mod faults;
+pub(crate) mod faults;
 #[cfg(test)]
 mod measure;
 #[cfg(test)]

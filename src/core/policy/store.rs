@@ -27,7 +27,7 @@ use super::{
     template::TemplateIdentity,
 };
 use crate::{
-    barrier::{BarrierError, Entry, Txn, View},
+    barrier::{BarrierError, Entry, InDoubt, Txn, View},
     core::failure::Failure,
     storage::StorageError,
 };
@@ -132,6 +132,7 @@ pub struct PolicyStore {
     view: View,
     /// Counts writes. Read before the records, so that what is compiled from old records carries an old number.
     generation: Arc<AtomicU64>,
+    in_doubt: Arc<InDoubt>,
     policies: Cache<String, Tagged<Option<Arc<Policy>>>>,
     lists: Cache<ListKey, Tagged<Arc<Acl>>>,
 }
@@ -146,7 +147,8 @@ struct Tagged<T> {
 impl PolicyStore {
     /// The policies stored in `view`, which holds nothing else.
     pub fn new(view: View) -> Self {
-        Self { view, generation: Arc::default(), policies: Cache::new(CACHED_POLICIES), lists: Cache::new(CACHED_LISTS) }
+        let (policies, lists) = (Cache::new(CACHED_POLICIES), Cache::new(CACHED_LISTS));
+        Self { view, generation: Arc::default(), in_doubt: Arc::default(), policies, lists }
     }
 
     /// Writes the policies that every server has: `default` unless it is there, `response-wrapping` as it must be. To be
@@ -235,6 +237,16 @@ impl PolicyStore {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// After writes of which nobody knows what became: what is compiled from then on is what the store holds. To be called
+    /// from time to time.
+    pub async fn settle(&self) -> Result<(), PolicyError> {
+        let reread = async {
+            self.invalidate();
+            Ok(())
+        };
+        self.in_doubt.settle(&self.view, reread).await
+    }
+
     fn parsed(&self, name: &str) -> Result<Option<Arc<Policy>>, PolicyError> {
         let generation = self.generation();
         if let Some(found) = self.policies.get(name).filter(|found| found.generation == generation) {
@@ -285,9 +297,9 @@ impl PolicyStore {
     /// Commits, then starts a new generation. In a task of its own: when the caller goes away in between, the
     /// store still writes, and what was compiled before must not outlive that.
     async fn commit(&self, txn: Txn) -> Result<(), BarrierError> {
-        let (view, generation) = (self.view.clone(), self.generation.clone());
+        let (view, generation, in_doubt) = (self.view.clone(), self.generation.clone(), self.in_doubt.clone());
         let task = tokio::spawn(async move {
-            let result = view.commit(txn).await;
+            let result = in_doubt.commit(&view, txn).await;
             generation.fetch_add(1, Ordering::AcqRel);
             result
         });

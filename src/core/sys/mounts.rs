@@ -420,7 +420,8 @@ async fn unmount_secret(system: &System, _: &Call<'_>, params: MountParams) -> R
     if PROTECTED.iter().any(|protected| path.starts_with(protected)) {
         return Err(Failure::invalid(format!("cannot unmount {path:?}")));
     }
-    system.active()?.mounts.unmount(&path).await?;
+    let core = system.core()?;
+    core.active()?.mounts.unmount(&core, &path).await?;
     Ok(Reply::empty())
 }
 
@@ -429,9 +430,10 @@ async fn unmount_auth(system: &System, _: &Call<'_>, params: MountParams) -> Res
         return Err(Failure::invalid("token credential backend cannot be disabled"));
     }
     let full = full_path(Table::Auth, &params.path);
-    let active = system.active()?;
+    let core = system.core()?;
+    let active = core.active()?;
     // The mount goes first: nobody can log in any more while the tokens are revoked.
-    active.mounts.unmount(&full).await?;
+    active.mounts.unmount(&core, &full).await?;
     active.tokens.revoke_prefix(&full).await?;
     Ok(Reply::empty())
 }
