@@ -2,7 +2,7 @@
 //!
 //! Modules stand in reading order: the leaves first, then what is built on them.
 //! Dependencies point one way: `cli -> startup -> http -> core -> auth, engines, audit -> barrier -> storage`
-//! and `seal -> hsm`; `wire` and `secret` are leaves.
+//! and `seal -> hsm`; `wire`, `secret` and `heavy` are leaves.
 
 // The two exceptions (raw PKCS#11 calls, and locked and overwritten memory) carry a reasoned `allow` of their own.
 #![deny(unsafe_code)]
@@ -11,6 +11,7 @@
 pub mod config;
 mod crashpoint;
 pub mod hcl;
+mod heavy;
 pub mod secret;
 mod stack;
 pub mod wire;

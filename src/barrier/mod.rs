@@ -13,6 +13,7 @@ mod doubt;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod keyring;
+mod large;
 mod outcome;
 mod record;
 mod txn;
@@ -30,6 +31,7 @@ use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
 use crate::crashpoint::reach;
+use crate::heavy;
 use crate::secret::SecretBytes;
 use crate::storage::{self, Expect, Names, Storage, StorageError, Version};
 
@@ -44,6 +46,7 @@ use outcome::{Footprint, Outcome, PATIENCE};
 use record::Aead;
 
 use keyring::{Image, Keyring};
+use large::Large;
 
 /// Where the keyring is stored, encrypted by the root key.
 pub const KEYRING_PATH: &str = "core/keyring";
@@ -141,12 +144,19 @@ pub struct Barrier {
     /// Serialises changes of the keyring; readers never take it.
     unlocked: Mutex<Option<Unlocked>>,
     changes: Arc<AtomicU64>,
+    large: Large,
 }
 
 impl Barrier {
     /// A sealed barrier over `storage`.
     pub fn new(storage: Arc<dyn Storage>) -> Self {
-        Self { storage, keyring: ArcSwapOption::empty(), unlocked: Mutex::new(None), changes: Arc::default() }
+        Self {
+            storage,
+            keyring: ArcSwapOption::empty(),
+            unlocked: Mutex::new(None),
+            changes: Arc::default(),
+            large: Large::default(),
+        }
     }
 
     /// Grows with every commit of this process that writes what the server itself keeps (`core/`, `sos/`), before the commit is
@@ -263,6 +273,8 @@ impl Barrier {
         if names.len() < SHORT || names.len() == limit {
             return Ok(names);
         }
+        // So is what is made of them.
+        heavy::aside().await;
         let (barrier, prefix) = (self.clone(), prefix.to_owned());
         let all = tokio::task::spawn_blocking(move || {
             while names.len() < limit {

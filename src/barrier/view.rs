@@ -47,6 +47,11 @@ impl View {
         self.barrier.get(&self.absolute(path)?)
     }
 
+    /// The same of a record that may be large (see [`Barrier::get_long`]).
+    pub async fn get_long(&self, path: &str) -> Result<Option<Entry>, BarrierError> {
+        self.barrier.get_long(&self.absolute(path)?).await
+    }
+
     /// Names one level below `prefix`, which is empty or ends in `/` (see [`crate::storage::Storage::list`]).
     pub fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, BarrierError> {
         self.barrier.list(&self.absolute(prefix)?, after, limit)

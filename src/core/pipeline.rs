@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     audit::{Exchange, Outcome},
+    heavy,
     secret::SecretString,
     wire::json::RawObject,
 };
@@ -178,6 +179,10 @@ impl Core {
         {
             // Whether there was a try left was asked before; several at once may overdraw by as many.
             drop(self.auth_failures.count(request.remote, self.clock.now()));
+        }
+        if result.as_ref().is_ok_and(|reply| reply.body.len() > heavy::LARGE) {
+            // Hashing it for the audit devices and laying it out take as long as making it.
+            heavy::aside().await;
         }
         if let (Ok(reply), Some(ttl)) = (&mut result, wrap_ttl) {
             result = self.wrap(&active, request, &target, std::mem::take(reply), ttl).await;

@@ -33,6 +33,21 @@ pub enum Body {
     },
 }
 
+impl Body {
+    /// Bytes that are there already.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::None | Self::Stream { .. } => 0,
+            Self::Data(bytes) | Self::Mirrored(bytes) | Self::Bare { bytes, .. } => bytes.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// An answer of an endpoint.
 #[derive(Debug, Default)]
 pub struct Reply {

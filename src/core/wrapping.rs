@@ -134,9 +134,9 @@ pub fn lookup(tokens: &TokenStore, entry: &TokenEntry) -> Result<WrapRecord, Fai
 }
 
 /// Takes the answer out. The caller has counted the token's use, and ends the token afterwards.
-pub fn open(tokens: &TokenStore, entry: &TokenEntry) -> Result<Unwrapped, Failure> {
+pub async fn open(tokens: &TokenStore, entry: &TokenEntry) -> Result<Unwrapped, Failure> {
     let record = lookup(tokens, entry)?;
-    let response = tokens.cubbyhole().get(&format!("{}/response", entry.hash))?.ok_or_else(invalid_token)?;
+    let response = tokens.cubbyhole().get_long(&format!("{}/response", entry.hash)).await?.ok_or_else(invalid_token)?;
     let response: Response<String> = serde_json::from_slice(response.value.expose()).map_err(Failure::internal)?;
     Ok(Unwrapped { envelope: response.response.into_bytes(), record })
 }
@@ -145,7 +145,7 @@ pub fn open(tokens: &TokenStore, entry: &TokenEntry) -> Result<Unwrapped, Failur
 pub async fn unwrap(tokens: &TokenStore, token: &SecretString) -> Result<Unwrapped, Failure> {
     let entry = tokens.lookup(token)?.filter(|entry| entry.is_wrapping()).ok_or_else(invalid_token)?;
     tokens.count_use(&entry).await.map_err(|failure| if failure.kind() == Kind::Denied { invalid_token() } else { failure })?;
-    let unwrapped = open(tokens, &entry);
+    let unwrapped = open(tokens, &entry).await;
     if let Err(failure) = tokens.finish_use(&entry).await {
         // The token is dead already; the answer must not be lost with it.
         tracing::warn!(error = ?failure, "a used-up wrapping token is removed later");

@@ -1,4 +1,4 @@
-//! Where large requests are worked on. Parsing, hashing and redacting tens of megabytes takes a thread tenths of a second;
+//! Where large requests are worked on, and requests whose answers are large. Parsing, hashing and redacting tens of megabytes takes a thread tenths of a second;
 //! the threads that serve connections have thousands of others waiting, so this is done on threads of its own. What is small
 //! stays where it came in: a change of threads costs more than the work.
 
@@ -9,10 +9,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::stack;
+use crate::{heavy, stack};
 
 /// Bodies over this size are worked on aside.
-pub const LARGE_BODY: usize = 256 << 10;
+pub const LARGE_BODY: usize = heavy::LARGE;
 
 /// The threads.
 #[derive(Debug)]

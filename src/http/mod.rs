@@ -41,6 +41,7 @@ use crate::{
         request::{Operation, Request},
         sys::snapshot::takes_upload,
     },
+    heavy,
 };
 
 /// Bodies over this many bytes are refused with 413 unless the listener says otherwise.
@@ -147,7 +148,7 @@ async fn carry_out(front: &Front, taken: Taken) -> Answer {
         let Some(work) = front.aside.begin(work) else { return defect() };
         within(limit, work).await.map(|handled| handled.unwrap_or_else(|_| defect()))
     } else {
-        within(limit, &mut Finish(Some(Box::pin(work)))).await
+        within(limit, &mut Finish::new(Box::pin(work), &front.aside)).await
     };
     done.unwrap_or_else(|| refused(&took_too_long(limit)))
 }
@@ -169,23 +170,49 @@ fn took_too_long(limit: Duration) -> Failure {
     Failure::unavailable(format!("the request took longer than max_request_duration ({} s)", limit.as_secs()))
 }
 
-/// A request's work, which goes on by itself when nobody waits for it any longer.
-struct Finish(Option<Pin<Box<dyn Future<Output = Answer> + Send>>>);
+type Work = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
-impl Future for Finish {
-    type Output = Answer;
+/// A request's work, which goes on by itself when nobody waits for it any longer, and aside when it turns out to be long.
+struct Finish<'a> {
+    here: Option<Work>,
+    aside: &'a Aside,
+    moved: Option<tokio::task::JoinHandle<Answer>>,
+}
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
-        let Some(work) = &mut self.0 else { return Poll::Pending };
-        let answer = std::task::ready!(work.as_mut().poll(context));
-        self.0 = None;
-        Poll::Ready(answer)
+impl<'a> Finish<'a> {
+    fn new(work: Work, aside: &'a Aside) -> Self {
+        Self { here: Some(work), aside, moved: None }
     }
 }
 
-impl Drop for Finish {
+impl Future for Finish<'_> {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+        if let Some(work) = &mut self.here {
+            match heavy::poll_movable(work.as_mut(), context) {
+                (Poll::Ready(answer), _) => {
+                    self.here = None;
+                    return Poll::Ready(answer);
+                }
+                (Poll::Pending, false) => return Poll::Pending,
+                (Poll::Pending, true) => {}
+            }
+        }
+        if let Some(work) = self.here.take() {
+            self.moved = self.aside.begin(work);
+        }
+        match &mut self.moved {
+            Some(moved) => Pin::new(moved).poll(context).map(|done| done.unwrap_or_else(|_| defect())),
+            // The server ends.
+            None => Poll::Ready(defect()),
+        }
+    }
+}
+
+impl Drop for Finish<'_> {
     fn drop(&mut self) {
-        if let (Some(work), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+        if let (Some(work), Ok(runtime)) = (self.here.take(), tokio::runtime::Handle::try_current()) {
             runtime.spawn(work);
         }
     }

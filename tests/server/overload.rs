@@ -155,7 +155,9 @@ fn running_out_of_descriptors_stops_neither_work_nor_later_clients() {
 /// Connections from this address, each of which asks once: those that were served, and how many were refused.
 fn gather(address: [u8; 4], server: &Server<'_>, wanted: usize) -> (Vec<TcpStream>, usize) {
     let mut streams: Vec<TcpStream> = (0..wanted).map(|_| connect_from(address, server)).collect();
-    streams.iter_mut().for_each(|stream| drop(stream.write_all(b"GET /v1/sys/health?uninitcode=200&sealedcode=200 HTTP/1.1\r\nHost: x\r\n\r\n")));
+    streams.iter_mut().for_each(|stream| {
+        drop(stream.write_all(b"GET /v1/sys/health?uninitcode=200&sealedcode=200 HTTP/1.1\r\nHost: x\r\n\r\n"))
+    });
     streams.retain_mut(|stream| {
         let answer = status(stream);
         // A refusal may be lost to the reset that the late request brings about.
@@ -361,6 +363,53 @@ fn large_requests_do_not_hold_up_the_threads_that_serve_connections() {
     let deep = "[".repeat(1 << 20);
     let reply = request(url, "PUT", "/v1/sys/tools/hash", token, Some(&deep)).unwrap();
     assert!(reply.status == 400 && reply.errors().contains("exceeded max depth"), "{} {}", reply.status, reply.text);
+}
+
+#[test]
+fn large_answers_do_not_hold_up_the_threads_that_serve_connections() {
+    let place = Place::shamir();
+    let server = ready(&place);
+    server
+        .put("sys/audit/file", json!({"type": "file", "options": {"file_path": place.path("audit.log").display().to_string()}}))
+        .ok();
+    server.put("sys/mounts/kv1", json!({"type": "kv"})).ok();
+    let text = "y".repeat(8 << 20);
+    server.put("kv/data/large", json!({"data": {"x": text}})).ok();
+    server.put("kv1/large", json!({"x": text})).ok();
+    let worst = |rounds: usize| {
+        let mut worst = Duration::ZERO;
+        for _ in 0..rounds {
+            let began = Instant::now();
+            server.get("sys/health").ok();
+            worst = worst.max(began.elapsed());
+        }
+        worst
+    };
+    let alone = worst(50);
+    for (path, pointer) in [("kv/data/large", "/data/data/x"), ("kv1/large", "/data/x")] {
+        let before = server.cpu_of("large-requests");
+        let beside = std::thread::scope(|scope| {
+            let large = scope.spawn(|| server.get(path).ok());
+            let beside = worst(50);
+            assert_eq!(large.join().unwrap().pointer(pointer).and_then(|x| x.as_str()).map(str::len), Some(8 << 20));
+            beside
+        });
+        // Known as large it is moved before it is read, and its answer is the same.
+        assert_eq!(server.get(path).ok().pointer(pointer).and_then(|x| x.as_str()).map(str::len), Some(8 << 20));
+        let took = server.cpu_of("large-requests").saturating_sub(before);
+        measured(&format!(
+            "two answers of 8 MiB ({path}) took {took:?} of threads of their own; the worst look at the health beside one {:.1} times the worst alone",
+            beside.as_secs_f64() / alone.as_secs_f64()
+        ));
+        assert!(took >= Duration::from_millis(20), "{path} was read and laid out elsewhere: {took:?}");
+    }
+    // What was large and is small again is read as everything is.
+    server.put("kv1/large", json!({"x": "small"})).ok();
+    assert_eq!(server.get("kv1/large").ok()["data"]["x"], "small");
+    let before = server.cpu_of("large-requests");
+    (0..100).for_each(|_| drop(server.get("kv1/large").ok()));
+    let took = server.cpu_of("large-requests").saturating_sub(before);
+    assert!(took <= Duration::from_millis(20), "{took:?}");
 }
 
 /// What a proxy or a machine with many clients does: many connections of one address, all of them at work.

@@ -85,7 +85,7 @@ async fn unwrap(system: &System, call: &Call<'_>, params: WrappingToken) -> Resu
 async fn take(tokens: &TokenStore, call: &Call<'_>, params: WrappingToken) -> Result<Unwrapped, Failure> {
     if params.token.is_empty() {
         let entry = call.caller.token()?;
-        return if entry.is_wrapping() { wrapping::open(tokens, entry) } else { Err(wrapping::invalid_token()) };
+        return if entry.is_wrapping() { wrapping::open(tokens, entry).await } else { Err(wrapping::invalid_token()) };
     }
     wrapping::unwrap(tokens, &SecretString::new(params.token)).await
 }

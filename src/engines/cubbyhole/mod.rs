@@ -77,7 +77,7 @@ fn is_name(path: &str) -> bool {
 }
 
 fn exists<'a>(engine: &'a Cubbyhole, call: &'a Call<'a>) -> BoxFuture<'a, Result<bool, Failure>> {
-    Box::pin(async move { Ok(is_name(call.path) && engine.view.get(&record(call)?)?.is_some()) })
+    Box::pin(async move { Ok(is_name(call.path) && engine.view.get_long(&record(call)?).await?.is_some()) })
 }
 
 async fn read(engine: &Cubbyhole, call: &Call<'_>) -> Result<Reply, Failure> {
@@ -85,7 +85,7 @@ async fn read(engine: &Cubbyhole, call: &Call<'_>) -> Result<Reply, Failure> {
     if !is_name(call.path) {
         return Err(Failure::not_found());
     }
-    let found = engine.view.get(&path)?.ok_or_else(Failure::not_found)?;
+    let found = engine.view.get_long(&path).await?.ok_or_else(Failure::not_found)?;
     let reply = Reply::raw_data(found.value.expose().to_vec());
     let wrapped = call.path == WRAPPED && call.caller.token()?.is_wrapping();
     Ok(if wrapped { reply.with_warning(WRAPPED_WARNING) } else { reply })

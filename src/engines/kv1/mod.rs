@@ -61,7 +61,9 @@ static ROUTES: &[Route<Kv1>] = &[Route {
     patterns: &["{path:rest}"],
     access: Access::Token,
     help: "Reads and writes secrets as they are; a write replaces the whole secret.",
-    exists: Some(|engine, call| Box::pin(async move { Ok(engine.view.get(&record_path(call.capture("path")))?.is_some()) })),
+    exists: Some(|engine, call| {
+        Box::pin(async move { Ok(engine.view.get_long(&record_path(call.capture("path"))).await?.is_some()) })
+    }),
     operations: &[
         op!(Read, "Read a secret.", read),
         op!(Write, "Write a secret: any fields; `ttl` sets the lease that reads show.", write),
@@ -84,7 +86,7 @@ fn record_path(path: &str) -> String {
 
 async fn read(engine: &Kv1, call: &Call<'_>) -> Result<Reply, Failure> {
     let path = record_path(call.capture("path"));
-    let Some(entry) = engine.view.get(&path)? else {
+    let Some(entry) = engine.view.get_long(&path).await? else {
         engine.check_upgrade()?;
         return Err(Failure::not_found());
     };
@@ -115,7 +117,7 @@ async fn write(engine: &Kv1, call: &Call<'_>) -> Result<Reply, Failure> {
 
 async fn delete(engine: &Kv1, call: &Call<'_>) -> Result<Reply, Failure> {
     let path = record_path(call.capture("path"));
-    if engine.view.get(&path)?.is_some() {
+    if engine.view.get_long(&path).await?.is_some() {
         engine.commit(Txn::new().delete(path)).await?;
     } else {
         engine.check_upgrade()?;

@@ -21,7 +21,7 @@ const MAX_DEPTH: usize = 100;
 /// Reads a version.
 pub async fn read(engine: &Kv2, call: &Call<'_>, params: ReadData) -> Result<Reply, Failure> {
     let key = call.capture("path");
-    let found = engine.keys.version(key, params.version)?.ok_or_else(Failure::not_found)?;
+    let found = engine.keys.version(key, params.version).await?.ok_or_else(Failure::not_found)?;
     let json = found.json(&version_path(key, found.version.number))?;
     Ok(show::found("data", json, &found.version, &found.key))
 }
@@ -62,7 +62,7 @@ fn cas(options: Option<&RawMap>) -> Result<Cas, Failure> {
 /// Shows the names of a version's members.
 pub async fn subkeys(engine: &Kv2, call: &Call<'_>, params: ReadSubkeys) -> Result<Reply, Failure> {
     let key = call.capture("path");
-    let found = engine.keys.version(key, params.version)?.ok_or_else(Failure::not_found)?;
+    let found = engine.keys.version(key, params.version).await?.ok_or_else(Failure::not_found)?;
     let names = found.json(&version_path(key, found.version.number))?.map(|json| {
         let depth = usize::try_from(params.depth).ok().filter(|depth| *depth > 0).unwrap_or(MAX_DEPTH);
         names(json, depth.min(MAX_DEPTH))

@@ -130,7 +130,7 @@ impl Keys {
     }
 
     /// A version of a key: the numbered one, or the latest for 0 and less.
-    pub fn version(&self, key: &str, number: i64) -> Result<Option<Found>, Failure> {
+    pub async fn version(&self, key: &str, number: i64) -> Result<Option<Found>, Failure> {
         let mut seen = None;
         for _ in 0..ATTEMPTS {
             let Some((entry, record)) = self.entry(key)? else { return Ok(None) };
@@ -140,7 +140,7 @@ impl Keys {
                 return Ok(Some(Found { key: record, version, record: None }));
             }
             let path = version_path(key, number);
-            if let Some(data) = self.view.get(&path)?
+            if let Some(data) = self.view.get_long(&path).await?
                 && record::decode_version(&path, data.value.expose())?.0 == version.created
             {
                 return Ok(Some(Found { key: record, version, record: Some(data.value) }));
