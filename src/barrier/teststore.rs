@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::storage::{CommitFuture, Expect, Record, Storage, StorageError, Txn};
+use crate::storage::{CommitFuture, Record, Storage, StorageError, Txn};
 
 /// Keeps its records over a simulated restart.
 pub(crate) struct Store {
@@ -69,7 +69,7 @@ impl Store {
 
     fn write(&self, txn: Txn) -> Result<u64, StorageError> {
         let mut state = self.state.lock();
-        let conflict = txn.checks.iter().find(|(key, expect)| Expect::unchanged(state.1.get(key)) != *expect);
+        let conflict = txn.checks.iter().find(|(key, expect)| !expect.holds(state.1.get(key).map(|record| record.version)));
         if let Some((key, _)) = conflict {
             return Err(StorageError::Conflict { key: key.clone() });
         }

@@ -32,6 +32,11 @@ impl Stamp {
     pub fn new(path: impl Into<String>, read: &Entry) -> Self {
         Self { path: path.into(), expect: Entry::unchanged(Some(read)) }
     }
+
+    /// That there is a record at `path`, whatever it says: it need not be read for that.
+    pub fn present(path: impl Into<String>) -> Self {
+        Self { path: path.into(), expect: Expect::Present }
+    }
 }
 
 /// Checks and plaintext writes that take effect together or not at all.

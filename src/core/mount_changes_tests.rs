@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{
     Core, Settings,
     clock::Clock,
+    engine::{Call, Caller},
     envelope::Answer,
     request::{Operation, Request},
 };
@@ -18,6 +19,7 @@ use crate::{
     seal::{Seal, SealSettings, wire::InitRequest},
     secret::SecretString,
     storage::InMem,
+    wire::json::RawObject,
     zones::Zones,
 };
 
@@ -147,4 +149,46 @@ async fn other_changes_of_a_mount_keep_no_key_from_being_made() {
     server.core.tick().await;
     assert_eq!(server.objects().len(), 1, "what an earlier try made is gone");
     assert!(!server.records().iter().any(|path| path.contains("/token/")));
+}
+
+/// A request that found its mount and its rights before the mount was removed, and comes to its commit after that.
+#[tokio::test]
+async fn a_late_write_to_a_removed_mount_leaves_nothing_behind() {
+    for (options, path, body) in [
+        (json!({ "version": "1" }), "late", r#"{"a": 1}"#),
+        (json!({ "version": "2" }), "data/late", r#"{"data": {"a": 1}}"#),
+        (json!({ "version": "2" }), "metadata/late", r#"{"max_versions": 3}"#),
+        (json!({ "version": "2" }), "config", r#"{"max_versions": 3}"#),
+    ] {
+        let server = server().await;
+        let mount = json!({ "type": "kv", "options": options });
+        assert_eq!(server.post("sys/mounts/kv", mount.clone()).await.status, 204);
+        assert!(server.ask(Operation::Update, &format!("kv/{}", path.replace("late", "early")), body).await.status < 300);
+        let active = server.core.active().unwrap();
+        let (mounted, _) = active.router.find(&format!("kv/{path}")).unwrap();
+        let request = Request::internal(Operation::Update, &format!("kv/{path}"), body.to_owned());
+        let (object, caller) = (RawObject::parse(&request.body).unwrap(), Caller::anyone(None));
+        let found = mounted.engine.resolve(path).unwrap();
+        let late = Call {
+            request: &request,
+            operation: Operation::Update,
+            path,
+            captures: &found.captures,
+            body: &object,
+            caller: &caller,
+            mount: &mounted.entry,
+            now: server.core.clock.now(),
+        };
+        assert_eq!(server.ask(Operation::Delete, "sys/mounts/kv", "").await.status, 204);
+        assert_eq!(server.records(), [""; 0], "all of it is deleted, and so is the note that it is to be");
+        let failure = mounted.engine.run(Some(found.route), &late).await.unwrap_err();
+        assert!(failure.text().contains("the mount was removed"), "{path}: {failure:?}");
+        assert_eq!(server.records(), [""; 0], "{path}");
+        // A mount of the same name is another one.
+        assert_eq!(server.post("sys/mounts/kv", mount).await.status, 204);
+        assert!(mounted.engine.run(Some(found.route), &late).await.is_err());
+        server.core.tick().await;
+        let records = server.records();
+        assert!(records.iter().all(|record| record.ends_with("/versioned")), "{path}: {records:?}");
+    }
 }

@@ -5,8 +5,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
-use super::{engine::Engine, failure::Failure};
-use crate::barrier::{Stamp, View};
+use super::{
+    engine::Engine,
+    failure::{Failure, Kind},
+};
+use crate::{
+    barrier::{BarrierError, Stamp, View},
+    storage::StorageError,
+};
 
 /// Secrets engine or auth method: they have tables and path spaces of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +112,28 @@ impl MountRecord {
     pub fn read(&self) -> Result<Option<(MountEntry, Stamp)>, Failure> {
         let Some(entry) = self.table.get(&self.path)? else { return Ok(None) };
         let mount = serde_json::from_slice(entry.value.expose()).map_err(Failure::internal)?;
-        Ok(Some((mount, Stamp::new(format!("{}{}", self.table.prefix(), self.path), &entry))))
+        Ok(Some((mount, Stamp::new(self.absolute(), &entry))))
+    }
+
+    /// What a commit depends on that shall be made only while the mount is there, whatever is said about it. Nothing is read for it:
+    /// the store looks when it commits.
+    pub fn there(&self) -> Stamp {
+        Stamp::present(self.absolute())
+    }
+
+    /// Whether a commit was refused because the mount is not there any more.
+    pub fn is_gone(&self, error: &BarrierError) -> bool {
+        matches!(error, BarrierError::Storage(StorageError::Conflict { key }) if *key == self.absolute())
+    }
+
+    /// What a request is told whose mount went away before it committed.
+    pub fn removed() -> Failure {
+        Failure::plain(Kind::UnsupportedPath, "the mount was removed while the request was under way; nothing was stored")
+    }
+
+    /// Its path from the root of the store.
+    fn absolute(&self) -> String {
+        format!("{}{}", self.table.prefix(), self.path)
     }
 }
 

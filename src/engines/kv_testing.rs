@@ -48,6 +48,8 @@ impl Bench {
             system_max_ttl: 2000,
             services: services(&barrier),
         };
+        let mounted = Txn::new().put(format!("core/mounts/{}", context.entry.uuid), serde_json::to_vec(&context.entry).unwrap());
+        barrier.commit(mounted).await.unwrap();
         let engine = kv::build(context.clone()).unwrap();
         engine.start().await.unwrap();
         Self { view, clock, context, engine }

@@ -263,6 +263,17 @@ fn a_check_alone_writes_nothing(bench: &Bench) {
     let syncs = store.syncs();
     commit(&store, Txn::new().check("a", Expect::Version(version))).unwrap();
     assert!(commit(&store, Txn::new().check("a", Expect::Absent)).is_err());
+    commit(&store, Txn::new().check("a", Expect::Present)).unwrap();
+    let missing = commit(&store, Txn::new().check("gone", Expect::Present).put("x", Vec::new()));
+    assert!(matches!(missing, Err(StorageError::Conflict { key }) if key == "gone"));
+    // Also of what transactions before it change that are under way with it.
+    let moves = store.commit(Txn::new().put("moved", Vec::new()));
+    let there = store.commit(Txn::new().check("moved", Expect::Present));
+    let gone = store.commit(Txn::new().delete("moved"));
+    let late = store.commit(Txn::new().check("moved", Expect::Present).put("x", Vec::new()));
+    let [moves, there, gone, late] = [moves, there, gone, late].map(now);
+    assert!(moves.is_ok() && there.is_ok() && gone.is_ok() && late.is_err());
+    assert!(store.get("x").unwrap().is_none());
     assert_eq!(store.syncs(), syncs);
 }
 

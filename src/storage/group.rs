@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use super::{
-    CommitFuture, Expect, Record, Storage, StorageError, Txn, Version,
+    CommitFuture, Record, Storage, StorageError, Txn, Version,
     backend::{Backend, Before, Fault, Step, Trust, Write},
     census::{Census, weight},
     check::Check,
@@ -436,11 +436,7 @@ impl Committer {
                 Some(change) => change.now.as_ref().map(|(version, _)| *version),
                 None => stored_version(&*self.backend, key.as_bytes())?,
             };
-            let wanted = match expect {
-                Expect::Absent => None,
-                Expect::Version(version) => Some(*version),
-            };
-            if found != wanted {
+            if !expect.holds(found) {
                 return Err(StorageError::Conflict { key: key.clone() });
             }
         }

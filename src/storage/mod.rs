@@ -70,9 +70,20 @@ pub enum Expect {
     Absent,
     /// The key exists and was last written by this commit.
     Version(Version),
+    /// The key exists, whichever commit wrote it: to be demanded without having read it.
+    Present,
 }
 
 impl Expect {
+    /// Whether it is so for a key that was last written by this commit.
+    pub fn holds(self, found: Option<Version>) -> bool {
+        match self {
+            Expect::Absent => found.is_none(),
+            Expect::Version(version) => found == Some(version),
+            Expect::Present => found.is_some(),
+        }
+    }
+
     /// The expectation that a record is still as it was read.
     pub fn unchanged(read: Option<&Record>) -> Self {
         read.map_or(Expect::Absent, |record| Expect::Version(record.version))

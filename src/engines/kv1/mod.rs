@@ -19,6 +19,7 @@ use crate::{
     core::{
         engine::Call,
         failure::Failure,
+        mounts::MountRecord,
         reply::Reply,
         route::{Access, Route, RouteTable, Routed},
     },
@@ -34,13 +35,15 @@ const HEADER: usize = 9;
 /// A version 1 mount.
 pub struct Kv1 {
     view: View,
+    /// Nothing is written once the mount is gone: nobody would ever delete it.
+    record: MountRecord,
     default_lease: u64,
 }
 
 impl Kv1 {
     /// The engine of a mount.
     pub fn new(context: &MountContext) -> Self {
-        Self { view: context.view.clone(), default_lease: context.default_ttl() }
+        Self { view: context.view.clone(), record: context.record.clone(), default_lease: context.default_ttl() }
     }
 
     /// Whether an upgrade to version 2 has begun; then what is not here may be there already.
@@ -49,8 +52,9 @@ impl Kv1 {
     }
 
     async fn commit(&self, txn: Txn) -> Result<(), Failure> {
-        match self.view.commit(txn.check(VERSIONED_MARKER, Expect::Absent)).await {
+        match self.view.commit(txn.check(VERSIONED_MARKER, Expect::Absent).while_as(self.record.there())).await {
             Ok(_) => Ok(()),
+            Err(error) if self.record.is_gone(&error) => Err(MountRecord::removed()),
             Err(BarrierError::Storage(StorageError::Conflict { .. })) => Err(Failure::invalid(UPGRADING)),
             Err(error) => Err(error.into()),
         }

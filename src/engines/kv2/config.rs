@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use super::{
     Kv2,
+    keys::Attempt,
     params::{Config, count},
     record::{CONFIG_PATH, MountRecord},
 };
 use crate::{
-    barrier::{BarrierError, Entry, Txn},
+    barrier::{Entry, Txn},
     core::{engine::Call, failure::Failure, reply::Reply},
-    storage::StorageError,
     wire::duration::format_duration,
 };
 
@@ -53,10 +53,10 @@ pub async fn write(engine: &Kv2, _: &Call<'_>, params: Config) -> Result<Reply, 
             return Ok(Reply::empty());
         }
         let txn = Txn::new().check(CONFIG_PATH, Entry::unchanged(stored.as_ref())).put(CONFIG_PATH, config.encode()?);
-        match engine.keys.view.commit(txn).await {
-            Ok(_) => return Ok(Reply::empty()),
-            Err(BarrierError::Storage(StorageError::Conflict { .. })) => {}
-            Err(error) => return Err(error.into()),
+        match engine.keys.commit(txn).await {
+            Ok(()) => return Ok(Reply::empty()),
+            Err(Attempt::Conflict(_)) => {}
+            Err(Attempt::Failed(failure)) => return Err(failure),
         }
     }
 }

@@ -22,10 +22,11 @@ use super::{
     },
 };
 use crate::{
-    barrier::{BarrierError, Entry, View},
+    barrier::{BarrierError, Entry, Txn, View},
     core::{
         clock::Clock,
         failure::{Failure, Kind},
+        mounts,
         reply::Reply,
     },
     secret::SecretBytes,
@@ -51,6 +52,8 @@ struct Waiting {
 pub struct Keys {
     /// The mount's records.
     pub view: View,
+    /// The mount itself: nothing is written once it is gone, as nobody would ever delete it.
+    mount: mounts::MountRecord,
     /// The time.
     pub clock: Clock,
     /// Whether any number given before a restore is noted; looked up once.
@@ -81,8 +84,8 @@ impl Found {
 
 impl Keys {
     /// The keys below a view.
-    pub fn new(view: View, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { view, clock, any_given: OnceLock::new(), waiting: Mutex::default() })
+    pub fn new(view: View, mount: mounts::MountRecord, clock: Clock) -> Arc<Self> {
+        Arc::new(Self { view, mount, clock, any_given: OnceLock::new(), waiting: Mutex::default() })
     }
 
     /// The current time as it is stored.
@@ -233,15 +236,26 @@ impl Keys {
         let mut state = State::read(self, key)?;
         let answers = batch.iter().map(|waiting| state.apply(&waiting.change, &config)).collect();
         if let Some(txn) = state.into_txn()? {
-            self.view.commit(txn).await?;
+            self.commit(txn).await?;
         }
         Ok(answers)
     }
+
+    /// Commits while the mount is there.
+    pub async fn commit(&self, txn: Txn) -> Result<(), Attempt> {
+        match self.view.commit(txn.while_as(self.mount.there())).await {
+            Ok(_) => Ok(()),
+            Err(error) if self.mount.is_gone(&error) => Err(Attempt::Failed(mounts::MountRecord::removed())),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
-/// Why a batch was not committed.
-enum Attempt {
+/// Why a transaction was not committed.
+pub enum Attempt {
+    /// Others changed what it depends on.
     Conflict(Failure),
+    /// Something else.
     Failed(Failure),
 }
 

@@ -53,7 +53,7 @@ pub struct Kv2 {
 impl Kv2 {
     /// The engine of a mount.
     pub fn new(context: &MountContext) -> Self {
-        Self { keys: Keys::new(context.view.clone(), context.clock.clone()) }
+        Self { keys: Keys::new(context.view.clone(), context.record.clone(), context.clock.clone()) }
     }
 }
 

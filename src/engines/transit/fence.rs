@@ -15,10 +15,7 @@ use super::{
 };
 use crate::{
     barrier::{BarrierError, Stamp, Txn},
-    core::{
-        failure::{Failure, Kind},
-        route::BoxFuture,
-    },
+    core::{failure::Failure, mounts::MountRecord, route::BoxFuture},
     storage::{StorageError, Version},
 };
 
@@ -42,9 +39,7 @@ impl Transit {
     /// # Errors
     /// 404 once the mount was removed, 503 once it was tuned to others.
     pub fn mounted(&self) -> Result<Stamp, Failure> {
-        let removed =
-            || Failure::plain(Kind::UnsupportedPath, "the mount was removed while the request was under way; nothing was stored");
-        let (mount, stamp) = self.record.read()?.ok_or_else(removed)?;
+        let (mount, stamp) = self.record.read()?.ok_or_else(MountRecord::removed)?;
         if FENCED.iter().any(|name| mount.options.get(*name) != self.options.get(*name)) {
             return Err(Failure::unavailable(
                 "the mount's zone or protection was changed while the request was under way, and nothing was stored; try again",
