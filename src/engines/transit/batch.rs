@@ -4,7 +4,7 @@
 //! the request; they are then processed in windows, so that what is held of a batch is its text, its answer and a window.
 //! Strings are borrowed from the request's body where they have no escapes, and results are written straight into the answer.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::VecDeque};
 
 use serde::{
     Deserialize, Deserializer,
@@ -213,6 +213,8 @@ impl<'a> Iterator for Values<'a> {
 pub struct Items<'a, T> {
     /// The first window, already read.
     first: Vec<T>,
+    /// What is left of the window that single items are taken from.
+    window: VecDeque<T>,
     rest: Option<Values<'a>>,
     needs: Needs,
     count: usize,
@@ -224,7 +226,15 @@ pub struct Items<'a, T> {
 impl<'a, T: FromItem<'a>> Items<'a, T> {
     /// A request that is its own item.
     pub fn one(item: T) -> Self {
-        Self { first: vec![item], rest: None, needs: Needs::Nothing, count: 1, batch: false, _admitted: None }
+        Self {
+            first: vec![item],
+            window: VecDeque::new(),
+            rest: None,
+            needs: Needs::Nothing,
+            count: 1,
+            batch: false,
+            _admitted: None,
+        }
     }
 
     /// The batch of a request, if it is one. `see` is shown every item.
@@ -275,7 +285,7 @@ impl<'a, T: FromItem<'a>> Items<'a, T> {
         }
         let admitted = gate.admit(count).await?;
         mistakes.judge()?;
-        Ok(Self { first, rest, needs, count, batch: true, _admitted: admitted })
+        Ok(Self { first, window: VecDeque::new(), rest, needs, count, batch: true, _admitted: admitted })
     }
 
     /// Whether it is a batch.
@@ -284,7 +294,7 @@ impl<'a, T: FromItem<'a>> Items<'a, T> {
     }
 
     /// How many there are.
-    pub fn count(&self) -> usize {
+    pub fn total(&self) -> usize {
         self.count
     }
 
@@ -301,6 +311,21 @@ impl<'a, T: FromItem<'a>> Items<'a, T> {
             window.push(T::from_item(0, value?, self.needs, &mut mistakes)?);
         }
         Ok(window)
+    }
+}
+
+/// Item by item, for what works on each by itself; windows and single items do not mix.
+impl<'a, T: FromItem<'a>> Iterator for Items<'a, T> {
+    type Item = Result<T, Failure>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.window.is_empty() {
+            match self.window() {
+                Ok(window) => self.window = window.into(),
+                Err(failure) => return Some(Err(failure)),
+            }
+        }
+        self.window.pop_front().map(Ok)
     }
 }
 
@@ -468,7 +493,7 @@ mod tests {
         loop {
             let window = items.window()?;
             if window.is_empty() {
-                assert_eq!(all.len(), items.count());
+                assert_eq!(all.len(), items.total());
                 return Ok(all);
             }
             all.extend(window);
@@ -499,6 +524,19 @@ mod tests {
             let items = parse(&raw, Needs::Plaintext).unwrap();
             assert_eq!(items.len(), count);
             assert!(items.iter().enumerate().all(|(at, item)| item.key_version == i64::try_from(at).unwrap()));
+        }
+    }
+
+    #[test]
+    fn items_come_one_by_one_as_in_windows() {
+        let gate = Gate::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for count in [1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW - 1] {
+            let list: Vec<String> = (0..count).map(|at| format!("{{\"plaintext\":\"\",\"key_version\":{at}}}")).collect();
+            let raw = raw(&format!("[{}]", list.join(", ")));
+            let items = runtime.block_on(Items::<Item<'_>>::read(&gate, &raw, Needs::Plaintext, |_| ())).unwrap();
+            let versions: Vec<i64> = items.map(|item| item.unwrap().key_version).collect();
+            assert_eq!(versions, (0..i64::try_from(count).unwrap()).collect::<Vec<_>>());
         }
     }
 

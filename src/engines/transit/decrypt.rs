@@ -105,7 +105,7 @@ struct OpenedTexts {
 
 impl OpenedTexts {
     fn of(items: &Items<'_, Item<'_>>) -> Self {
-        let results = items.is_batch().then(|| Results::of(items.count()));
+        let results = items.is_batch().then(|| Results::of(items.total()));
         Self { results, single: Vec::new(), tally: Tally::default() }
     }
 

@@ -181,7 +181,7 @@ pub struct Sealed {
 impl Sealed {
     /// To these items.
     pub fn of(items: &Items<'_, Item<'_>>) -> Self {
-        let results = items.is_batch().then(|| Results::of(items.count()));
+        let results = items.is_batch().then(|| Results::of(items.total()));
         Self { results, single: Vec::new(), tally: Tally::default(), wear: Wear::Fresh }
     }
 

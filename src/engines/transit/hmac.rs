@@ -137,17 +137,12 @@ pub async fn hmac(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
             let item = TextItem { input: Some(Cow::Borrowed(input)), ..TextItem::default() };
             Reply::data(&MacData { hmac: &make(&item).map_err(ItemError::into_failure)? })?
         }
-        (Some(mut items), _) => {
-            let (mut results, mut turn) = (Results::of(items.count()), Turn::begin());
-            loop {
-                let window = items.window()?;
-                if window.is_empty() {
-                    break;
-                }
-                for item in &window {
-                    turn.give_way().await;
-                    results.push(&MacItem::made(item, make(item)))?;
-                }
+        (Some(items), _) => {
+            let (mut results, mut turn) = (Results::of(items.total()), Turn::begin());
+            for item in items {
+                turn.give_way().await;
+                let item = item?;
+                results.push(&MacItem::made(&item, make(&item)))?;
             }
             Reply::raw_data(results.finish())
         }
@@ -157,37 +152,34 @@ pub async fn hmac(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
 }
 
 /// POST `verify/:name` with HMACs.
-pub async fn verify(engine: &Transit, params: &VerifyParams, mut items: Items<'_, TextItem<'_>>) -> Result<Reply, Failure> {
+pub async fn verify(engine: &Transit, params: &VerifyParams, items: Items<'_, TextItem<'_>>) -> Result<Reply, Failure> {
     let key = engine.existing(&params.name, "encryption key not found")?;
     let hash = known_hash(hash_of(&params.urlalgorithm, params.hash_algorithm.as_deref(), params.algorithm.as_deref()))?;
     let mut opened = Opened::default();
-    let (mut results, mut turn) = (Results::of(items.count()), Turn::begin());
-    loop {
-        let window = items.window()?;
-        if window.is_empty() {
-            return Ok(Reply::raw_data(results.finish()));
-        }
-        for item in &window {
-            turn.give_way().await;
-            let parsed = input_of(item, "missing input").and_then(|input| Ok((input, parse(&key, item)?)));
-            let result = match parsed {
+    let (mut results, mut turn) = (Results::of(items.total()), Turn::begin());
+    let batch = items.is_batch();
+    for item in items {
+        turn.give_way().await;
+        let item = item?;
+        let parsed = input_of(&item, "missing input").and_then(|input| Ok((input, parse(&key, &item)?)));
+        let result = match parsed {
+            Err(error) => Err(error),
+            Ok((input, (version, expected))) => match version_for(engine, &key, &mut opened, version).await? {
                 Err(error) => Err(error),
-                Ok((input, (version, expected))) => match version_for(engine, &key, &mut opened, version).await? {
-                    Err(error) => Err(error),
-                    Ok(loaded) => mac(&loaded, hash, &input).map(|sum| SecretBytes::new(sum).same_as(&expected)),
-                },
-            };
-            if !items.is_batch() {
-                return valid(result.map_err(ItemError::into_failure)?);
-            }
-            let reference = item.reference.as_deref().unwrap_or_default();
-            results.push(&match result {
-                // False is left out here, unlike with signatures.
-                Ok(valid) => MacItem { hmac: None, valid: valid.then_some(true), error: None, reference },
-                Err(error) => MacItem { hmac: None, valid: None, error: Some(error.text), reference },
-            })?;
+                Ok(loaded) => mac(&loaded, hash, &input).map(|sum| SecretBytes::new(sum).same_as(&expected)),
+            },
+        };
+        if !batch {
+            return valid(result.map_err(ItemError::into_failure)?);
         }
+        let reference = item.reference.as_deref().unwrap_or_default();
+        results.push(&match result {
+            // False is left out here, unlike with signatures.
+            Ok(valid) => MacItem { hmac: None, valid: valid.then_some(true), error: None, reference },
+            Err(error) => MacItem { hmac: None, valid: None, error: Some(error.text), reference },
+        })?;
     }
+    Ok(Reply::raw_data(results.finish()))
 }
 
 /// Version and bytes of an HMAC's text form.

@@ -234,42 +234,35 @@ async fn sign_all(
     mut items: Items<'_, TextItem<'_>>,
     options: &Options,
 ) -> Result<Vec<u8>, Failure> {
-    let (mut results, mut turn) = (Results::of(items.count()), Turn::begin());
+    let mut results = Results::of(items.total());
     if Transit::level_in_use(key) != Level::Software {
+        let (mut under_way, mut turn) = (FuturesOrdered::new(), Turn::begin());
         loop {
-            let window = items.window()?;
-            if window.is_empty() {
-                return Ok(results.finish());
+            while under_way.len() < AT_ONCE
+                && let Some(item) = items.next()
+            {
+                turn.give_way().await;
+                under_way.push_back(async move {
+                    let item = item?;
+                    let _turn = engine.stores.gate.private().await?;
+                    let signed = sign_item(engine, key, version, &item, &mut Opened::default(), options).await?;
+                    Ok::<_, Failure>((item, signed))
+                });
             }
-            let (mut left, mut under_way) = (window.iter(), FuturesOrdered::new());
-            loop {
-                while under_way.len() < AT_ONCE
-                    && let Some(item) = left.next()
-                {
-                    turn.give_way().await;
-                    under_way.push_back(async move {
-                        let _turn = engine.stores.gate.private().await?;
-                        let signed = sign_item(engine, key, version, item, &mut Opened::default(), options).await?;
-                        Ok::<_, Failure>(SignedItem::new(item, signed))
-                    });
-                }
-                let Some(signed) = under_way.next().await else { break };
-                results.push(&signed?)?;
-            }
+            let Some(signed) = under_way.next().await else { break };
+            let (item, signed) = signed?;
+            results.push(&SignedItem::new(&item, signed))?;
         }
+        return Ok(results.finish());
     }
-    let mut opened = Opened::default();
-    loop {
-        let window = items.window()?;
-        if window.is_empty() {
-            return Ok(results.finish());
-        }
-        for item in &window {
-            turn.give_way().await;
-            let signed = sign_item(engine, key, version, item, &mut opened, options).await?;
-            results.push(&SignedItem::new(item, signed))?;
-        }
+    let (mut opened, mut turn) = (Opened::default(), Turn::begin());
+    for item in items {
+        turn.give_way().await;
+        let item = item?;
+        let signed = sign_item(engine, key, version, &item, &mut opened, options).await?;
+        results.push(&SignedItem::new(&item, signed))?;
     }
+    Ok(results.finish())
 }
 
 async fn sign_item(
@@ -353,11 +346,7 @@ impl Given {
     }
 }
 
-async fn verify_signatures(
-    engine: &Transit,
-    params: &VerifyParams,
-    mut items: Items<'_, TextItem<'_>>,
-) -> Result<Reply, Failure> {
+async fn verify_signatures(engine: &Transit, params: &VerifyParams, items: Items<'_, TextItem<'_>>) -> Result<Reply, Failure> {
     let hash = hash_of(&params.urlalgorithm, params.hash_algorithm.as_deref(), params.algorithm.as_deref());
     let options = options(
         hash,
@@ -372,30 +361,26 @@ async fn verify_signatures(
     }
     check_none(&options)?;
     let (mut opened, mut turn) = (Opened::default(), Turn::begin());
-    let mut results = Results::of(items.count());
-    loop {
-        let window = items.window()?;
-        if window.is_empty() {
-            return Ok(Reply::raw_data(results.finish()));
-        }
-        for item in &window {
-            turn.give_way().await;
-            let decoded = input_of(item, "missing input").and_then(|input| Ok((input, context_of(item)?)));
-            let result = match (decoded, item.signature.as_deref()) {
-                (Err(error), _) => Err(error),
-                (Ok(_), None) => Err(ItemError::user("missing signature")),
-                (Ok((input, context)), Some(signature)) => {
-                    engine.verify_one(&key, &mut opened, &input, signature, &context, &options).await?
-                }
-            };
-            if !items.is_batch() {
-                return valid(result.map_err(ItemError::into_failure)?);
+    let (mut results, batch) = (Results::of(items.total()), items.is_batch());
+    for item in items {
+        turn.give_way().await;
+        let item = item?;
+        let decoded = input_of(&item, "missing input").and_then(|input| Ok((input, context_of(&item)?)));
+        let result = match (decoded, item.signature.as_deref()) {
+            (Err(error), _) => Err(error),
+            (Ok(_), None) => Err(ItemError::user("missing signature")),
+            (Ok((input, context)), Some(signature)) => {
+                engine.verify_one(&key, &mut opened, &input, signature, &context, &options).await?
             }
-            let reference = item.reference.as_deref().unwrap_or_default();
-            results.push(&match result {
-                Ok(valid) => VerifiedItem { valid, error: None, reference },
-                Err(error) => VerifiedItem { valid: false, error: Some(error.text), reference },
-            })?;
+        };
+        if !batch {
+            return valid(result.map_err(ItemError::into_failure)?);
         }
+        let reference = item.reference.as_deref().unwrap_or_default();
+        results.push(&match result {
+            Ok(valid) => VerifiedItem { valid, error: None, reference },
+            Err(error) => VerifiedItem { valid: false, error: Some(error.text), reference },
+        })?;
     }
+    Ok(Reply::raw_data(results.finish()))
 }
