@@ -9,7 +9,7 @@ use super::{
     Transit,
     alg::{HMAC_KEY_BYTES, KeyType, kdf::Kdf},
     b64,
-    blob::{self, Blob, Entry, Policy},
+    blob::{self, Blob, Entry, Policy, Written},
     export::Shown,
     given::Given,
     keys::level_param,
@@ -18,6 +18,7 @@ use super::{
     record::{KeyRecord, Passage, auto_path, given_path},
     store::{Change, Decision, Key},
     turn::Turn,
+    usage,
 };
 use crate::{
     barrier::Txn,
@@ -70,11 +71,17 @@ pub async fn backup(engine: &Transit, _: &Call<'_>, params: BackupParams) -> Res
     for line in &key.record.versions {
         turn.give_way().await;
         let (record, _) = engine.store.version_record(name, key.record.uid, line.version)?;
-        versions.push((record.convergent_version, engine.material_of(&key, line.version).await?));
+        let material = engine.material_of(&key, line.version).await?;
+        let encryptions = match key.record.is_counted() {
+            true => usage::stored(&engine.store.view, key.record.uid, line.version)?.0,
+            false => 0,
+        };
+        versions.push((record.convergent_version, encryptions, material));
     }
     let write = move || {
         let lines = key.record.versions.iter().zip(versions);
-        let versions: Vec<_> = lines.map(|(line, (convergent, material))| (line, convergent, material)).collect();
+        let written = |(line, (convergent, encryptions, material))| Written { line, convergent, encryptions, material };
+        let versions: Vec<_> = lines.map(written).collect();
         let json = blob::write(&key.name, &key.record, &versions).map_err(Failure::internal)?;
         Reply::data(&BackupData { backup: Shown(Zeroizing::new(b64::encode(json.expose()))) })
     };
@@ -153,10 +160,12 @@ async fn store(
             Box::pin(async move {
                 let mut record = KeyRecord { level, ..record.clone() };
                 let (mut txn, mut objects, mut remains) = (Txn::new(), Vec::new(), None);
+                let mut replaced = None;
                 match existing {
                     Ok(None) => {}
                     Ok(Some(_)) if !force => return Err(stop(format!("key {name:?} already exists"))),
                     Ok(Some(old)) => {
+                        replaced = Some(Arc::clone(&old));
                         txn = txn.delete(given_path(&old.record.uid.to_string()));
                         for line in &old.record.versions {
                             txn = engine.drop_version(name, old.record.uid, line, txn, &mut objects)?;
@@ -170,11 +179,7 @@ async fn store(
                     }
                     Err(damaged) => return Err(damaged),
                 }
-                let mut turn = Turn::begin();
-                for (version, given) in versions {
-                    turn.give_way().await;
-                    txn = engine.add_given(&mut record, *version, given, txn).await?;
-                }
+                txn = engine.add_all_given(&mut record, versions, replaced.as_deref(), txn).await?;
                 txn = match record.auto_rotate_period {
                     0 => txn.delete(auto_path(name)),
                     _ => txn.put(auto_path(name), Vec::new()),

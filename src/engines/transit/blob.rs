@@ -5,8 +5,12 @@
 //!   "archived_keys": { "keys": [ entry, … ] } }      the entry at i is of version i + min_available_version
 //! entry: { "key", "hmac_key": base64, "time": RFC 3339, "ec_x", "ec_y", "ec_d": decimal numbers,
 //!          "rsa_key": { "N", "E", "D", "Primes": [p, q], "Precomputed": { "Dp", "Dq", "Qinv" } }, "rsa_public_key",
-//!          "public_key", "convergent_version", "creation_time": seconds, "certificate_chain": [base64] }
+//!          "public_key", "convergent_version", "creation_time": seconds, "certificate_chain": [base64],
+//!          "sos_encryptions": number }
 //! ```
+//!
+//! `sos_encryptions` is this server's own: how often a version may have encrypted, where that is counted. Other servers pass over
+//! members that they do not know (Go's `encoding/json` does), and what they write has none.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -162,6 +166,7 @@ pub struct Entry<'a> {
     creation_time: Option<i64>,
     #[serde(borrow)]
     certificate_chain: Option<Vec<Cow<'a, str>>>,
+    sos_encryptions: Option<u64>,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -279,6 +284,7 @@ impl<'a> Entry<'a> {
             public_key,
             convergent_version,
             certificate_chain,
+            encryptions: self.sos_encryptions.unwrap_or(0),
         })
     }
 
@@ -348,11 +354,23 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Writes a backup. `versions` are all that exist, ascending, with their material.
-pub fn write(name: &str, record: &KeyRecord, versions: &[(&VersionLine, u8, Material)]) -> Result<SecretBytes, AsymError> {
+/// A version to be written.
+pub struct Written<'a> {
+    /// What the key's record says of it.
+    pub line: &'a VersionLine,
+    /// How nonces of a convergent key are made; 0 for other keys.
+    pub convergent: u8,
+    /// How often it may have encrypted; 0 where that is not counted.
+    pub encryptions: u64,
+    /// Its secrets.
+    pub material: Material,
+}
+
+/// Writes a backup. `versions` are all that exist, ascending.
+pub fn write(name: &str, record: &KeyRecord, versions: &[Written<'_>]) -> Result<SecretBytes, AsymError> {
     let entries: Vec<(u32, SecretBytes)> = versions
         .iter()
-        .map(|(line, convergent, material)| Ok((line.version, entry(record.kind, line, *convergent, material)?)))
+        .map(|version| Ok((version.line.version, entry(record.kind, version)?)))
         .collect::<Result<_, AsymError>>()?;
     // Room enough that the buffer does not move while it grows and leaves no copies of keys behind: each entry stands there
     // twice at most, with its number.
@@ -431,7 +449,8 @@ fn settings(record: &KeyRecord) -> String {
     )
 }
 
-fn entry(kind: KeyType, line: &VersionLine, convergent: u8, material: &Material) -> Result<SecretBytes, AsymError> {
+fn entry(kind: KeyType, version: &Written<'_>) -> Result<SecretBytes, AsymError> {
+    let Written { line, convergent, encryptions, material } = version;
     let mut out = Vec::with_capacity(12 * 1024);
     let key = if kind.rsa_bits().is_some() || kind.is_ecdsa() { &[][..] } else { material.key.expose() };
     out.extend_from_slice(b"{\"key\":");
@@ -456,6 +475,9 @@ fn entry(kind: KeyType, line: &VersionLine, convergent: u8, material: &Material)
             }
             out.push(b']');
         }
+    }
+    if *encryptions > 0 {
+        out.extend_from_slice(format!(",\"sos_encryptions\":{encryptions}").as_bytes());
     }
     out.push(b'}');
     Ok(SecretBytes::new(out))
@@ -557,14 +579,15 @@ mod tests {
             record.latest_version = 1;
             record.key_size = if kind == KeyType::Hmac { 64 } else { 0 };
             record.versions = vec![line.clone()];
-            let blob = write("k", &record, &[(&line, 0, material.duplicate())]).unwrap();
+            let written = Written { line: &line, convergent: 0, encryptions: 9 << 16, material: material.duplicate() };
+            let blob = write("k", &record, &[written]).unwrap();
             let back: Blob<'_> = serde_json::from_slice(blob.expose()).unwrap();
             let policy = back.policy.unwrap();
             assert_eq!(type_of(policy.kind.unwrap(), record.key_size), Some(kind));
             let given = policy.keys.unwrap()["1"].given(kind, false, 0, 0).unwrap();
             assert!(given.material.key.same_as(material.key.expose()), "{}", kind.name());
             assert!(given.material.hmac_key.same_as(material.hmac_key.expose()));
-            assert_eq!((given.created, given.public_key), (line.created, line.public_key));
+            assert_eq!((given.created, given.public_key, given.encryptions), (line.created, line.public_key, 9 << 16));
             let archive = back.archived_keys.unwrap().keys.unwrap();
             assert!(archive[0].is_empty() && !archive[1].is_empty());
         }

@@ -3,13 +3,19 @@
 use super::{
     Transit,
     alg::KeyType,
+    in_order::InOrder,
     lifecycle::nanos,
     protect::{Level, Material, VersionId},
-    record::{FORMAT, KeyRecord, KeyUid, StoredKey, VersionLine},
-    store::Key,
-    usage::Usage,
+    record::{FORMAT, KeyRecord, KeyUid, StoredKey, VersionLine, VersionRecord, usage_path},
+    store::{Key, is_lost},
+    usage::{self, Usage},
 };
-use crate::{barrier::Txn, core::failure::Failure, storage::Expect};
+use crate::{
+    barrier::{Entry, Txn},
+    core::failure::Failure,
+    secret::SecretBytes,
+    storage::Expect,
+};
 
 /// A version from outside.
 pub struct Given {
@@ -23,6 +29,8 @@ pub struct Given {
     pub convergent_version: u8,
     /// Certificates, DER in base64.
     pub certificate_chain: Vec<String>,
+    /// How often it may have encrypted before, as far as that is known.
+    pub encryptions: u64,
 }
 
 impl KeyRecord {
@@ -64,6 +72,86 @@ impl Transit {
     /// Adds a version to a key; versions must come in ascending order.
     pub async fn add_given(&self, record: &mut KeyRecord, version: u32, given: &Given, txn: Txn) -> Result<Txn, Failure> {
         let (stored, level) = self.store_given(record, version, given).await?;
+        self.place_given(record, given, stored, level, given.encryptions, txn).await
+    }
+
+    /// Adds the versions of a restored key, which are wrapped several at a time. `old` is the key that it takes the place of.
+    pub async fn add_all_given(
+        &self,
+        record: &mut KeyRecord,
+        versions: &[(u32, Given)],
+        old: Option<&Key>,
+        mut txn: Txn,
+    ) -> Result<Txn, Failure> {
+        let template = record.clone();
+        let template = &template;
+        let mut wrapping = InOrder::of(versions, |(version, given)| async move {
+            let _turn = self.stores.gate.private().await?;
+            let before = self.used_before(old, *version, given).await?;
+            let (stored, level) = self.store_given(template, *version, given).await?;
+            Ok::<_, Failure>((given, stored, level, before))
+        });
+        while let Some(wrapped) = wrapping.next().await {
+            let (given, stored, level, (encryptions, count)) = wrapped?;
+            if let Some((path, expect)) = count {
+                txn = txn.check(path, expect);
+            }
+            txn = self.place_given(record, given, stored, level, encryptions, txn).await?;
+        }
+        Ok(txn)
+    }
+
+    /// How often the material of a version may have encrypted before it is restored: as often as its backup says, or as the version
+    /// that it replaces was used, where that is of the same material and was used more. The count of the replaced version must then
+    /// still be as it was read.
+    async fn used_before(
+        &self,
+        old: Option<&Key>,
+        version: u32,
+        given: &Given,
+    ) -> Result<(u64, Option<(String, Expect)>), Failure> {
+        let Some(old) = old.filter(|old| old.record.is_counted() && old.record.line(version).is_some()) else {
+            return Ok((given.encryptions, None));
+        };
+        let uid = old.record.uid;
+        let (used, expect) = match usage::stored(&self.store.view, uid, version) {
+            Ok((used, entry)) => (used, Some((usage_path(uid, version), Entry::unchanged(entry.as_ref())))),
+            Err(failure) if is_lost(&failure) => {
+                tracing::warn!(key = %old.name, version, ?failure, "the count of a version is damaged: the restored one counts as used up");
+                (usage::LIMIT, None)
+            }
+            Err(failure) => return Err(failure),
+        };
+        match used > given.encryptions && self.is_of_same_material(old, version, given).await {
+            true => Ok((used, expect)),
+            false => Ok((given.encryptions, expect)),
+        }
+    }
+
+    /// Whether a version from outside is the same as one that is here; yes where that cannot be found out.
+    ///
+    /// Each version has an HMAC key of its own, random and outside the HSM at every level: it tells without bringing the key out.
+    async fn is_of_same_material(&self, old: &Key, version: u32, given: &Given) -> bool {
+        let id = VersionId { uid: old.record.uid, version };
+        let Ok((stored, _)) = self.store.version_record(&old.name, id.uid, version) else { return true };
+        let Ok(material) = self.vault().open(id, &stored).await else { return true };
+        let same = |ours: &SecretBytes, theirs: &SecretBytes| (!ours.is_empty()).then(|| ours.same_as(theirs.expose()));
+        match (same(&material.hmac_key, &given.material.hmac_key), same(&material.key, &given.material.key)) {
+            (None, None) => true,
+            (hmac_key, key) => hmac_key == Some(true) || key == Some(true),
+        }
+    }
+
+    async fn place_given(
+        &self,
+        record: &mut KeyRecord,
+        given: &Given,
+        stored: VersionRecord,
+        level: Level,
+        encryptions: u64,
+        txn: Txn,
+    ) -> Result<Txn, Failure> {
+        let version = stored.version;
         record.versions.push(VersionLine {
             version,
             created: given.created,
@@ -76,7 +164,7 @@ impl Transit {
         });
         let id = VersionId { uid: record.uid, version };
         let txn = self.vault().put(id, stored, Expect::Absent, txn).await?;
-        Usage::first_block(txn, record.uid, version)
+        Usage::first_block(txn, record.uid, version, encryptions)
     }
 
     /// When the material of a version from outside came into the HSM, if it did.
@@ -85,12 +173,7 @@ impl Transit {
     }
 
     /// The record of a version, and its level.
-    pub async fn store_given(
-        &self,
-        record: &KeyRecord,
-        version: u32,
-        given: &Given,
-    ) -> Result<(super::record::VersionRecord, Level), Failure> {
+    pub async fn store_given(&self, record: &KeyRecord, version: u32, given: &Given) -> Result<(VersionRecord, Level), Failure> {
         let id = VersionId { uid: record.uid, version };
         let vault = self.vault();
         let mut material = given.material.duplicate();

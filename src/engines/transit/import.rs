@@ -202,6 +202,7 @@ impl Transit {
             public_key,
             convergent_version: 0,
             certificate_chain: Vec::new(),
+            encryptions: 0,
         })
     }
 }
@@ -421,6 +422,7 @@ impl Transit {
             public_key,
             convergent_version: stored.convergent_version,
             certificate_chain: line.certificate_chain.clone(),
+            encryptions: 0,
         };
         let (changed, level) = self.store_given(record, line.version, &given).await?;
         let id = VersionId { uid: record.uid, version: line.version };

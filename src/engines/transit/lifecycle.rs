@@ -8,6 +8,7 @@ use super::{
     Transit,
     alg::{HMAC_KEY_BYTES, KeyType, asym::PublicKey, kdf::Kdf},
     import::HIDDEN,
+    in_order::InOrder,
     objects::Making,
     protect::{Demands, Level, Material, Vault, VersionId},
     record::{KeyRecord, KeyUid, StoredKey, VersionLine, VersionRecord, auto_path, given_path, material_path, usage_path},
@@ -217,7 +218,7 @@ impl Transit {
         });
         let id = VersionId { uid: record.uid, version };
         let txn = self.vault().put(id, made.record, Expect::Absent, Txn::new()).await?;
-        let txn = Usage::first_block(txn, record.uid, version)?;
+        let txn = Usage::first_block(txn, record.uid, version, 0)?;
         self.store.start_usage(record.uid, version);
         let txn = match &made.making {
             Some(making) => making.settle(txn),
@@ -366,34 +367,49 @@ impl Transit {
     /// Adds to `txn` the rewriting of every version of `record` at another level.
     pub async fn change_level(&self, name: &str, record: &mut KeyRecord, to: Level, mut txn: Txn) -> Result<Txn, Failure> {
         self.check_level_change(record, to)?;
-        let (vault, now) = (self.vault(), nanos(self.clock.now()));
-        for line in &mut record.versions {
-            if line.level == to {
-                continue;
-            }
-            if line.public_only {
-                // No secret to move; its level says what a private half would get.
+        let now = nanos(self.clock.now());
+        // No secret to move; its level says what a private half would get.
+        record.versions.iter_mut().filter(|line| line.public_only).for_each(|line| line.level = to);
+        let before = record.clone();
+        let of = &before;
+        let lines: Vec<&VersionLine> = of.versions.iter().filter(|line| line.level != to).collect();
+        let mut moving = InOrder::of(lines, |line| async move {
+            let _turn = self.stores.gate.private().await?;
+            self.at_level(name, of, line, to).await
+        });
+        while let Some(moved) = moving.next().await {
+            let (id, changed, entry) = moved?;
+            txn = self.vault().put(id, changed, Entry::unchanged(Some(&entry)), txn).await?;
+            if let Some(line) = record.versions.iter_mut().find(|line| line.version == id.version) {
                 line.level = to;
-                continue;
+                line.revision += 1;
+                line.moved_into_hsm = (to == Level::Hsm).then_some(now);
             }
-            let id = VersionId { uid: record.uid, version: line.version };
-            let (stored, entry) = self.store.version_record(name, record.uid, line.version)?;
-            let mut material = vault.bring_out(id, &stored).await?;
-            let key = match (to, record.kind.in_hsm()) {
-                (Level::Hsm, Some(kind)) => {
-                    let key = std::mem::take(&mut material.key);
-                    StoredKey::Hsm(vault.wrap_into_hsm(kind, &key).await?)
-                }
-                _ => StoredKey::Software,
-            };
-            let changed = vault.store(id, line.created, key, material, stored.convergent_version).await?;
-            txn = vault.put(id, changed, Entry::unchanged(Some(&entry)), txn).await?;
-            line.level = to;
-            line.revision += 1;
-            line.moved_into_hsm = (to == Level::Hsm).then_some(now);
         }
         record.level = to;
         Ok(txn)
+    }
+
+    /// A version at another level, and its record as it is.
+    async fn at_level(
+        &self,
+        name: &str,
+        record: &KeyRecord,
+        line: &VersionLine,
+        to: Level,
+    ) -> Result<(VersionId, VersionRecord, Entry), Failure> {
+        let (vault, id) = (self.vault(), VersionId { uid: record.uid, version: line.version });
+        let (stored, entry) = self.store.version_record(name, record.uid, line.version)?;
+        let mut material = vault.bring_out(id, &stored).await?;
+        let key = match (to, record.kind.in_hsm()) {
+            (Level::Hsm, Some(kind)) => {
+                let key = std::mem::take(&mut material.key);
+                StoredKey::Hsm(vault.wrap_into_hsm(kind, &key).await?)
+            }
+            _ => StoredKey::Software,
+        };
+        let changed = vault.store(id, line.created, key, material, stored.convergent_version).await?;
+        Ok((id, changed, entry))
     }
 
     fn check_level_change(&self, record: &KeyRecord, to: Level) -> Result<(), Failure> {

@@ -28,6 +28,7 @@ mod hash;
 mod hmac;
 pub mod holdings;
 mod import;
+mod in_order;
 mod items;
 mod keys;
 mod later;

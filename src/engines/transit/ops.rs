@@ -236,7 +236,7 @@ impl Transit {
         opened: &mut Opened,
         wear: &mut Wear,
     ) -> Result<(), Failure> {
-        if key.record.convergent || !key.record.kind.nonces_are_short() || key.record.soft_deleted {
+        if !key.record.is_counted() || key.record.soft_deleted {
             return Ok(());
         }
         let mut counts: Vec<(u32, u64)> = Vec::new();

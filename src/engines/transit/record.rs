@@ -181,6 +181,11 @@ impl KeyRecord {
         self.versions.get(at)
     }
 
+    /// Whether its encryptions are counted: those with random nonces that may collide.
+    pub fn is_counted(&self) -> bool {
+        !self.convergent && self.kind.nonces_are_short()
+    }
+
     /// Whether a context is needed for every use.
     pub fn derived(&self) -> bool {
         self.kdf.is_some()

@@ -76,6 +76,13 @@ pub fn worn(view: &View) -> Result<Vec<String>, Failure> {
     Ok(names)
 }
 
+/// What is reserved for a version, and the record that says so. Encryptions never go beyond it.
+pub fn stored(view: &View, uid: KeyUid, version: u32) -> Result<(u64, Option<Entry>), Failure> {
+    let entry = view.get(&usage_path(uid, version))?;
+    let reserved = entry.as_ref().map(|entry| decode::<UsageRecord>(&entry.value)).transpose()?;
+    Ok((reserved.map_or(0, |record| record.reserved), entry))
+}
+
 /// The last answer of [`worn`], which changes slowly and costs a walk over all counts.
 #[derive(Default)]
 pub struct Worn(Mutex<Option<(Instant, Vec<String>)>>);
@@ -129,10 +136,7 @@ impl Usage {
 
     /// The count as stored; what was reserved before is taken as used.
     pub fn load(view: &View, uid: KeyUid, version: u32) -> Result<Self, Failure> {
-        let reserved = match view.get(&usage_path(uid, version))? {
-            Some(entry) => decode::<UsageRecord>(&entry.value)?.reserved,
-            None => 0,
-        };
+        let (reserved, _) = stored(view, uid, version)?;
         Ok(Self::at(uid, version, reserved, reserved))
     }
 
@@ -147,9 +151,11 @@ impl Usage {
         }
     }
 
-    /// The write that belongs into the transaction that makes a version (see [`Usage::new`]).
-    pub fn first_block(txn: Txn, uid: KeyUid, version: u32) -> Result<Txn, Failure> {
-        Ok(txn.put_secret(usage_path(uid, version), encode(&UsageRecord { format: FORMAT, reserved: BLOCK })?))
+    /// The write that belongs into the transaction that makes a version (see [`Usage::new`]), which was used `before` times
+    /// elsewhere.
+    pub fn first_block(txn: Txn, uid: KeyUid, version: u32, before: u64) -> Result<Txn, Failure> {
+        let record = UsageRecord { format: FORMAT, reserved: before.max(BLOCK) };
+        Ok(txn.put_secret(usage_path(uid, version), encode(&record)?))
     }
 
     /// Counts `count` encryptions under a version of the key `name` before they happen; reserves a new block where needed.

@@ -194,3 +194,93 @@ async fn a_backup_of_many_versions_holds_nobody_up_and_one_of_too_many_is_refuse
     let refused = restore(&bench, &of(50_001)).await.unwrap_err();
     assert!(refused.text().contains("latest version of 50001 is out of range"), "{}", refused.text());
 }
+
+/// What is reserved for the first version of a key.
+fn reserved(bench: &Bench, name: &str) -> u64 {
+    let key = bench.transit.store.key(name).unwrap().unwrap();
+    usage::stored(&bench.transit.store.view, key.record.uid, 1).unwrap().0
+}
+
+async fn force(bench: &Bench, name: &str, backup: &str) {
+    let body = json!({ "backup": b64::encode(backup.as_bytes()), "force": true });
+    bench.call(Operation::Update, &format!("restore/{name}"), body).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_count_of_encryptions_goes_with_a_backup_and_is_never_less_after_a_restore() {
+    const USED: u64 = usage::WARN + 5;
+    for level in ["software", "hsm"] {
+        let bench = Bench::with(Some(FakeHsm::new()), &[]).await;
+        let fresh = backup_of(&bench, json!({ "protection_level": level })).await;
+        assert!(fresh.contains("\"sos_encryptions\":65536"), "what is reserved may have been used");
+        let uid = bench.transit.store.key("k").unwrap().unwrap().record.uid;
+        let record = record::UsageRecord { format: record::FORMAT, reserved: USED };
+        let txn = Txn::new().put_secret(record::usage_path(uid, 1), record::encode(&record).unwrap());
+        bench.transit.store.view.commit(txn).await.unwrap();
+        let answer = data(bench.call(Operation::Read, "backup/k", json!({})).await.unwrap());
+        let backup = String::from_utf8(b64::decode(answer["backup"].as_str().unwrap()).unwrap()).unwrap();
+        // As another server writes it.
+        let foreign = backup.replace(&format!(",\"sos_encryptions\":{USED}"), "");
+        assert!(!foreign.contains("sos_"));
+        let restore = async |name: &str, backup: &str| {
+            let body = json!({ "backup": b64::encode(backup.as_bytes()), "protection_level": level });
+            bench.call(Operation::Update, &format!("restore/{name}"), body).await.unwrap();
+        };
+        restore("copy", &backup).await;
+        assert_eq!(reserved(&bench, "copy"), USED, "{level}");
+        let reply = bench.call(Operation::Update, "encrypt/copy", json!({ "plaintext": "" })).await.unwrap();
+        assert!(reply.warnings[0].contains("near its limit"), "{:?}", reply.warnings);
+        restore("foreign", &foreign).await;
+        assert_eq!(reserved(&bench, "foreign"), usage::BLOCK);
+        // Over the key itself, older backups and those without a count take nothing away.
+        for older in [&foreign, &fresh] {
+            force(&bench, "k", older).await;
+            assert_eq!(reserved(&bench, "k"), USED, "{level}");
+        }
+        // Over another key its count is nobody's.
+        bench.post("keys/k2", json!({ "protection_level": level, "exportable": true, "allow_plaintext_backup": true })).await;
+        let answer = data(bench.call(Operation::Read, "backup/k2", json!({})).await.unwrap());
+        let other = String::from_utf8(b64::decode(answer["backup"].as_str().unwrap()).unwrap()).unwrap();
+        force(&bench, "k", &other).await;
+        assert_eq!(reserved(&bench, "k"), usage::BLOCK);
+    }
+}
+
+#[tokio::test]
+async fn versions_are_wrapped_several_at_a_time() {
+    const VERSIONS: usize = 20;
+    let hsm = FakeHsm::new();
+    let bench = Arc::new(Bench::with(Some(Arc::clone(&hsm)), &[]).await);
+    backup_of(&bench, json!({ "protection_level": "software" })).await;
+    for _ in 1..VERSIONS {
+        bench.post("keys/k/rotate", json!({})).await;
+    }
+    let answer = data(bench.call(Operation::Read, "backup/k", json!({})).await.unwrap());
+    let restore = ("restore/restored", json!({ "backup": answer["backup"], "protection_level": "hsm" }));
+    let raise = ("keys/k/config", json!({ "protection_level": "hsm" }));
+    for (path, body) in [restore, raise] {
+        let (barrier, before) = (hsm.hold_next(), hsm.calls());
+        let request = tokio::spawn({
+            let bench = Arc::clone(&bench);
+            async move { bench.call(Operation::Update, path, body).await.map(|_| ()) }
+        });
+        barrier.wait().await;
+        // One of them is not answered, and yet the HSM is asked about all others.
+        let others = async {
+            while hsm.calls() - before < VERSIONS {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), others).await.unwrap();
+        barrier.wait().await;
+        request.await.unwrap().unwrap();
+    }
+    for name in ["restored", "k"] {
+        let key = bench.transit.store.key(name).unwrap().unwrap();
+        let versions: Vec<u32> = key.record.versions.iter().map(|line| line.version).collect();
+        assert_eq!(versions, (1..=20).collect::<Vec<_>>());
+        assert!(key.record.versions.iter().all(|line| line.level == Level::Hsm && line.moved_into_hsm.is_some()));
+        let text = bench.encrypt(name, "x").await;
+        assert_eq!(bench.decrypt(if name == "k" { "restored" } else { "k" }, &text).await.unwrap(), "x");
+    }
+}
