@@ -12,6 +12,7 @@ pub mod config;
 mod crashpoint;
 pub mod hcl;
 mod heavy;
+mod receipt;
 pub mod secret;
 mod stack;
 pub mod wire;

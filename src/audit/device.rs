@@ -1,27 +1,31 @@
 //! A device: a bounded queue and a thread that writes, so that a slow disk never holds up the server beyond a deadline.
+//!
+//! Waking that thread costs more than a record does. So who puts the first record into an empty queue lets the others that are
+//! ready on the same worker put theirs beside it, and wakes it then.
 
 use std::{
     collections::BTreeMap,
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
+use futures_util::poll;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::{
     file::Target,
     options::{FileOptions, OptionError},
+    queue::{self, Announce, Job},
     salt::Salt,
 };
+use crate::receipt::{self, Receipt, Teller, receipt};
 
-/// Records that wait for one device.
-const QUEUE: usize = 1024;
 /// Bytes of records that are written together, when so many wait.
 const TOGETHER: usize = 256 << 10;
 /// How long a record may take. A device that is stuck for longer refuses new ones at once.
@@ -41,7 +45,7 @@ pub enum DeviceError {
     Late,
     /// The write failed.
     #[error(transparent)]
-    Write(#[from] std::io::Error),
+    Write(#[from] io::Error),
     /// Its thread cannot be started or has ended.
     #[error("its writer is gone")]
     Gone,
@@ -64,13 +68,17 @@ pub struct DeviceRecord {
     pub local: bool,
 }
 
-enum Job {
-    Write(Vec<u8>, oneshot::Sender<std::io::Result<()>>),
-    Reopen,
-}
+/// A record on its way to a device's file. The writer hears of it at the latest when this is dropped.
+pub struct Sent(Result<(Receipt<io::Result<()>>, Announce), DeviceError>);
 
-/// A record on its way to a device's file.
-pub struct Sent(Result<oneshot::Receiver<std::io::Result<()>>, DeviceError>);
+impl Sent {
+    /// Lets the writer begin, where the record is waited for later.
+    pub fn announce(&mut self) {
+        if let Ok((_, announce)) = &mut self.0 {
+            announce.now();
+        }
+    }
+}
 
 /// An enabled device.
 #[derive(Debug)]
@@ -81,7 +89,7 @@ pub struct Device {
     pub options: FileOptions,
     /// The key of its HMACs.
     pub salt: Salt,
-    queue: SyncSender<Job>,
+    queue: queue::Sender,
     health: Arc<Health>,
 }
 
@@ -132,7 +140,7 @@ impl Device {
     /// [`OptionError`] for options that cannot be used.
     pub fn start(record: DeviceRecord, salt: Salt, allowed: &[String]) -> Result<Arc<Self>, OptionError> {
         let options = FileOptions::parse(&record.options)?;
-        let (queue, jobs) = sync_channel(QUEUE);
+        let (queue, jobs) = queue::channel();
         let health = Arc::new(Health {
             path: record.path.clone(),
             epoch: Instant::now(),
@@ -153,27 +161,26 @@ impl Device {
         if let Some(stuck) = self.health.stuck() {
             return Sent(Err(DeviceError::Stuck(stuck)));
         }
-        let (done, written) = oneshot::channel();
-        Sent(match self.queue.try_send(Job::Write(line, done)) {
-            Ok(()) => Ok(written),
-            Err(TrySendError::Full(_)) => Err(DeviceError::Full),
-            Err(TrySendError::Disconnected(_)) => Err(DeviceError::Gone),
-        })
+        let (teller, written) = receipt();
+        Sent(self.queue.push(Job::Write(line, teller)).map(|announce| (written, announce)))
     }
 
     /// Waits for a record, at most until the deadline.
     pub async fn written(&self, Sent(sent): Sent) -> Result<(), DeviceError> {
         let result = match sent {
             Err(error) => Err(error),
-            Ok(mut written) => match written.try_recv() {
-                Ok(result) => return Ok(result?),
-                Err(TryRecvError::Closed) => Err(DeviceError::Gone),
-                Err(TryRecvError::Empty) => match tokio::time::timeout(DEADLINE, written).await {
+            Ok((mut written, announce)) => {
+                announce.together().await;
+                let heard = match poll!(&mut written) {
+                    Poll::Ready(heard) => Ok(heard),
+                    Poll::Pending => tokio::time::timeout(DEADLINE, written).await,
+                };
+                match heard {
                     Err(_) => Err(DeviceError::Late),
-                    Ok(Err(_)) => Err(DeviceError::Gone),
-                    Ok(Ok(result)) => return Ok(result?),
-                },
-            },
+                    Ok(None) => Err(DeviceError::Gone),
+                    Ok(Some(result)) => return Ok(result?),
+                }
+            }
         };
         if let Err(error) = &result {
             self.health.note(Some(error));
@@ -183,66 +190,76 @@ impl Device {
 
     /// Closes the file after the records that wait; the next record opens it again.
     pub fn reopen(&self) {
-        if self.queue.try_send(Job::Reopen).is_err() {
+        if self.queue.push(Job::Reopen).is_err() {
             tracing::warn!(device = %self.record.path, "the audit device is stuck and cannot reopen its file");
         }
     }
 }
 
 /// Who waits for a record, and where it ends among those that are written together.
-type Waiting = (usize, oneshot::Sender<std::io::Result<()>>);
+type Waiting = (usize, Teller<io::Result<()>>);
 
 /// The writer's thread; it ends with the device. Records that wait are written together.
-fn write(mut target: Target, jobs: &Receiver<Job>, health: &Health) {
+fn write(mut target: Target, queue: &queue::Receiver, health: &Health) {
     let mut lines = Vec::new();
-    while let Ok(job) = jobs.recv() {
+    while let Some(jobs) = queue.take() {
         health.start();
-        let mut waiting: Vec<Waiting> = Vec::new();
-        let mut next = Some(job);
-        let mut reopen = false;
-        while let Some(job) = next.take() {
-            match job {
-                Job::Write(line, done) => {
-                    lines.extend_from_slice(&line);
-                    waiting.push((lines.len(), done));
-                    next = if lines.len() < TOGETHER { jobs.try_recv().ok() } else { None };
+        let mut jobs = jobs.into_iter().peekable();
+        while jobs.peek().is_some() {
+            let mut waiting: Vec<Waiting> = Vec::new();
+            let mut reopen = false;
+            while !reopen
+                && lines.len() < TOGETHER
+                && let Some(job) = jobs.next()
+            {
+                match job {
+                    Job::Write(line, teller) => {
+                        lines.extend_from_slice(&line);
+                        waiting.push((lines.len(), teller));
+                    }
+                    // After the records before it.
+                    Job::Reopen => reopen = true,
                 }
-                // After the records before it.
-                Job::Reopen => reopen = true,
             }
-        }
-        if !waiting.is_empty() {
-            let (result, written) = target.append(&lines);
-            health.note(result.as_ref().err().map(|error| error as &(dyn std::error::Error + 'static)));
-            if result.is_err() {
-                // What was replaced or repaired meanwhile is found by opening it anew.
-                target.close_after_failure();
+            if !waiting.is_empty() {
+                let (result, written) = target.append(&lines);
+                health.note(result.as_ref().err().map(|error| error as &(dyn std::error::Error + 'static)));
+                if result.is_err() {
+                    // What was replaced or repaired meanwhile is found by opening it anew.
+                    target.close_after_failure();
+                }
+                answer(waiting, &result, written);
+                // The next one of the same lot is begun now.
+                health.start();
             }
-            answer(waiting, &result, written);
+            if reopen {
+                target.close();
+            }
+            lines.clear();
+            lines.shrink_to(TOGETHER);
         }
-        if reopen {
-            target.close();
-        }
-        lines.clear();
-        lines.shrink_to(TOGETHER);
         health.stop();
     }
 }
 
 /// Tells each who waits whether the whole record was written.
-fn answer(waiting: Vec<Waiting>, result: &std::io::Result<()>, written: usize) {
-    for (end, done) in waiting {
-        let own = match result {
-            Err(error) if end > written => Err(std::io::Error::new(error.kind(), error.to_string())),
-            _ => Ok(()),
-        };
-        // Nobody waits any longer when another device was faster or the deadline has passed.
-        let _unheard = done.send(own);
-    }
+fn answer(waiting: Vec<Waiting>, result: &io::Result<()>, written: usize) {
+    let told: Vec<_> = waiting
+        .into_iter()
+        .map(|(end, teller)| {
+            teller.tell(match result {
+                Err(error) if end > written => Err(io::Error::new(error.kind(), error.to_string())),
+                _ => Ok(()),
+            })
+        })
+        .collect();
+    receipt::wake(told);
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::audit::options::FileOptions;
 
@@ -259,36 +276,38 @@ mod tests {
     fn records_that_wait_are_written_in_order_and_each_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.log");
-        let (queue, jobs) = sync_channel(QUEUE);
+        let (queue, jobs) = queue::channel();
         let mut waiting = Vec::new();
         let mut expected = String::new();
         for number in 0..500 {
             let line = format!("{number}{}\n", "z".repeat(1000));
             expected.push_str(&line);
-            let (done, written) = oneshot::channel();
-            queue.try_send(Job::Write(line.into_bytes(), done)).unwrap();
+            let (teller, written) = receipt();
+            drop(queue.push(Job::Write(line.into_bytes(), teller)).unwrap());
             waiting.push(written);
             if number == 250 {
-                queue.try_send(Job::Reopen).unwrap();
+                drop(queue.push(Job::Reopen).unwrap());
             }
         }
         drop(queue);
         write(target(&path), &jobs, &health());
-        assert!(waiting.iter_mut().all(|written| written.try_recv().unwrap().is_ok()));
+        for written in waiting {
+            assert!(written.now_or_never().unwrap().unwrap().is_ok());
+        }
         assert!(std::fs::read_to_string(&path).unwrap() == expected);
     }
 
     #[test]
     fn after_a_failure_only_those_hear_of_success_whose_record_is_whole() {
-        let (sent, mut heard): (Vec<_>, Vec<_>) = [10, 20, 30]
+        let (sent, heard): (Vec<_>, Vec<_>) = [10, 20, 30]
             .map(|end| {
-                let (done, written) = oneshot::channel();
-                ((end, done), written)
+                let (teller, written) = receipt();
+                ((end, teller), written)
             })
             .into_iter()
             .unzip();
-        answer(sent, &Err(std::io::ErrorKind::StorageFull.into()), 25);
-        let told: Vec<bool> = heard.iter_mut().map(|written| written.try_recv().unwrap().is_ok()).collect();
+        answer(sent, &Err(io::ErrorKind::StorageFull.into()), 25);
+        let told: Vec<bool> = heard.into_iter().map(|written| written.now_or_never().unwrap().unwrap().is_ok()).collect();
         assert_eq!(told, [true, true, false]);
     }
 }

@@ -231,15 +231,15 @@ impl<'a> Formatter<'a> {
             return self.whole(json);
         }
         let shown = if self.device.options.log_raw {
-            Cow::Borrowed(json)
+            // A record is one line: line breaks between the tokens of a client's JSON are blanks (inside strings they are escapes).
+            json.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }).collect()
         } else {
-            Cow::Owned(redact::strings(json, &self.device.salt, clear))
+            redact::strings(json, &self.device.salt, clear)
         };
         if bounded && shown.len() > BOUNDED_LEN {
             return self.whole(json);
         }
-        // A record is one line: line breaks between the tokens of a client's JSON are blanks (inside strings they are escapes).
-        let text = String::from_utf8_lossy(&shown).replace(['\n', '\r'], " ");
+        let text = String::from_utf8(shown).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         RawValue::from_string(text).map(Some)
     }
 

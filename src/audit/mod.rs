@@ -8,6 +8,7 @@ mod device;
 mod entry;
 mod file;
 mod options;
+mod queue;
 mod redact;
 mod salt;
 
@@ -353,6 +354,13 @@ impl Recording {
     fn send(&mut self, device: &Arc<Device>, line: Vec<u8>) {
         self.wanted = true;
         self.on_its_way.push((Arc::clone(device), device.send(line)));
+    }
+
+    /// Lets the devices begin, where the record is waited for later.
+    pub fn announce(&mut self) {
+        for (_, sent) in &mut self.on_its_way {
+            sent.announce();
+        }
     }
 
     /// Waits until one device has written it: one is enough.

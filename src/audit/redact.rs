@@ -1,7 +1,8 @@
 //! Replaces every string value of a JSON text by its HMAC, in one pass and without building a tree.
 //!
 //! Member names, numbers, booleans and `null` stay as they are, as in Vault's records. The text must be valid JSON:
-//! callers pass what a parser has accepted.
+//! callers pass what a parser has accepted. A record is one line, so line breaks between the tokens become blanks (inside
+//! strings they are escapes).
 
 use std::borrow::Cow;
 
@@ -28,7 +29,7 @@ pub fn strings(json: &[u8], salt: &Salt, clear: &[String]) -> Vec<u8> {
                     out.extend_from_slice(raw);
                 } else {
                     out.push(b'"');
-                    out.extend_from_slice(salt.identify(decoded(raw).as_bytes()).as_bytes());
+                    salt.identify_into(&mut out, decoded(raw).as_bytes());
                     out.push(b'"');
                 }
                 at = end;
@@ -46,7 +47,7 @@ pub fn strings(json: &[u8], salt: &Salt, clear: &[String]) -> Vec<u8> {
             b',' => expects_name = open.last().is_some_and(|(object, _)| *object),
             _ => {}
         }
-        out.push(byte);
+        out.push(if matches!(byte, b'\n' | b'\r') { b' ' } else { byte });
         at += 1;
     }
     out
@@ -115,6 +116,14 @@ mod tests {
         let found = redacted(r#"{"a\"}": "{\"x\": [\\", "b": "]}"}"#, &["b"]);
         assert!(found["a\"}"].as_str().unwrap().starts_with("hmac-sha256:"));
         assert_eq!(found["b"], "]}");
+    }
+
+    #[test]
+    fn line_breaks_between_tokens_become_blanks_and_escaped_ones_stay() {
+        let salt = Salt::from_text("salt".into());
+        let found = strings(b"{\n\"a\"\r\n:\"x\\ny\",\n\"b\":[\"q\\r\",\n1]}\n", &salt, &["b".into()]);
+        let hash = salt.identify(b"x\ny");
+        assert_eq!(String::from_utf8(found).unwrap(), format!("{{ \"a\"  :\"{hash}\", \"b\":[\"q\\r\", 1]}} "));
     }
 
     #[test]

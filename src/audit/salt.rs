@@ -5,6 +5,9 @@ use sha2::Sha256;
 
 use crate::secret::{SecretString, random_array};
 
+/// What every HMAC of a record begins with.
+const PREFIX: &[u8] = b"hmac-sha256:";
+
 /// One device's salt.
 pub struct Salt {
     text: SecretString,
@@ -37,12 +40,20 @@ impl Salt {
 
     /// `hmac-sha256:` and the HMAC in hex.
     pub fn identify(&self, value: &[u8]) -> String {
-        let Some(mut mac) = self.keyed.clone() else { return String::new() };
+        let mut text = Vec::with_capacity(PREFIX.len() + 64);
+        self.identify_into(&mut text, value);
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    /// The same, at the end of a text that is being written.
+    pub fn identify_into(&self, text: &mut Vec<u8>, value: &[u8]) {
+        let Some(mut mac) = self.keyed.clone() else { return };
         mac.update(value);
         let mut digits = [0; 64];
         // The buffer has twice the length of a digest.
         let _ = hex::encode_to_slice(mac.finalize().into_bytes(), &mut digits);
-        ["hmac-sha256:", std::str::from_utf8(&digits).unwrap_or_default()].concat()
+        text.extend_from_slice(PREFIX);
+        text.extend_from_slice(&digits);
     }
 }
 

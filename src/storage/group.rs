@@ -32,7 +32,10 @@ use super::{
     snapshot::{Snapshot, SnapshotFuture, Snapshots},
     space::Space,
 };
-use crate::crashpoint::reach;
+use crate::{
+    crashpoint::reach,
+    receipt::{self, Teller, receipt},
+};
 
 /// The record that holds the last version given. No UTF-8 key holds the byte 0xFF, so no caller can reach it, and it
 /// sorts behind every record. Its value is the census.
@@ -68,8 +71,10 @@ enum Work {
 
 struct Job {
     txn: Txn,
-    answer: oneshot::Sender<Result<Version, StorageError>>,
+    answer: Answer,
 }
+
+type Answer = Teller<Result<Version, StorageError>>;
 
 impl Store {
     /// `compact_above`: see [`super::Options`].
@@ -218,7 +223,7 @@ impl Storage for Store {
     }
 
     fn commit(&self, txn: Txn) -> CommitFuture {
-        let (answer, answered) = oneshot::channel();
+        let (answer, answered) = receipt();
         // A failed send drops the job, and with it `answer`: the future then says `Closed`.
         let _ = self.jobs.as_ref().map(|jobs| jobs.send(Work::Commit(Job { txn, answer })));
         Box::pin(async move { answered.await.unwrap_or(Err(StorageError::Closed)) })
@@ -414,10 +419,8 @@ impl Committer {
         }
         match self.make_durable(pending) {
             Ok(()) => {
-                for (answer, verdict) in decided {
-                    // Nobody listens any more when the caller's future was dropped.
-                    let _ = answer.send(verdict);
-                }
+                let told: Vec<_> = decided.into_iter().map(|(answer, verdict)| answer.tell(verdict)).collect();
+                receipt::wake(told);
             }
             Err(error) => answer_all(decided.into_iter().map(|(answer, _)| answer), &error),
         }
@@ -583,17 +586,20 @@ impl Committer {
     }
 }
 
-fn answer_all(answers: impl Iterator<Item = oneshot::Sender<Result<Version, StorageError>>>, error: &StorageError) {
-    for answer in answers {
-        let _ = answer.send(Err(match error {
-            StorageError::Full { path, free, watermark } => {
-                StorageError::Full { path: path.clone(), free: *free, watermark: *watermark }
-            }
-            StorageError::Corrupt { key, reason } => StorageError::Corrupt { key: key.clone(), reason: reason.clone() },
-            StorageError::Io(why) => StorageError::Io(why.clone()),
-            other => StorageError::Io(other.to_string()),
-        }));
-    }
+fn answer_all(answers: impl Iterator<Item = Answer>, error: &StorageError) {
+    let told: Vec<_> = answers
+        .map(|answer| {
+            answer.tell(Err(match error {
+                StorageError::Full { path, free, watermark } => {
+                    StorageError::Full { path: path.clone(), free: *free, watermark: *watermark }
+                }
+                StorageError::Corrupt { key, reason } => StorageError::Corrupt { key: key.clone(), reason: reason.clone() },
+                StorageError::Io(why) => StorageError::Io(why.clone()),
+                other => StorageError::Io(other.to_string()),
+            }))
+        })
+        .collect();
+    receipt::wake(told);
 }
 
 fn size(txn: &Txn) -> usize {
