@@ -127,6 +127,8 @@ mod tests {
     use super::*;
 
     type Written = Receipt<io::Result<()>>;
+    /// Who waits, with a bell.
+    type Waiting = (Written, Arc<Bell>);
 
     /// Counts how often it is woken.
     #[derive(Default)]
@@ -147,7 +149,7 @@ mod tests {
     }
 
     /// Five who wait on this thread, each with a bell.
-    fn waiting() -> (Vec<Teller<io::Result<()>>>, Vec<(Written, Arc<Bell>)>) {
+    fn waiting() -> (Vec<Teller<io::Result<()>>>, Vec<Waiting>) {
         let (tellers, mut receipts): (Vec<_>, Vec<_>) =
             (0..5).map(|_| receipt()).map(|(teller, receipt)| (teller, (receipt, Arc::new(Bell::default())))).unzip();
         assert!(receipts.iter_mut().all(|(receipt, bell)| ask(receipt, bell).is_pending()));
