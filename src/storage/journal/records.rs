@@ -166,6 +166,10 @@ fn record_at(bytes: &[u8], at: usize) -> Option<(Record, usize)> {
         return None;
     }
     let (previous, version) = (Version::from_be_bytes(*previous), Version::from_be_bytes(*version));
+    // Versions only grow.
+    if version <= previous {
+        return None;
+    }
     Some((Record { previous, version, writes: read_writes(writes)? }, at + HEADER + length))
 }
 
