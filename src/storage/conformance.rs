@@ -266,6 +266,7 @@ fn a_check_alone_writes_nothing(bench: &Bench) {
     commit(&store, Txn::new().check("a", Expect::Present)).unwrap();
     let missing = commit(&store, Txn::new().check("gone", Expect::Present).put("x", Vec::new()));
     assert!(matches!(missing, Err(StorageError::Conflict { key }) if key == "gone"));
+    assert_eq!(store.syncs(), syncs);
     // Also of what transactions before it change that are under way with it.
     let moves = store.commit(Txn::new().put("moved", Vec::new()));
     let there = store.commit(Txn::new().check("moved", Expect::Present));
@@ -274,7 +275,6 @@ fn a_check_alone_writes_nothing(bench: &Bench) {
     let [moves, there, gone, late] = [moves, there, gone, late].map(now);
     assert!(moves.is_ok() && there.is_ok() && gone.is_ok() && late.is_err());
     assert!(store.get("x").unwrap().is_none());
-    assert_eq!(store.syncs(), syncs);
 }
 
 fn a_record_made_again_has_a_new_version(bench: &Bench) {
