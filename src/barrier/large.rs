@@ -49,16 +49,18 @@ impl Barrier {
             }
             return found;
         }
-        let keyring = self.loaded()?;
-        match self.storage.get(path)? {
-            Some(record) if record.value.len() > LARGE => self.large.note(path),
-            None => return Ok(None),
-            Some(record) => {
-                let value = keyring.decrypt(path, record.value)?;
-                return Ok(Some(Entry { version: record.version, value }));
+        {
+            let keyring = self.keyring.load();
+            let keyring = keyring.as_ref().ok_or(BarrierError::Sealed)?;
+            match self.storage.get(path)? {
+                Some(record) if record.value.len() > LARGE => self.large.note(path),
+                None => return Ok(None),
+                Some(record) => {
+                    let value = keyring.decrypt(path, record.value)?;
+                    return Ok(Some(Entry { version: record.version, value }));
+                }
             }
         }
-        drop(keyring);
         // What was read is let go, and read again when there is a thread for it.
         heavy::aside().await;
         self.get(path)
