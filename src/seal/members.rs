@@ -4,22 +4,26 @@
 //! one transaction makes them count. Killed anywhere in between, [`Seal::settle`] destroys what no record refers to.
 //! No step takes a wrapped copy of the root key away before another one has been opened.
 
+mod intents;
+mod refusals;
+mod upkeep;
+
 use std::collections::HashSet;
 use std::sync::{Arc, atomic::Ordering};
+
+use intents::intent_path;
+use refusals::refusal;
 
 use super::escrow::{EscrowKeyPair, recover_master_key};
 use super::init::make_escrow;
 use super::record::{MemberRecord, SealIntent, SealRecord, TransportKey, Wrapper, member_path};
-use super::{ClusterFacts, Opens, SEAL_PATH, Seal, SealError, SealType, combine_shares, root_key_binding};
+use super::{ClusterFacts, Seal, SealError, SealType, combine_shares, root_key_binding};
 use crate::barrier::{Entry, Txn};
 use crate::crashpoint::reach;
-use crate::hsm::{Group, HsmError, KeyId, Member, Members, SealedBlob, Status, TokenFacts};
+use crate::hsm::{Group, HsmError, KeyId, Member, Members, SealedBlob, Status};
 use crate::secret::{SecretBytes, SecretString};
-use crate::storage::{Expect, Version};
+use crate::storage::Version;
 use crate::zones::{Brought, EscrowCopy, MasterKey, Zones};
-
-/// Keys named in a refusal before the rest is only counted.
-const NAMED: usize = 20;
 
 /// What enrolling an HSM did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -264,97 +268,6 @@ impl Seal {
         Ok(())
     }
 
-    /// Finishes what waited for an HSM; to be called from time to time while unsealed. Does nothing while other work on
-    /// the seal is under way.
-    pub async fn tick(&self, zones: &Zones) {
-        let Ok(_working) = self.working.try_lock() else { return };
-        if self.is_sealed() || self.hsm.is_none() {
-            return;
-        }
-        if let Err(error) = self.adopt().await {
-            tracing::warn!(%error, "which HSM is which could not be found out");
-        }
-        if let Err(error) = self.settle(zones).await {
-            tracing::warn!(%error, "half-done work on an HSM is not finished yet");
-        }
-        self.ensure_transports().await;
-        self.try_renewal().await;
-    }
-
-    async fn try_renewal(&self) {
-        if let Err(error) = self.finish_renewal().await {
-            tracing::warn!(%error, "the root key is not renewed yet");
-        }
-    }
-
-    /// Destroys what interrupted work left on HSMs that are there; intents of absent ones stay.
-    pub(super) async fn settle(&self, zones: &Zones) -> Result<(), SealError> {
-        let Some(group) = &self.hsm else { return Ok(()) };
-        for (path, intent, _) in SealIntent::all(&self.barrier)? {
-            let member = group.member(&intent.member);
-            if member.as_ref().is_some_and(|member| !member.is_ready()) {
-                continue;
-            }
-            // What a commit of unknown outcome may have left must be certain before anything is destroyed by it.
-            self.barrier.confirm(&[SEAL_PATH, &path, &member_path(&intent.member)]).await?;
-            let Some(entry) = self.barrier.get(&path)? else { continue };
-            match member {
-                Some(member) => {
-                    if !self.destroy_unreferenced(zones, &member, &intent).await? {
-                        continue;
-                    }
-                }
-                None => tracing::warn!(
-                    hsm = %intent.member, action = %intent.action, keys = ?intent.keys,
-                    "this HSM is not configured any more: objects of the cluster may be left on it"
-                ),
-            }
-            reach("seal-settle-destroyed");
-            self.settled(&path, &intent, &entry).await?;
-        }
-        Ok(())
-    }
-
-    async fn settled(&self, path: &str, intent: &SealIntent, entry: &Entry) -> Result<(), SealError> {
-        self.barrier.commit(Txn::new().check(path, Entry::unchanged(Some(entry))).delete(path)).await?;
-        tracing::info!(hsm = %intent.member, action = %intent.action, "work on an HSM is settled");
-        Ok(())
-    }
-
-    /// False when master keys must stay for now, because an HSM that may hold them is away.
-    async fn destroy_unreferenced(&self, zones: &Zones, member: &Member, intent: &SealIntent) -> Result<bool, SealError> {
-        let (record, _) = self.open_record()?;
-        let mut referenced: HashSet<KeyId> = record.hsm_wrappers().map(|(_, blob)| blob.key).collect();
-        referenced.extend(MemberRecord::all(&self.barrier)?.into_iter().filter_map(|record| Some(record.transport?.id)));
-        for id in intent.keys.iter().filter(|id| !referenced.contains(id)) {
-            member.hsm.destroy(*id).await?;
-        }
-        if !intent.masters || record.hsm_blob(&member.name).is_some() {
-            return Ok(true);
-        }
-        // A master key leaves a token only when another HSM proves at this moment that it holds it.
-        let others = self.other_holders(&member.name, &record);
-        let (mut left, mut unknown) = (Vec::new(), false);
-        for key in zones.master_keys()? {
-            match zones.is_held_now(&key, &others).await {
-                Ok(true) => member.hsm.destroy(key.id).await?,
-                Ok(false) => left.push(key.name),
-                Err(error) => {
-                    tracing::warn!(key = %key.name, %error, "whether another HSM holds this master key is not known");
-                    unknown = true;
-                }
-            }
-        }
-        if left.is_empty() && !unknown {
-            return Ok(true);
-        }
-        if unknown || self.group().is_some_and(|group| group.enrolled().iter().any(|other| !other.is_ready())) {
-            return Ok(false);
-        }
-        tracing::warn!(hsm = %member.name, keys = ?left, "master keys that no other HSM holds stay on the removed one");
-        Ok(true)
-    }
-
     /// The enrolled HSMs that may stand in for another one: ready, not to be phased out, and not the same token.
     pub(super) fn other_holders(&self, name: &str, record: &SealRecord) -> Members {
         let Some(group) = self.group() else { return Members::new() };
@@ -384,58 +297,6 @@ impl Seal {
             }
         }
         Ok(stranded)
-    }
-
-    /// Makes the transport keys that enrolled HSMs lack; with one HSM there is nobody to send anything to.
-    async fn ensure_transports(&self) {
-        let Some(group) = &self.hsm else { return };
-        let ready: Members = group.ready().into_iter().filter(|member| !member.disabled).collect();
-        if group.enrolled().len() < 2 {
-            return;
-        }
-        for member in ready.into_iter().filter(|member| self.opens(member).is_some()) {
-            if let Err(error) = self.ensure_transport(&member).await {
-                tracing::warn!(hsm = %member.name, %error, "the HSM has no transport key yet");
-            }
-        }
-    }
-
-    async fn ensure_transport(&self, member: &Member) -> Result<(), SealError> {
-        self.forget_lost_transport(member).await?;
-        let known = MemberRecord::load(&self.barrier, &member.name)?;
-        if known.is_some_and(|known| known.transport.is_some()) || self.has_intent(&member.name)? {
-            return Ok(());
-        }
-        let id = KeyId::random();
-        self.begin("transport", member, vec![id], false).await?;
-        let public_key = member.hsm.create_transport_key(&self.label(member, "seal/transport", 1), id).await?;
-        reach("seal-transport-key");
-        let record = MemberRecord { format: 1, name: member.name.clone(), transport: Some(TransportKey { id, public_key }) };
-        self.barrier.commit(record.put(Txn::new())?.delete(intent_path(&member.name))).await?;
-        tracing::info!(hsm = %member.name, "the HSM has a transport key");
-        Ok(())
-    }
-
-    /// A transport key that is recorded and gone (the token was made anew) is forgotten, so that a new one is made. Looked
-    /// for once in each stay of the HSM.
-    async fn forget_lost_transport(&self, member: &Member) -> Result<(), SealError> {
-        let Some(mut record) = MemberRecord::load(&self.barrier, &member.name)? else { return Ok(()) };
-        let (Some(transport), Some(facts)) = (&record.transport, member.facts()) else { return Ok(()) };
-        // The record is that of another HSM while a stanza has the wrong one's name.
-        self.refuse_misnamed(member)?;
-        let seen = (Arc::clone(&facts), transport.id);
-        let known = |(of, id): &(Arc<TokenFacts>, KeyId)| Arc::ptr_eq(of, &facts) && *id == transport.id;
-        if self.transports.lock().get(&member.name).is_some_and(known) {
-            return Ok(());
-        }
-        let found = member.hsm.find(&format!("sos/{}/seal/transport/", self.label_of(member))).await?;
-        if found.iter().any(|object| object.id == Some(transport.id)) {
-            self.transports.lock().insert(member.name.clone(), seen);
-            return Ok(());
-        }
-        record.transport = None;
-        self.barrier.commit(record.put(Txn::new())?).await?;
-        Ok(())
     }
 
     /// Puts the master keys onto an HSM, from transport copies and, with the secret, from escrow.
@@ -525,135 +386,6 @@ impl Seal {
         }
     }
 
-    /// A stanza that leads to the token of another enrolled HSM gets nothing there.
-    fn refuse_misnamed(&self, member: &Member) -> Result<(), SealError> {
-        match self.opens(member) {
-            Some(Opens::Copy(other)) if other != member.name => Err(SealError::Invalid(format!(
-                "the token of {:?} holds the seal key of {other:?}, which is enrolled: either both stanzas lead to the same token, or \
-                 they were renamed, and {other:?} must be there once to tell. Delete nothing on that token",
-                member.name
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Two stanzas that lead to one token under one label would destroy each other's objects.
-    fn refuse_shared_token(&self, member: &Member, record: &SealRecord) -> Result<(), SealError> {
-        let serial = |member: &Member| match member.hsm.status() {
-            Status::Ready(facts) => Some((facts.serial.clone(), facts.label.clone())),
-            _ => None,
-        };
-        let Some(group) = &self.hsm else { return Ok(()) };
-        let own = serial(member);
-        let same = |other: &&Arc<Member>| {
-            other.name != member.name
-                && record.hsm_blob(&other.name).is_some()
-                && serial(other) == own
-                && self.label_of(other) == self.label_of(member)
-        };
-        match group.members().iter().find(same) {
-            None => Ok(()),
-            Some(other) => Err(SealError::Invalid(format!(
-                "the stanzas {:?} and {:?} lead to the same token under the same key_label {:?}; name another token",
-                other.name,
-                member.name,
-                self.label_of(member)
-            ))),
-        }
-    }
-
-    /// Objects under the cluster's label that the store does not know make it another cluster's token, or this one's
-    /// after a restore.
-    async fn refuse_foreign_objects(&self, zones: &Zones, member: &Member, own: &HashSet<KeyId>) -> Result<(), SealError> {
-        let masters: HashSet<KeyId> = zones.master_keys()?.into_iter().map(|key| key.id).collect();
-        let found = member.hsm.find(&format!("sos/{}/", self.label_of(member))).await?;
-        let known = |id: &Option<KeyId>| id.is_some_and(|id| masters.contains(&id) || own.contains(&id));
-        let foreign: Vec<_> = found.iter().filter(|object| !known(&object.id)).collect();
-        match foreign.first() {
-            None => Ok(()),
-            Some(first) => Err(SealError::TokenInUse {
-                member: member.name.clone(),
-                key_label: self.label_of(member).to_owned(),
-                count: foreign.len(),
-                first: first.label.clone(),
-            }),
-        }
-    }
-
-    async fn refuse_without_other_wrapper(&self, record: &SealRecord, others: &[String]) -> Result<(), SealError> {
-        let binding = root_key_binding(&record.cluster_id);
-        let mut failures = Vec::new();
-        for name in others {
-            let member = self.hsm.as_ref().and_then(|group| group.member(name)).filter(|member| !member.disabled);
-            let (Some(member), Some(blob)) = (member, record.hsm_blob(name)) else {
-                failures.push(format!("{name} is not configured"));
-                continue;
-            };
-            match member.hsm.unseal(blob, &binding).await {
-                Ok(root) if self.barrier.verify_root(&root).is_ok() => return Ok(()),
-                Ok(_) => failures.push(format!("{name} opens another key")),
-                Err(error) => failures.push(format!("{name}: {error}")),
-            }
-        }
-        Err(SealError::Invalid(format!("no other HSM opens the root key now, so this one stays: {}", failures.join("; "))))
-    }
-
-    /// The `hsm-only` keys that none of the others is seen to hold, as far as this HSM may hold them.
-    async fn held_by_none(&self, name: &str, others: &[String], keys: &[(String, KeyId)]) -> Result<Vec<String>, SealError> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let Some(group) = &self.hsm else { return Ok(Vec::new()) };
-        let mut elsewhere: HashSet<KeyId> = HashSet::new();
-        for member in others.iter().filter_map(|name| group.member(name)).filter(|member| member.is_ready()) {
-            elsewhere.extend(member.hsm.find("sos/").await?.into_iter().filter_map(|object| object.id));
-        }
-        let here: Option<HashSet<KeyId>> = match group.member(name).filter(|member| member.is_ready()) {
-            Some(member) => Some(member.hsm.find("sos/").await?.into_iter().filter_map(|object| object.id).collect()),
-            None => None,
-        };
-        let lost = |id: &KeyId| !elsewhere.contains(id) && here.as_ref().is_none_or(|here| here.contains(id));
-        Ok(keys.iter().filter(|(_, id)| lost(id)).map(|(key, _)| key.clone()).collect())
-    }
-
-    async fn begin(&self, action: &str, member: &Member, keys: Vec<KeyId>, masters: bool) -> Result<(), SealError> {
-        let intent = SealIntent { format: 1, action: action.into(), member: member.name.clone(), keys, masters };
-        let txn = intent.put(Txn::new().check(intent.path(), Expect::Absent))?;
-        self.barrier.commit(txn).await?;
-        Ok(())
-    }
-
-    /// Settles at once; what cannot be settled now is left to a later tick.
-    async fn give_up(&self, zones: &Zones, name: &str) {
-        if let Err(error) = self.settle(zones).await {
-            tracing::warn!(hsm = name, %error, "objects left on the HSM are removed later");
-        }
-        // A commit that was reported as failed may have been written.
-        if let Ok((record, _)) = self.open_record() {
-            self.enroll(&record);
-        }
-    }
-
-    /// Settles older work, which must be out of the way before new work on the same HSM begins. Master keys that could not
-    /// leave it yet are no obstacle: it may keep them when it is enrolled again.
-    async fn settle_member(&self, zones: &Zones, name: &str) -> Result<(), SealError> {
-        self.settle(zones).await?;
-        let Some((path, intent, entry)) =
-            SealIntent::all(&self.barrier)?.into_iter().find(|(_, intent, _)| intent.member == name)
-        else {
-            return Ok(());
-        };
-        match self.group().and_then(|group| group.member(name)).is_some_and(|member| member.is_ready()) {
-            // All but the master keys was destroyed just now.
-            true => self.settled(&path, &intent, &entry).await,
-            false => Err(SealError::Invalid(format!("earlier work on {name:?} is not finished; bring that HSM back first"))),
-        }
-    }
-
-    pub(super) fn has_intent(&self, name: &str) -> Result<bool, SealError> {
-        Ok(self.barrier.get(&intent_path(name))?.is_some())
-    }
-
     /// What names this cluster's objects on an HSM.
     pub(super) fn label_of<'a>(&'a self, member: &'a Member) -> &'a str {
         member.key_label.as_deref().unwrap_or(&self.settings.key_label)
@@ -676,32 +408,4 @@ fn opener<'a>(secret: &'a SecretBytes, cluster_id: &'a str, pair: &'a EscrowKeyP
     Box::new(move |copy| {
         recover_master_key(secret, cluster_id, pair, copy.mechanism, &copy.blob).map_err(|error| error.to_string())
     })
-}
-
-fn intent_path(name: &str) -> String {
-    SealIntent { format: 1, action: String::new(), member: name.to_owned(), keys: vec![], masters: false }.path()
-}
-
-fn refusal(name: &str, lost: &[String], stranded: &[MasterKey]) -> String {
-    let list = |keys: &[String]| {
-        let named = keys.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-        match keys.len().saturating_sub(NAMED) {
-            0 => named,
-            more => format!("{named} and {more} more"),
-        }
-    };
-    let mut text = format!("the HSM {name:?} alone holds keys that would be lost:");
-    if !lost.is_empty() {
-        text.push_str(&format!(" hsm-only keys {};", list(lost)));
-    }
-    if !stranded.is_empty() {
-        let names: Vec<String> = stranded.iter().map(|key| key.name.clone()).collect();
-        text.push_str(&format!(" zone master keys {}", list(&names)));
-        text.push_str(match stranded.iter().all(|key| key.in_escrow) {
-            true => " (the shares bring them back: add the other HSM once more, with them);",
-            false => ", not all of them with an escrow copy;",
-        });
-    }
-    text.push_str(" move what matters first, or remove it with force");
-    text
 }
