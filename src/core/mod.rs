@@ -185,7 +185,7 @@ impl Core {
         let restored = restored::admit(self).await?;
         let view = |prefix: &str| View::new(Arc::clone(&self.barrier), prefix);
         let cubbyhole = view("logical/cubbyhole/")?;
-        let tokens = TokenStore::open(view("sys/token/")?, cubbyhole.clone(), self.clock.clone()).await?;
+        let tokens = TokenStore::open(view(tokens::FOLDER)?, cubbyhole.clone(), self.clock.clone()).await?;
         let policies = PolicyStore::new(view("sys/policy/")?);
         policies.install_builtin(self.clock.now()).await?;
         let policies = Arc::new(policies);

@@ -10,6 +10,7 @@ use super::{
     clock::Clock,
     engine::{Call, Caller},
     envelope::Answer,
+    failure::Kind,
     request::{Operation, Request},
 };
 use crate::{
@@ -190,5 +191,41 @@ async fn a_late_write_to_a_removed_mount_leaves_nothing_behind() {
         server.core.tick().await;
         let records = server.records();
         assert!(records.iter().all(|record| record.ends_with("/versioned")), "{path}: {records:?}");
+    }
+}
+
+/// The cubbyhole cannot be removed, but the token that writes to it can.
+#[tokio::test]
+async fn a_late_write_to_the_cubbyhole_of_a_revoked_token_leaves_nothing_behind() {
+    let server = server().await;
+    let active = server.core.active().unwrap();
+    for uses in [0, 5] {
+        let body = json!({ "policies": ["default"], "num_uses": uses }).to_string();
+        let made = server.ask(Operation::Update, "auth/token/create", &body).await;
+        let made: Value = serde_json::from_slice(&made.body).unwrap();
+        let token = SecretString::new(made["auth"]["client_token"].as_str().unwrap().to_owned());
+        let (mounted, path) = active.router.find("cubbyhole/a").unwrap();
+        let request = Request::internal(Operation::Update, "cubbyhole/a", r#"{"b": 1}"#);
+        let object = RawObject::parse(&request.body).unwrap();
+        let caller = Caller { token: active.tokens.lookup(&token).unwrap(), acl: None, remote: None };
+        let found = mounted.engine.resolve(path).unwrap();
+        let call = Call {
+            request: &request,
+            operation: Operation::Update,
+            path,
+            captures: &found.captures,
+            body: &object,
+            caller: &caller,
+            mount: &mounted.entry,
+            now: server.core.clock.now(),
+        };
+        mounted.engine.run(Some(found.route), &call).await.unwrap();
+        assert_eq!(server.records().len(), 1);
+        let revoke = json!({ "token": token.expose() });
+        assert_eq!(server.post("auth/token/revoke", revoke).await.status, 204);
+        assert_eq!(server.records(), [""; 0]);
+        let failure = mounted.engine.run(Some(found.route), &call).await.unwrap_err();
+        assert_eq!(failure.kind(), Kind::Denied);
+        assert_eq!(server.records(), [""; 0], "{uses}");
     }
 }

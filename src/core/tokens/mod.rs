@@ -33,7 +33,10 @@ use serde::{Deserialize, Serialize};
 pub use id::{is_batch, is_unguessable};
 pub use store::{Renewed, TokenStore};
 
-use crate::secret::SecretString;
+use crate::{barrier::Stamp, secret::SecretString};
+
+/// The store's view.
+pub(super) const FOLDER: &str = "sys/token/";
 
 /// Policy that only wrapping tokens have.
 pub const WRAPPING_POLICY: &str = "response-wrapping";
@@ -143,6 +146,12 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl TokenEntry {
+    /// What a commit depends on that shall be made only while the service token is stored: until it is revoked or has expired, and
+    /// until the last request of its uses is done. Nothing is read for it.
+    pub fn there(&self) -> Stamp {
+        Stamp::present(format!("{FOLDER}id/{}", self.hash))
+    }
+
     /// Whether its only policy is `root`.
     pub fn is_root(&self) -> bool {
         self.policies.iter().any(|policy| policy == "root")

@@ -13,7 +13,7 @@ use std::{
 use serde_json::value::RawValue;
 
 use crate::{
-    barrier::{Txn, View},
+    barrier::{BarrierError, Txn, View},
     core::{
         engine::Call,
         failure::{Failure, Kind},
@@ -22,6 +22,7 @@ use crate::{
         tokens::TokenKind,
     },
     op,
+    storage::StorageError,
     wire::json::RawObject,
 };
 
@@ -99,8 +100,13 @@ async fn write(engine: &Cubbyhole, call: &Call<'_>) -> Result<Reply, Failure> {
     if call.body.is_empty() {
         return Err(Failure::listed(Kind::Internal, "missing data fields"));
     }
-    engine.view.commit(Txn::new().put(path, object_bytes(call.body)?)).await?;
-    Ok(Reply::empty())
+    // Once the token is gone nobody would ever delete what it wrote.
+    let txn = Txn::new().put(path, object_bytes(call.body)?).while_as(call.caller.token()?.there());
+    match engine.view.commit(txn).await {
+        Ok(_) => Ok(Reply::empty()),
+        Err(BarrierError::Storage(StorageError::Conflict { .. })) => Err(Failure::denied()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn delete(engine: &Cubbyhole, call: &Call<'_>) -> Result<Reply, Failure> {
