@@ -152,16 +152,36 @@ impl PrivateKey {
 
     /// From PKCS#8 DER, which must hold a key of the type.
     pub fn from_pkcs8(kind: KeyType, der: &[u8]) -> Result<Self, AsymError> {
-        let parsed = match super::pkcs8::usual(der) {
-            Some(changed) => PKey::private_key_from_pkcs8(&changed),
-            None => PKey::private_key_from_pkcs8(der),
-        };
+        let changed = super::pkcs8::usual(der);
+        let parsed = PKey::private_key_from_pkcs8(changed.as_ref().map_or(der, |changed| &changed.der));
         let key = parsed.map_err(|error| AsymError::Key(format!("error parsing asymmetric key: {}", reason(&error))))?;
         check(kind, &key, true)?;
-        Ok(match key.id() {
+        let key = match key.id() {
             Id::EC => Self::Ec(key.ec_key()?),
             Id::ED25519 => Self::Ed(key),
             _ => Self::Rsa(key),
+        };
+        match changed.and_then(|changed| changed.public) {
+            Some(public) if !key.has_public(&public)? => {
+                Err(AsymError::Key("the public key beside the private key is not its own".into()))
+            }
+            _ => Ok(key),
+        }
+    }
+
+    /// Whether this is its public half, as the bits of SubjectPublicKeyInfo are laid out.
+    fn has_public(&self, bits: &[u8]) -> Result<bool, AsymError> {
+        Ok(match self {
+            Self::Ed(key) => key.raw_public_key()? == bits,
+            Self::Rsa(key) => key.rsa()?.public_key_to_der_pkcs1()? == bits,
+            Self::Ec(key) => {
+                let mut context = BigNumContext::new()?;
+                let Ok(point) = EcPoint::from_bytes(key.group(), bits, &mut context) else { return Ok(false) };
+                let mut expected = EcPoint::new(key.group())?;
+                let mut secure = BigNumContext::new_secure()?;
+                expected.mul_generator2(key.group(), key.private_key(), &mut secure)?;
+                expected.eq(key.group(), &point, &mut context)?
+            }
         })
     }
 

@@ -1,5 +1,6 @@
 //! PKCS#8 in unusual dress: Ed25519 keys in the EC layout and RSA keys under the RSASSA-PSS identifier, as some
-//! libraries write them; and EC keys as everybody writes them, with their public half, which OpenSSL leaves out once a
+//! libraries write them, and keys in version 2 of the layout (RFC 5958), with their public half behind, which ring and others
+//! write and OpenSSL does not read; and EC keys as everybody writes them, with their public half, which OpenSSL leaves out once a
 //! key without it was read.
 
 use zeroize::Zeroizing;
@@ -19,12 +20,50 @@ const EDWARDS: [&[u8]; 3] = [
     &[0x06, 0x09, 0x2b, 0x06, 0x01, 0x04, 0x01, 0xda, 0x47, 0x0f, 0x01],
 ];
 
+/// A key brought into the usual layout.
+pub struct Usual {
+    /// PKCS#8 DER without a public half.
+    pub der: Zeroizing<Vec<u8>>,
+    /// The public half that stood behind the private one, in the form that its algorithm has for that.
+    pub public: Option<Vec<u8>>,
+}
+
 /// The same key in the usual layout; `None` when the given bytes need no change.
-pub fn usual(der: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+pub fn usual(der: &[u8]) -> Option<Usual> {
     let (body, _) = element(der, 0x30)?;
-    let (_, body) = element(body, 0x02)?;
+    let (version, body) = element(body, 0x02)?;
     let (algorithm, body) = element(body, 0x30)?;
-    let (key, _) = element(body, 0x04)?;
+    let (key, behind) = element(body, 0x04)?;
+    let public = if version == [1] { public_behind(behind)? } else { None };
+    let der = match usual_key(algorithm, key) {
+        Some(der) => der,
+        None if version == [1] => wrapped(algorithm, key),
+        None => return None,
+    };
+    Some(Usual { der, public })
+}
+
+/// Attributes (passed over) and public half of version 2. Older versions of ring write the latter's tag around a bit string,
+/// in place of its own. `None` when something else stands there.
+fn public_behind(rest: &[u8]) -> Option<Option<Vec<u8>>> {
+    let rest = element(rest, 0xa0).map_or(rest, |(_, rest)| rest);
+    if rest.is_empty() {
+        return Some(None);
+    }
+    let (bits, rest) = match element(rest, 0x81) {
+        Some(found) => found,
+        None => {
+            let (wrapped, rest) = element(rest, 0xa1)?;
+            let (bits, inner) = element(wrapped, 0x03)?;
+            inner.is_empty().then_some((bits, rest))?
+        }
+    };
+    let (unused, public) = bits.split_first()?;
+    (*unused == 0 && rest.is_empty()).then(|| Some(public.to_vec()))
+}
+
+/// What is not in the layout of its own algorithm.
+fn usual_key(algorithm: &[u8], key: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     if algorithm.starts_with(PSS) {
         return Some(wrapped(RSA, key));
     }
@@ -159,6 +198,39 @@ mod tests {
         let odd = wrapped(PSS, inner);
         let back = PrivateKey::from_pkcs8(KeyType::Rsa2048, &odd).unwrap();
         assert_eq!(back.public().unwrap().to_text().unwrap(), key.public().unwrap().to_text().unwrap());
+    }
+
+    /// Version 2 of a key in version 1.
+    fn second(first: &[u8], behind: &[u8]) -> Vec<u8> {
+        let (body, _) = element(first, 0x30).unwrap();
+        let (_, rest) = element(body, 0x02).unwrap();
+        encoded(0x30, &[&[0x02, 0x01, 0x01], rest, behind].concat())
+    }
+
+    #[test]
+    fn the_second_version_of_the_layout_is_read_and_its_halves_must_fit() {
+        for kind in [KeyType::Ed25519, KeyType::EcdsaP256, KeyType::EcdsaP521, KeyType::Rsa2048] {
+            let (key, other) = (PrivateKey::generate(kind).unwrap(), PrivateKey::generate(kind).unwrap());
+            let first = key.to_pkcs8().unwrap();
+            // The bits at the end of SubjectPublicKeyInfo.
+            let bits = |key: &PrivateKey| {
+                let der = key.public().unwrap().to_der().unwrap();
+                let (body, _) = element(&der, 0x30).unwrap();
+                let (_, rest) = element(body, 0x30).unwrap();
+                element(rest, 0x03).unwrap().0.to_vec()
+            };
+            let text = |key: &PrivateKey| key.public().unwrap().to_text().unwrap();
+            let own = encoded(0x81, &bits(&key));
+            let attributes = encoded(0xa0, &[]);
+            let odd = encoded(0xa1, &encoded(0x03, &bits(&key)));
+            for behind in [own.clone(), [attributes.clone(), own.clone()].concat(), odd, attributes, Vec::new()] {
+                let back = PrivateKey::from_pkcs8(kind, &second(first.expose(), &behind)).unwrap();
+                assert_eq!(text(&back), text(&key), "{}", kind.name());
+            }
+            for behind in [encoded(0x81, &bits(&other)), encoded(0x81, &[0]), encoded(0x04, &[1]), [own, vec![0]].concat()] {
+                assert!(PrivateKey::from_pkcs8(kind, &second(first.expose(), &behind)).is_err(), "{}", kind.name());
+            }
+        }
     }
 
     #[test]
