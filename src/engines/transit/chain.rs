@@ -10,6 +10,10 @@ use super::alg::{KeyType, asym::PublicKey, pkcs8::element};
 
 /// DER of the object identifier of basic constraints (RFC 5280, section 4.2.1.9).
 const BASIC_CONSTRAINTS: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x13];
+/// Certificates of one chain, and their bytes in DER: the record of a key holds those of all its versions, and is written anew
+/// with each change. Those of public authorities have three or four of some 2 KiB.
+const MOST: usize = 20;
+const MOST_BYTES: usize = 256 << 10;
 /// DER of the boolean TRUE.
 const TRUE: &[u8] = &[0x01, 0x01, 0xff];
 
@@ -46,6 +50,13 @@ impl Chain {
     pub fn of(certificates: Vec<Vec<u8>>) -> Result<Self, String> {
         let unreadable =
             |error: &dyn std::fmt::Display| format!("could not parse a certificate in the certificate chain: {error}");
+        let bytes: usize = certificates.iter().map(Vec::len).sum();
+        if certificates.len() > MOST || bytes > MOST_BYTES {
+            return Err(format!(
+                "the certificate chain has {} certificates in {bytes} bytes of DER; at most {MOST} in {MOST_BYTES} bytes are taken",
+                certificates.len()
+            ));
+        }
         let mut leaf = None;
         for der in &certificates {
             let whole = element(der, 0x30).filter(|(_, rest)| rest.is_empty());
@@ -166,4 +177,17 @@ fn extension<'a>(der: &'a [u8], id: &[u8]) -> Option<&'a [u8]> {
         list = rest;
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_are_bounded() {
+        let refused = |certificates: Vec<Vec<u8>>| Chain::of(certificates).err().unwrap();
+        assert!(refused(vec![vec![0x30, 0]; MOST + 1]).contains("at most 20"));
+        assert!(refused(vec![vec![0x30; MOST_BYTES + 1]]).contains("in 262144 bytes are taken"));
+        assert!(refused(vec![vec![0x30; 9]; MOST]).contains("DER is malformed"));
+    }
 }

@@ -11,7 +11,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use quick_cache::sync::Cache;
+use quick_cache::{
+    DefaultHashBuilder, OptionsBuilder, Weighter,
+    sync::{Cache, DefaultLifecycle},
+};
 use thiserror::Error;
 use tokio::sync::OnceCell;
 
@@ -42,7 +45,11 @@ use crate::{
 };
 
 /// Keys (without material) held in memory per mount.
-const KEYS: usize = 50_000;
+const KEYS: u64 = 50_000;
+/// Their bytes: what certificates and thousands of versions take.
+const KEYS_BYTES: u64 = 128 << 20;
+/// Parts of the cache, each with its share of the bytes: a key that is larger than that is read from the store each time.
+const KEYS_SHARDS: usize = 4;
 /// Names of keys that are remembered for objects taken from them.
 const DROPPED: usize = 10_000;
 /// How often a change is tried again when others change the same key.
@@ -57,6 +64,34 @@ pub struct Key {
     pub record: KeyRecord,
     /// The commit that wrote the record.
     pub version: Version,
+}
+
+/// Bytes, and no fewer than a key's share when there are as many as there may be: so one bound is both.
+#[derive(Clone)]
+struct KeyWeight {
+    least: u64,
+}
+
+impl Weighter<String, Arc<Key>> for KeyWeight {
+    fn weight(&self, name: &String, key: &Arc<Key>) -> u64 {
+        let line = |line: &VersionLine| {
+            let texts = line.certificate_chain.iter().map(|der| size_of::<String>() + der.len()).sum::<usize>();
+            size_of::<VersionLine>() + line.public_key.as_ref().map_or(0, String::len) + texts
+        };
+        let bytes = size_of::<Key>() + 2 * name.len() + key.record.versions.iter().map(line).sum::<usize>();
+        u64::try_from(bytes).unwrap_or(u64::MAX).max(self.least)
+    }
+}
+
+fn keys_bounded(most: u64, bytes: u64) -> Cache<String, Arc<Key>, KeyWeight> {
+    let weight = KeyWeight { least: bytes.div_ceil(most.max(1)) };
+    let items = usize::try_from(most).unwrap_or(usize::MAX);
+    let options = OptionsBuilder::new().estimated_items_capacity(items).weight_capacity(bytes).shards(KEYS_SHARDS).build();
+    match options {
+        Ok(options) => Cache::with_options(options, weight, DefaultHashBuilder::default(), DefaultLifecycle::default()),
+        // Only for want of one of the two bounds.
+        Err(_) => Cache::with_weighter(items, bytes, weight),
+    }
 }
 
 /// The state of one mount, kept while the mount is tuned or moved.
@@ -77,7 +112,7 @@ pub struct Store {
     pub schedule: Mutex<BTreeMap<String, i64>>,
     /// Read while a key is committed; see [`Still`](super::Still).
     pub fence: Arc<tokio::sync::RwLock<()>>,
-    keys: Cache<String, Arc<Key>>,
+    keys: Cache<String, Arc<Key>, KeyWeight>,
     fill: Mutex<()>,
     /// One lock per key that is being changed.
     changing: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -159,7 +194,7 @@ impl Store {
             dropped: Cache::new(DROPPED),
             schedule: Mutex::default(),
             fence: Arc::default(),
-            keys: Cache::new(KEYS),
+            keys: keys_bounded(KEYS, KEYS_BYTES),
             fill: Mutex::default(),
             changing: Mutex::default(),
             loaded: OpenedVersions::default(),
@@ -490,4 +525,36 @@ pub enum Conflicted {
     Yes,
     /// It failed for another reason.
     No(Failure),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engines::transit::protect::Level;
+
+    #[test]
+    fn keys_in_memory_are_bounded_by_their_bytes() {
+        let key = |name: String, certificates: usize| {
+            let mut record = KeyRecord::empty(KeyType::Ed25519, Level::Software);
+            record.versions.push(VersionLine {
+                version: 1,
+                created: 0,
+                level: Level::Software,
+                revision: 0,
+                moved_into_hsm: None,
+                public_key: None,
+                public_only: false,
+                certificate_chain: vec!["x".repeat(1000); certificates],
+            });
+            Arc::new(Key { name, record, version: Version::default() })
+        };
+        let (most, bytes) = (1000, 1 << 20);
+        for (certificates, held) in [(0, 1000), (100, 10)] {
+            let keys = keys_bounded(most, bytes);
+            for number in 0..3000 {
+                keys.insert(format!("k{number}"), key(format!("k{number}"), certificates));
+            }
+            assert!(keys.weight() <= bytes && (1..=held).contains(&keys.len()), "{} keys of {certificates}", keys.len());
+        }
+    }
 }
