@@ -375,6 +375,7 @@ impl Transit {
         if record.soft_deleted {
             return Err(stop(SOFT_DELETED));
         }
+        self.check_required(&key.name, &record)?;
         if let Some(version) = version {
             let txn = self.complete(&key.name, &mut record, version, handed).await?;
             return Ok(Decision::Write(Change { record: Some(record), txn, outcome: () }));

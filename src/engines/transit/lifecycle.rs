@@ -193,7 +193,8 @@ impl Transit {
         Ok(key)
     }
 
-    async fn add_version(&self, name: &str, mut record: KeyRecord) -> Result<(KeyRecord, Txn, Committing), Failure> {
+    /// Refuses a further version, or the private half of one, for a key at another level than the mount requires.
+    pub fn check_required(&self, name: &str, record: &KeyRecord) -> Result<(), Failure> {
         // What the mount requires is for keys that clients use, and not for the one that wraps imports.
         let required = self.mount.required.filter(|_| !name.starts_with(HIDDEN));
         if let Some(required) = required.filter(|required| *required != record.level) {
@@ -203,6 +204,11 @@ impl Transit {
                 record.level.word()
             )));
         }
+        Ok(())
+    }
+
+    async fn add_version(&self, name: &str, mut record: KeyRecord) -> Result<(KeyRecord, Txn, Committing), Failure> {
+        self.check_required(name, &record)?;
         let version = self.store.next_version(&record)?;
         let made = self.make_version(name, &record, version).await?;
         record.latest_version = version;

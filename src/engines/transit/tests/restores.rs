@@ -43,6 +43,46 @@ fn certificate(pkcs8: &[u8]) -> String {
     b64::encode(&builder.build().to_der().unwrap())
 }
 
+/// What is handed in to an import: material under a key of AES, which is under the mount's.
+fn wrapped_by(wrapping: &PKey<openssl::pkey::Public>, material: &[u8]) -> String {
+    let (mut room, ephemeral) = (vec![0; material.len() + 16], [7; 32]);
+    let wrapped = KwpAes256::new_from_slice(&ephemeral).unwrap().wrap_key(material, &mut room).unwrap().to_vec();
+    let hash = alg::hash::HashAlgorithm::Sha2_256;
+    let sealed = alg::rsa::encrypt_oaep(wrapping, &ephemeral, hash).unwrap();
+    b64::encode(&[sealed, wrapped].concat())
+}
+
+#[tokio::test]
+async fn versions_from_outside_are_refused_where_the_mount_requires_another_level() {
+    let mut bench = Bench::with(Some(FakeHsm::new()), &[]).await;
+    let wrapping = data(bench.call(Operation::Read, "wrapping_key", json!({})).await.unwrap());
+    let wrapping = PKey::public_key_from_pem(wrapping["public_key"].as_str().unwrap().as_bytes()).unwrap();
+    let key =
+        PKey::from_ec_key(openssl::ec::EcKey::generate(&alg::asym::group(alg::KeyType::EcdsaP256).unwrap()).unwrap()).unwrap();
+    let public = String::from_utf8(key.public_key_to_pem().unwrap()).unwrap();
+    let private = wrapped_by(&wrapping, &key.private_key_to_pkcs8().unwrap());
+    let import = json!({ "type": "ecdsa-p256", "public_key": public, "protection_level": "software" });
+    bench.call(Operation::Update, "keys/k/import", import).await.unwrap();
+    let versions =
+        [json!({ "public_key": public }), json!({ "ciphertext": private }), json!({ "ciphertext": private, "version": 1 })];
+    bench.options.insert("protection_required".to_owned(), "hsm".to_owned());
+    let free = std::mem::replace(
+        &mut bench.transit,
+        Arc::new(Transit::new(&mounted(&bench.barrier, &bench.clock, &bench.services, &bench.options)).unwrap()),
+    );
+    for body in &versions {
+        let said = bench.refused("keys/k/import_version", body.clone()).await;
+        assert!(said.contains("this mount requires protection_level \"hsm\", and the key has \"software\""), "{said}");
+    }
+    let record = bench.transit.store.key("k").unwrap().unwrap();
+    assert!(record.record.versions.len() == 1 && record.record.versions[0].public_only);
+    // They are taken where nothing is required.
+    bench.options.clear();
+    mounted(&bench.barrier, &bench.clock, &bench.services, &bench.options);
+    bench.transit = free;
+    bench.call(Operation::Update, "keys/k/import_version", versions[2].clone()).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_an_import_refuses_a_restore_refuses() {
     let foreign = alg::asym::PrivateKey::generate(alg::KeyType::EcdsaP256).unwrap().to_pkcs8().unwrap();
@@ -101,13 +141,7 @@ async fn an_rsa_key_of_fewer_bits_than_its_type_is_refused_wherever_it_comes_in(
     for (bits, taken) in [(2041, false), (2047, false), (2048, true)] {
         let key = Rsa::generate(bits).unwrap();
         let (private, public) = (PKey::from_rsa(key.clone()).unwrap(), key.public_key_to_pem().unwrap());
-        // What is wrapped: PKCS#8 under a key of AES, which is under the mount's.
-        let (pkcs8, ephemeral) = (private.private_key_to_pkcs8().unwrap(), [7; 32]);
-        let mut room = vec![0; pkcs8.len() + 16];
-        let wrapped = KwpAes256::new_from_slice(&ephemeral).unwrap().wrap_key(&pkcs8, &mut room).unwrap().to_vec();
-        let hash = alg::hash::HashAlgorithm::Sha2_256;
-        let sealed = alg::rsa::encrypt_oaep(&wrapping, &ephemeral, hash).unwrap();
-        let ciphertext = b64::encode(&[sealed, wrapped].concat());
+        let ciphertext = wrapped_by(&wrapping, &private.private_key_to_pkcs8().unwrap());
         // A backup of the same layout with the numbers of this key.
         let number = |number: &openssl::bn::BigNumRef| number.to_dec_str().unwrap().to_string();
         let (p, q) = (number(key.p().unwrap()), number(key.q().unwrap()));
