@@ -129,6 +129,9 @@ pub trait Engine: Send + Sync + 'static {
     /// See [`Routed::start`].
     async fn start(&self) -> Result<(), Failure>;
 
+    /// See [`Routed::forget_older`].
+    fn forget_older(&self);
+
     /// See [`Routed::tick`].
     async fn tick(&self) -> Result<(), Failure>;
 
@@ -191,6 +194,10 @@ impl<E: Routed> Engine for E {
 
     async fn start(&self) -> Result<(), Failure> {
         Routed::start(self).await
+    }
+
+    fn forget_older(&self) {
+        Routed::forget_older(self);
     }
 
     async fn tick(&self) -> Result<(), Failure> {

@@ -30,14 +30,21 @@ pub mod route;
 pub mod sys;
 #[cfg(test)]
 pub mod testing;
+#[cfg(test)]
+mod tick_tests;
 pub mod tokens;
 pub mod tools;
+pub mod wanted;
 pub mod wrapping;
 
-use std::sync::{Arc, Weak};
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use crate::{
     audit::Broker,
@@ -101,6 +108,8 @@ impl Default for Settings {
 /// Expired tokens removed at a time, and how often in one tick: more than can be made between two ticks.
 const SWEEP: usize = 1000;
 const SWEEPS: usize = 50;
+/// How long the periodic work of mounts may take in one tick.
+const MOUNTS_BUDGET: Duration = Duration::from_secs(5);
 
 /// The server without its front: what requests are answered from.
 pub struct Core {
@@ -128,6 +137,8 @@ pub struct Core {
     pub migrations: sys::remount::Migrations,
     /// Backups of the store.
     pub backups: Arc<Backups>,
+    /// The full path of the mount whose periodic work was done last.
+    last_ticked: Mutex<String>,
 }
 
 /// Everything that exists only while the server is unsealed.
@@ -165,6 +176,7 @@ impl Core {
             services,
             migrations: sys::remount::Migrations::default(),
             backups: Arc::default(),
+            last_ticked: Mutex::default(),
         });
         seal.attach(Arc::new(SealHost(Arc::downgrade(&core))));
         core
@@ -219,6 +231,9 @@ impl Core {
     /// Periodic work: expirations, rotations, resumed clean-ups. Errors are logged and tried again next time.
     pub async fn tick(self: &Arc<Self>) {
         let Ok(active) = self.active() else { return };
+        for mounted in active.router.all() {
+            mounted.engine.forget_older();
+        }
         if let Err(error) = self.barrier.rotate_if_due(self.clock.now()).await {
             tracing::error!(%error, "the barrier's key was due for rotation and could not be rotated");
         }
@@ -245,9 +260,24 @@ impl Core {
             tracing::error!(%error, "zone master keys could not be looked after");
         }
         self.services.transit.follow_rotations(&self.services.zones);
-        for mounted in active.router.all() {
+        self.tick_mounts(&active, MOUNTS_BUDGET).await;
+    }
+
+    /// The periodic work of mounts, one after the other until so much time is over; the next tick goes on with the mount behind the
+    /// last one, so that none holds up the others for long.
+    async fn tick_mounts(&self, active: &Active, budget: Duration) {
+        let began = Instant::now();
+        let mut mounts: Vec<_> = active.router.all().into_iter().map(|mounted| (mounted.entry.full_path(), mounted)).collect();
+        let last = self.last_ticked.lock().clone();
+        let behind = mounts.partition_point(|(path, _)| *path <= last);
+        mounts.rotate_left(behind);
+        for (path, mounted) in mounts {
             if let Err(failure) = mounted.engine.tick().await {
-                tracing::error!(mount = %mounted.entry.full_path(), error = ?failure, "periodic work failed");
+                tracing::error!(mount = %path, error = ?failure, "periodic work failed");
+            }
+            *self.last_ticked.lock() = path;
+            if began.elapsed() >= budget {
+                break;
             }
         }
     }

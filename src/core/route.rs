@@ -213,6 +213,10 @@ pub trait Routed: Send + Sync + Sized + 'static {
         Ok(Some(TtlTerms::of_token(entry)))
     }
 
+    /// Called every few seconds while unsealed, before all other periodic work: drops from memory what is not to be kept there any
+    /// longer. Does nothing else.
+    fn forget_older(&self) {}
+
     /// Called every few seconds while unsealed: rotations, expirations, clean-up. Short; long work goes on next time.
     async fn tick(&self) -> Result<(), Failure> {
         Ok(())

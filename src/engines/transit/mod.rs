@@ -159,11 +159,14 @@ impl Routed for Transit {
         self.find_doomed()
     }
 
-    async fn tick(&self) -> Result<(), Failure> {
+    fn forget_older(&self) {
         self.store.forget_older(store::MAX_AGE);
+    }
+
+    async fn tick(&self) -> Result<(), Failure> {
         self.find_doomed()?;
         self.destroy_doomed().await;
-        self.rotate_due().await
+        self.rotate_due(schedule::BUDGET).await
     }
 
     async fn worn(&self) -> Result<Vec<String>, Failure> {

@@ -1,12 +1,17 @@
 //! Rotation without anybody asking: by age, and before a version is used up.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Transit, damaged::is_damaged, store::Key, usage::Usage};
 use crate::core::failure::Failure;
 
 /// Keys looked at in one tick.
 const AT_ONCE: usize = 100;
+/// How long a mount's rotations may take in one tick. An RSA key takes seconds, and other mounts wait.
+pub const BUDGET: Duration = Duration::from_secs(1);
 /// The shortest period, in seconds.
 const SHORTEST_PERIOD: i64 = 60 * 60;
 
@@ -39,13 +44,30 @@ impl Transit {
         if usage.is_to_be_told(self.clock.now().unix_timestamp()) {
             tracing::warn!(key = %key.name, version, "a transit key version is near its limit of 2^32 encryptions");
         }
+        self.hasten(key);
+    }
+
+    /// As [`Transit::note_worn`] for a version that encrypts no more: as restored keys may come.
+    pub fn note_used_up(&self, key: &Key, version: u32, usage: &Usage) {
+        if version != key.record.latest_version {
+            return;
+        }
+        if usage.is_to_be_told(self.clock.now().unix_timestamp()) {
+            tracing::error!(key = %key.name, version, "a transit key version has reached its limit of 2^32 encryptions: it encrypts no more until the key is rotated");
+        }
+        self.hasten(key);
+    }
+
+    fn hasten(&self, key: &Key) {
         if key.record.auto_rotate_period > 0 {
             self.store.schedule.lock().insert(key.name.clone(), i64::MIN);
         }
     }
 
-    /// Rotates what is due. A failure of one key is logged and tried again later; the others go on.
-    pub async fn rotate_due(&self) -> Result<(), Failure> {
+    /// Rotates what is due until so much time is over, one key at least; the rest is left for the next tick. A failure of one key
+    /// is logged and tried again later; the others go on.
+    pub async fn rotate_due(&self, budget: Duration) -> Result<(), Failure> {
+        let began = Instant::now();
         let now = self.clock.now().unix_timestamp();
         let due: Vec<(String, i64)> = {
             let schedule = self.store.schedule.lock();
@@ -54,7 +76,10 @@ impl Transit {
             due.sort_unstable();
             due.into_iter().take(AT_ONCE).map(|(due, name)| (name.clone(), due)).collect()
         };
-        for (name, noted) in due {
+        for (at, (name, noted)) in due.into_iter().enumerate() {
+            if at > 0 && began.elapsed() >= budget {
+                break;
+            }
             let worn = noted == i64::MIN;
             if let Err(failure) = self.rotate_one(&name, now, worn).await {
                 if is_damaged(&failure) {
