@@ -42,6 +42,11 @@ impl View {
         &self.prefix
     }
 
+    /// Whether nothing can be read here now.
+    pub fn is_sealed(&self) -> bool {
+        self.barrier.is_sealed()
+    }
+
     /// The decrypted record at `path`.
     pub fn get(&self, path: &str) -> Result<Option<Entry>, BarrierError> {
         self.barrier.get(&self.absolute(path)?)

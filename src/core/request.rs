@@ -4,7 +4,7 @@ use std::{cell::RefCell, net::IpAddr, time::Duration};
 
 use bytes::Bytes;
 
-use super::failure::Failure;
+use super::{failure::Failure, wanted::Wanted};
 use crate::{
     backup::Upload,
     secret::{SecretString, fill_random},
@@ -97,6 +97,8 @@ pub struct Request {
     pub remote_port: u16,
     /// The body of the few endpoints that read it while it arrives; `body` is empty then.
     pub upload: Option<Upload>,
+    /// Whether its answer is still waited for.
+    pub wanted: Wanted,
     /// Whether the listener shows metrics without a token.
     pub open_metrics: bool,
     /// Names (lower case) and values of the headers that audit devices record. Tokens are left out.
@@ -120,6 +122,7 @@ impl Request {
             remote: None,
             remote_port: 0,
             upload: None,
+            wanted: Wanted::default(),
             open_metrics: false,
             headers: Vec::new(),
             flaw: None,

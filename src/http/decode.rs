@@ -16,6 +16,7 @@ use crate::{
     core::{
         failure::{Failure, Kind},
         request::{Operation, Request, request_id},
+        wanted::Wanted,
     },
     secret::SecretString,
     wire::duration,
@@ -56,6 +57,7 @@ pub fn head(http: &HttpRequest, recorded: &BTreeMap<String, bool>) -> Result<Req
         remote: peer.map(|peer| peer.ip()),
         remote_port: peer.map_or(0, |peer| peer.port()),
         upload: None,
+        wanted: Wanted::default(),
         open_metrics: false,
         headers: headers(http, recorded),
         flaw: wrap_ttl.err(),

@@ -40,6 +40,7 @@ use crate::{
         failure::{Failure, Kind},
         request::{Operation, Request},
         sys::snapshot::takes_upload,
+        wanted::Wanted,
     },
     heavy,
 };
@@ -127,13 +128,16 @@ struct Taken {
 }
 
 /// Hands a request to the pipeline. When the client goes away or its time is over the work is still finished, so
-/// that nothing stays half-done because someone closed a connection.
+/// that nothing stays half-done because someone closed a connection; what takes long in pieces asks whether it is still
+/// [wanted](Wanted) and ends between two of them.
 async fn carry_out(front: &Front, taken: Taken) -> Answer {
     let core = Arc::clone(&front.core);
     let Taken { mut request, kind, body, counted } = taken;
     // A body that is read while it arrives takes as long as it takes.
     let limit = if request.upload.is_some() { LONGEST_UPLOAD } else { front.max_duration };
     let large = body.len() > LARGE_BODY;
+    let (wanted, _waiting) = Wanted::within(limit);
+    request.wanted = wanted;
     let work = async move {
         let _counted = counted;
         match decode::body(kind, body) {

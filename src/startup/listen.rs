@@ -194,6 +194,8 @@ impl Bound {
                 // Handshakes that do not come to an end have three seconds; the default would let some hundred of them hold up all others.
                 .max_connection_rate(connections)
                 .shutdown_timeout(DRAIN_SECONDS)
+                // A client that closes its side has gone (nginx and Go's server see it so too): long work for it is not done to its end.
+                .h1_allow_half_closed(false)
                 .keep_alive(Duration::from_secs(120))
                 .client_request_timeout(Duration::from_secs(30));
                 let server = match one.socket {

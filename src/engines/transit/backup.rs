@@ -11,6 +11,7 @@ use super::{
     b64,
     blob::{self, Blob, Entry, Policy, Written},
     export::Shown,
+    gate::{FEW_VERSIONS, Going, Job},
     given::Given,
     keys::level_param,
     lifecycle::{SOFT_DELETED, nanos},
@@ -58,18 +59,23 @@ struct BackupData {
     backup: Shown,
 }
 
+/// A backup of no more characters holds few versions: some 20 of RSA-4096.
+const SMALL_BACKUP: usize = 128 << 10;
+
 fn stop(text: impl Into<String>) -> Failure {
     Failure::listed(Kind::Internal, text)
 }
 
 /// GET `backup/:name`.
-pub async fn backup(engine: &Transit, _: &Call<'_>, params: BackupParams) -> Result<Reply, Failure> {
+pub async fn backup(engine: &Transit, call: &Call<'_>, params: BackupParams) -> Result<Reply, Failure> {
     let name = params.name.as_str();
     let (key, ()) = engine.change(name, move |key| Box::pin(async move { noted(engine, name, key) })).await?;
     let key = key.ok_or_else(|| stop(format!("key {name:?} not found")))?;
+    let (going, small) = (Going::of(call, &engine.store.view), key.record.versions.len() <= FEW_VERSIONS);
     let (mut versions, mut turn) = (Vec::with_capacity(key.record.versions.len()), Turn::begin());
     for line in &key.record.versions {
         turn.give_way().await;
+        going.check()?;
         let (record, _) = engine.store.version_record(name, key.record.uid, line.version)?;
         let material = engine.material_of(&key, line.version).await?;
         let encryptions = match key.record.is_counted() {
@@ -78,14 +84,15 @@ pub async fn backup(engine: &Transit, _: &Call<'_>, params: BackupParams) -> Res
         };
         versions.push((record.convergent_version, encryptions, material));
     }
-    let write = move || {
+    let write = move |job: &mut Job| {
         let lines = key.record.versions.iter().zip(versions);
         let written = |(line, (convergent, encryptions, material))| Written { line, convergent, encryptions, material };
         let versions: Vec<_> = lines.map(written).collect();
-        let json = blob::write(&key.name, &key.record, &versions).map_err(Failure::internal)?;
+        job.expect(versions.len());
+        let json = blob::write(&key.name, &key.record, &versions, || job.version())?;
         Reply::data(&BackupData { backup: Shown(Zeroizing::new(b64::encode(json.expose()))) })
     };
-    engine.stores.gate.whole_key(write).await
+    engine.stores.gate.whole_key(small, going, write).await
 }
 
 /// Writes the time of a backup down, if one may be taken.
@@ -107,7 +114,8 @@ fn noted(engine: &Transit, name: &str, key: Option<Arc<Key>>) -> Result<Decision
 }
 
 /// POST `restore`.
-pub async fn restore(engine: &Transit, _: &Call<'_>, params: RestoreParams) -> Result<Reply, Failure> {
+/// Ends without effect once nobody waits for its answer.
+pub async fn restore(engine: &Transit, call: &Call<'_>, params: RestoreParams) -> Result<Reply, Failure> {
     if params.backup.is_empty() {
         return Err(Failure::invalid("'backup' must be supplied"));
     }
@@ -116,14 +124,16 @@ pub async fn restore(engine: &Transit, _: &Call<'_>, params: RestoreParams) -> R
     }
     let level = level_param(params.protection_level.as_deref())?;
     let (backup, asked, now) = (Zeroizing::new(params.backup), params.name, nanos(engine.clock.now()));
-    let (name, record, versions) = engine.stores.gate.whole_key(move || open(&backup, asked, now)).await?;
-    store(engine, &name, params.force, level, &record, &versions).await
+    let (going, small) = (Going::of(call, &engine.store.view), backup.len() <= SMALL_BACKUP);
+    let read = engine.stores.gate.whole_key(small, going.clone(), move |job| open(&backup, asked, now, job));
+    let (name, record, versions) = read.await?;
+    store(engine, &name, params.force, level, &record, &versions, &going).await
 }
 
 /// A backup taken apart: name, key and versions.
 type Opened = (String, KeyRecord, Vec<(u32, Given)>);
 
-fn open(backup: &str, asked: String, now: i64) -> Result<Opened, Failure> {
+fn open(backup: &str, asked: String, now: i64, job: &mut Job) -> Result<Opened, Failure> {
     let json = SecretBytes::new(b64::decode(backup).map_err(|error| stop(error.to_string()))?);
     let blob: Blob<'_> = serde_json::from_slice(json.expose()).map_err(|error| stop(error.to_string()))?;
     let policy = blob.policy.ok_or_else(|| stop("the backup holds no key"))?;
@@ -135,8 +145,18 @@ fn open(backup: &str, asked: String, now: i64) -> Result<Opened, Failure> {
         return Err(stop(format!("{name:?} cannot be the name of a key")));
     }
     let archive = blob.archived_keys.and_then(|archive| archive.keys).unwrap_or_default();
-    let (record, versions) =
-        read(policy, &archive, now).map_err(|error| stop(format!("failed to restore the policy {name:?}: {error}")))?;
+    let wrong = |error: String| stop(format!("failed to restore the policy {name:?}: {error}"));
+    let mut ended = None;
+    // Asked before each version of so many.
+    let go_on = |versions| {
+        job.expect_once(versions);
+        job.version().map_err(|failure| ended = Some(failure)).is_ok()
+    };
+    let opened = read(policy, &archive, now, go_on);
+    if let Some(ended) = ended {
+        return Err(ended);
+    }
+    let (record, versions) = opened.map_err(wrong)?;
     Ok((name, record, versions))
 }
 
@@ -153,6 +173,7 @@ async fn store(
     level: Option<Level>,
     record: &KeyRecord,
     versions: &[(u32, Given)],
+    going: &Going,
 ) -> Result<Reply, Failure> {
     let level = engine.level_of_given(level, record)?;
     let (key, (objects, remains)) = engine
@@ -179,11 +200,12 @@ async fn store(
                     }
                     Err(damaged) => return Err(damaged),
                 }
-                txn = engine.add_all_given(&mut record, versions, replaced.as_deref(), txn).await?;
+                txn = engine.add_all_given(&mut record, versions, replaced.as_deref(), txn, going).await?;
                 txn = match record.auto_rotate_period {
                     0 => txn.delete(auto_path(name)),
                     _ => txn.put(auto_path(name), Vec::new()),
                 };
+                going.check()?;
                 Ok(Decision::Write(Change { record: Some(record), txn, outcome: (objects, remains) }))
             })
         })
@@ -199,7 +221,12 @@ async fn store(
 }
 
 /// What a backup says, in this server's terms.
-fn read(mut policy: Policy<'_>, archive: &[Entry<'_>], now: i64) -> Result<(KeyRecord, Vec<(u32, Given)>), String> {
+fn read(
+    mut policy: Policy<'_>,
+    archive: &[Entry<'_>],
+    now: i64,
+    mut go_on: impl FnMut(usize) -> bool,
+) -> Result<(KeyRecord, Vec<(u32, Given)>), String> {
     upgrade(&mut policy);
     let key_size = u32::try_from(policy.key_size.unwrap_or(0)).unwrap_or(0);
     let number = policy.kind.unwrap_or(0);
@@ -229,10 +256,12 @@ fn read(mut policy: Policy<'_>, archive: &[Entry<'_>], now: i64) -> Result<(KeyR
         (true, other) => return Err(format!("unsupported key derivation mode {other}")),
     };
     let mut versions = Vec::new();
+    let count = usize::try_from(bounds.latest - bounds.available.max(1).min(bounds.latest) + 1).unwrap_or(usize::MAX);
     for version in bounds.available.max(1)..=bounds.latest {
         let in_archive = || archive.get(usize::try_from(version - bounds.available).unwrap_or(usize::MAX));
         let entry = keys.get(version.to_string().as_str()).or_else(in_archive).filter(|entry| !entry.is_empty());
         match entry {
+            Some(_) if !go_on(count) => return Err("it was ended".to_owned()),
             Some(entry) => {
                 let given = entry.given(kind, convergent, fallback, now);
                 versions.push((version, given.map_err(|error| format!("version {version}: {error}"))?));

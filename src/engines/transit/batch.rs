@@ -11,11 +11,10 @@ use serde::{
     de::{MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
-use tokio::sync::SemaphorePermit;
 
 use super::{
     Transit,
-    gate::{Gate, MAX_ITEMS},
+    gate::{Gate, Going, MAX_ITEMS, Pass, Place},
     ops::ItemError,
     turn::Turn,
 };
@@ -219,22 +218,14 @@ pub struct Items<'a, T> {
     needs: Needs,
     count: usize,
     batch: bool,
-    /// Held while they are worked on.
-    _admitted: Option<SemaphorePermit<'a>>,
+    /// Its turns among other batches; a request that is its own item waits for none.
+    pass: Option<Pass<'a>>,
 }
 
 impl<'a, T: FromItem<'a>> Items<'a, T> {
     /// A request that is its own item.
     pub fn one(item: T) -> Self {
-        Self {
-            first: vec![item],
-            window: VecDeque::new(),
-            rest: None,
-            needs: Needs::Nothing,
-            count: 1,
-            batch: false,
-            _admitted: None,
-        }
+        Self { first: vec![item], window: VecDeque::new(), rest: None, needs: Needs::Nothing, count: 1, batch: false, pass: None }
     }
 
     /// The batch of a request, if it is one. `see` is shown every item.
@@ -252,12 +243,21 @@ impl<'a, T: FromItem<'a>> Items<'a, T> {
         T: Send,
     {
         match call.body.member("batch_input").filter(|raw| raw.get() != "null") {
-            Some(raw) => Self::read(&engine.stores.gate, raw, needs, see).await.map(Some),
+            Some(raw) => {
+                let going = Going::of(call, &engine.store.view);
+                Self::read(&engine.stores.gate, going, raw, needs, see).await.map(Some)
+            }
             None => Ok(None),
         }
     }
 
-    async fn read(gate: &'a Gate, raw: &'a RawValue, needs: Needs, mut see: impl FnMut(&T) + Send) -> Result<Self, Failure>
+    async fn read(
+        gate: &'a Gate,
+        going: Going,
+        raw: &'a RawValue,
+        needs: Needs,
+        mut see: impl FnMut(&T) + Send,
+    ) -> Result<Self, Failure>
     where
         T: Send,
     {
@@ -283,9 +283,9 @@ impl<'a, T: FromItem<'a>> Items<'a, T> {
         if count == 0 {
             return Err(Failure::invalid("missing batch input to process"));
         }
-        let admitted = gate.admit(count).await?;
+        let pass = gate.admit(count, going)?;
         mistakes.judge()?;
-        Ok(Self { first, window: VecDeque::new(), rest, needs, count, batch: true, _admitted: admitted })
+        Ok(Self { first, window: VecDeque::new(), rest, needs, count, batch: true, pass: Some(pass) })
     }
 
     /// Whether it is a batch.
@@ -298,8 +298,48 @@ impl<'a, T: FromItem<'a>> Items<'a, T> {
         self.count
     }
 
-    /// The next items; none when all were given.
-    pub fn window(&mut self) -> Result<Vec<T>, Failure> {
+    /// Says before the first window where the items are worked on: here, or in the HSM. For each place batches have turns of their own.
+    pub fn work_in(&mut self, place: Place) {
+        if let Some(pass) = &mut self.pass {
+            pass.goes_to(place);
+        }
+    }
+
+    /// The next items, when it is their turn; none when all were given.
+    ///
+    /// # Errors
+    /// Those of [`Pass::window`].
+    pub async fn window(&mut self) -> Result<Vec<T>, Failure> {
+        let window = self.read_window()?;
+        if let Some(pass) = &mut self.pass {
+            pass.window(window.len()).await?;
+        }
+        Ok(window)
+    }
+
+    /// The next item, for what works on each by itself; windows and single items do not mix.
+    ///
+    /// # Errors
+    /// Those of [`Pass::window`].
+    pub async fn next_item(&mut self) -> Result<Option<T>, Failure> {
+        if self.window.is_empty() {
+            self.next_window().await?;
+        }
+        Ok(self.next_here())
+    }
+
+    /// Takes up the next window once all of the one before are done; `false` when there is none.
+    pub async fn next_window(&mut self) -> Result<bool, Failure> {
+        self.window = self.window().await?.into();
+        Ok(!self.window.is_empty())
+    }
+
+    /// The next item of the window that was taken up.
+    pub fn next_here(&mut self) -> Option<T> {
+        self.window.pop_front()
+    }
+
+    fn read_window(&mut self) -> Result<Vec<T>, Failure> {
         if !self.first.is_empty() {
             return Ok(std::mem::take(&mut self.first));
         }
@@ -311,21 +351,6 @@ impl<'a, T: FromItem<'a>> Items<'a, T> {
             window.push(T::from_item(0, value?, self.needs, &mut mistakes)?);
         }
         Ok(window)
-    }
-}
-
-/// Item by item, for what works on each by itself; windows and single items do not mix.
-impl<'a, T: FromItem<'a>> Iterator for Items<'a, T> {
-    type Item = Result<T, Failure>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.window.is_empty() {
-            match self.window() {
-                Ok(window) => self.window = window.into(),
-                Err(failure) => return Some(Err(failure)),
-            }
-        }
-        self.window.pop_front().map(Ok)
     }
 }
 
@@ -487,11 +512,11 @@ mod tests {
     fn parse<'a>(raw: &'a RawValue, needs: Needs) -> Result<Vec<Item<'a>>, Failure> {
         let gate = Box::leak(Box::<Gate>::default());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let mut items = runtime.block_on(Items::<Item<'a>>::read(gate, raw, needs, |_| ()))?;
+        let mut items = runtime.block_on(Items::<Item<'a>>::read(gate, Going::default(), raw, needs, |_| ()))?;
         assert!(items.is_batch());
         let mut all = Vec::new();
         loop {
-            let window = items.window()?;
+            let window = runtime.block_on(items.window())?;
             if window.is_empty() {
                 assert_eq!(all.len(), items.total());
                 return Ok(all);
@@ -534,8 +559,12 @@ mod tests {
         for count in [1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW - 1] {
             let list: Vec<String> = (0..count).map(|at| format!("{{\"plaintext\":\"\",\"key_version\":{at}}}")).collect();
             let raw = raw(&format!("[{}]", list.join(", ")));
-            let items = runtime.block_on(Items::<Item<'_>>::read(&gate, &raw, Needs::Plaintext, |_| ())).unwrap();
-            let versions: Vec<i64> = items.map(|item| item.unwrap().key_version).collect();
+            let read = Items::<Item<'_>>::read(&gate, Going::default(), &raw, Needs::Plaintext, |_| ());
+            let mut items = runtime.block_on(read).unwrap();
+            let mut versions = Vec::new();
+            while let Some(item) = runtime.block_on(items.next_item()).unwrap() {
+                versions.push(item.key_version);
+            }
             assert_eq!(versions, (0..i64::try_from(count).unwrap()).collect::<Vec<_>>());
         }
     }

@@ -38,7 +38,7 @@ use super::{
     protect::Material,
     record::{KeyRecord, Passage, VersionLine},
 };
-use crate::secret::SecretBytes;
+use crate::{core::failure::Failure, secret::SecretBytes};
 
 /// A type's number. HMAC is 11 as in Vault, told from XChaCha20 (11 elsewhere) by its `key_size`.
 pub fn number_of(kind: KeyType) -> i64 {
@@ -366,12 +366,20 @@ pub struct Written<'a> {
     pub material: Material,
 }
 
-/// Writes a backup. `versions` are all that exist, ascending.
-pub fn write(name: &str, record: &KeyRecord, versions: &[Written<'_>]) -> Result<SecretBytes, AsymError> {
+/// Writes a backup. `versions` are all that exist, ascending; `go_on` is asked before each.
+pub fn write(
+    name: &str,
+    record: &KeyRecord,
+    versions: &[Written<'_>],
+    mut go_on: impl FnMut() -> Result<(), Failure>,
+) -> Result<SecretBytes, Failure> {
     let entries: Vec<(u32, SecretBytes)> = versions
         .iter()
-        .map(|version| Ok((version.line.version, entry(record.kind, version)?)))
-        .collect::<Result<_, AsymError>>()?;
+        .map(|version| {
+            go_on()?;
+            Ok((version.line.version, entry(record.kind, version).map_err(Failure::internal)?))
+        })
+        .collect::<Result<_, Failure>>()?;
     // Room enough that the buffer does not move while it grows and leaves no copies of keys behind: each entry stands there
     // twice at most, with its number.
     let held: usize = entries.iter().map(|(_, entry)| 2 * entry.len() + 32).sum();
@@ -580,7 +588,7 @@ mod tests {
             record.key_size = if kind == KeyType::Hmac { 64 } else { 0 };
             record.versions = vec![line.clone()];
             let written = Written { line: &line, convergent: 0, encryptions: 9 << 16, material: material.duplicate() };
-            let blob = write("k", &record, &[written]).unwrap();
+            let blob = write("k", &record, &[written], || Ok(())).unwrap();
             let back: Blob<'_> = serde_json::from_slice(blob.expose()).unwrap();
             let policy = back.policy.unwrap();
             assert_eq!(type_of(policy.kind.unwrap(), record.key_size), Some(kind));

@@ -14,6 +14,7 @@ use super::{
         rsa,
     },
     export::{Exported, Shown, chosen},
+    gate::{FEW_VERSIONS, Going, Job},
     import::oaep_hash,
     lifecycle::SOFT_DELETED,
     protect::Material,
@@ -49,7 +50,7 @@ fn stop(text: impl Into<String>) -> Failure {
 }
 
 /// GET `byok-export/:destination/:source`.
-pub async fn export(engine: &Transit, _: &Call<'_>, params: WrappedExportParams) -> Result<Reply, Failure> {
+pub async fn export(engine: &Transit, call: &Call<'_>, params: WrappedExportParams) -> Result<Reply, Failure> {
     let missing = || stop("no such destination key to export to");
     let destination = engine.store.key(&params.destination)?.ok_or_else(missing)?;
     if destination.record.soft_deleted {
@@ -64,22 +65,26 @@ pub async fn export(engine: &Transit, _: &Call<'_>, params: WrappedExportParams)
         return Err(stop(format!("for source key: {SOFT_DELETED}")));
     }
     let lines = chosen(&source.record, &params.version)?;
+    let (going, small) = (Going::of(call, &engine.store.view), lines.len() <= FEW_VERSIONS);
     let hash = oaep_hash(params.hash.as_deref().unwrap_or("SHA256")).map_err(stop)?;
     let public = wrapping_half(&destination)?;
     let (mut versions, mut turn) = (Vec::with_capacity(lines.len()), Turn::begin());
     for line in lines {
         turn.give_way().await;
+        going.check()?;
         versions.push((line.version, engine.material_of(&source, line.version).await?));
     }
-    let write = move || {
+    let write = move |job: &mut Job| {
         let mut keys = BTreeMap::new();
+        job.expect(versions.len());
         for (version, material) in versions {
+            job.version()?;
             let material = prepared(source.record.kind, material)?;
             keys.insert(version, Shown(wrapped(&public, &material, hash)?.into()));
         }
         Reply::data(&Exported { name: &source.name, kind: source.record.kind, keys })
     };
-    engine.stores.gate.whole_key(write).await
+    engine.stores.gate.whole_key(small, going, write).await
 }
 
 /// The public half of the destination's latest version.

@@ -62,8 +62,9 @@ pub async fn decrypt(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure
     let key = engine.existing(&params.name, "encryption key not found")?;
     let padding = padding_of("padding_scheme", &params.padding_scheme)?;
     let (mut opened, mut from) = (OpenedTexts::of(&items), 0);
+    items.work_in(Transit::private_of(&key));
     loop {
-        let window = items.window()?;
+        let window = items.window().await?;
         if window.is_empty() {
             break;
         }

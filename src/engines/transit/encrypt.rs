@@ -131,8 +131,9 @@ pub async fn encrypt(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure
     let (key, beforehand) = key_for(engine, call, &params, derived).await?;
     let padding = padding_of("padding_scheme", &params.padding_scheme)?;
     let (mut sealed, mut from) = (Sealed::of(&items), 0);
+    items.work_in(Transit::ciphers_of(&key));
     loop {
-        let window = items.window()?;
+        let window = items.window().await?;
         if window.is_empty() {
             break;
         }

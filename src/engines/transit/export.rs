@@ -12,6 +12,7 @@ use super::{
         KeyType,
         asym::{AsymError, PrivateKey, PublicKey},
     },
+    gate::{FEW_VERSIONS, Going, Job},
     keys::{pem, pem_chain},
     lifecycle::SOFT_DELETED,
     protect::Material,
@@ -160,7 +161,7 @@ pub fn chosen<'a>(record: &'a KeyRecord, version: &str) -> Result<Vec<&'a Versio
 }
 
 /// GET `export/:type/:name`.
-pub async fn export(engine: &Transit, _: &Call<'_>, params: ExportParams) -> Result<Reply, Failure> {
+pub async fn export(engine: &Transit, call: &Call<'_>, params: ExportParams) -> Result<Reply, Failure> {
     let what = What::parse(&params.kind)?;
     let format = Format::parse(&params.format)?;
     let Some(key) = engine.store.key(&params.name)? else { return Err(Failure::not_found()) };
@@ -176,15 +177,19 @@ pub async fn export(engine: &Transit, _: &Call<'_>, params: ExportParams) -> Res
     }
     what.check(record.kind)?;
     let lines = chosen(record, &params.version)?;
+    let (going, small) = (Going::of(call, &engine.store.view), lines.len() <= FEW_VERSIONS);
     let (mut versions, mut turn) = (Vec::with_capacity(lines.len()), Turn::begin());
     for line in lines {
         turn.give_way().await;
+        going.check()?;
         let material = if what.is_private() { Some(engine.material_of(&key, line.version).await?) } else { None };
         versions.push((line.version, material));
     }
-    let write = move || {
+    let write = move |job: &mut Job| {
         let mut keys = BTreeMap::new();
+        job.expect(versions.len());
         for (version, material) in versions {
+            job.version()?;
             let line = key.record.line(version).ok_or_else(|| stop("version does not exist or cannot be found"))?;
             let text = match material {
                 Some(material) => private(key.record.kind, &material, what, format)?,
@@ -194,7 +199,7 @@ pub async fn export(engine: &Transit, _: &Call<'_>, params: ExportParams) -> Res
         }
         Reply::data(&Exported { name: &key.name, kind: key.record.kind, keys })
     };
-    engine.stores.gate.whole_key(write).await
+    engine.stores.gate.whole_key(small, going, write).await
 }
 
 /// What is no secret of a version.

@@ -1,68 +1,263 @@
 //! What batches and keys of many versions may take at once, over all Transit mounts.
 //!
 //! The items of a batch cost memory beside the request's bytes: its answer grows by some hundred bytes each, whereas an item
-//! can be sent in three. So there is a bound for one batch, and one for all together, for which large ones wait in order.
+//! can be sent in three. So there is a bound for one batch and one for all together, of which those of moderate length have a
+//! part of their own. What is admitted is worked on in pieces that take turns, so that nobody waits for the whole of another:
+//! batches in windows (those that need the HSM and those that do not apart), keys of many versions in slices of time. Between two
+//! pieces it is looked whether the answer is still wanted, and whether it can come in time at all.
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+};
 
 use super::rsa_in_hsm::AT_ONCE;
-use crate::core::failure::Failure;
+use crate::{
+    barrier::View,
+    core::{engine::Call, failure::Failure, wanted::Wanted},
+};
 
 /// Items of one batch. A body of the usual largest size, full of wrapped 32-byte keys, holds fewer.
 pub const MAX_ITEMS: usize = 500_000;
 
-/// Items of all batches that are worked on at once.
-const ALL_ITEMS: usize = 2 * MAX_ITEMS;
-
 /// A batch up to this length costs no more than a single request does, and waits for nobody.
 const SMALL: usize = 256;
+
+/// A batch up to this length does not wait for longer ones to end.
+const MODERATE: usize = 32 * 1024;
+
+/// Items of all batches of moderate length that are worked on at once in the same place.
+const ALL_MODERATE: usize = 8 * MODERATE;
+
+/// Items of all longer batches that are worked on at once in the same place.
+const ALL_LONG: usize = 2 * MAX_ITEMS;
+
+/// Windows that are worked on at once in the same place.
+const WINDOWS: usize = 8;
 
 /// Operations on private keys in the HSM that batches have under way at once. On one session that takes 0.1 s for each, what
 /// is asked beside them still ends before its deadline.
 const PRIVATE: usize = 2 * AT_ONCE;
 
-/// Keys from outside that are read at once, and keys written for outside: a processor's work for seconds where they have
-/// thousands of versions.
-const WHOLE_KEYS: usize = 2;
+/// A key of so many versions is a small one: what is done for all of them takes a processor seconds at most.
+pub const FEW_VERSIONS: usize = 16;
+
+/// Small keys that are read or written as a whole at once.
+const SMALL_KEYS: usize = 16;
+
+/// Other keys for which that was begun.
+const LARGE_KEYS: usize = 8;
+
+/// Of those, so many are worked on at a time.
+const LARGE_KEYS_AT_WORK: usize = 2;
+
+/// How long a large key is worked on before others get their turn.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// How long work must have taken to tell how long the rest of it takes.
+const MEASURE: Duration = Duration::from_millis(250);
 
 /// The bounds.
 pub struct Gate {
-    items: Semaphore,
+    software: Lanes,
+    hsm: Lanes,
     private: Semaphore,
-    whole_keys: Semaphore,
+    small_keys: Arc<Semaphore>,
+    large_keys: Arc<Semaphore>,
+    large_keys_at_work: Arc<Semaphore>,
+}
+
+/// What there is for batches that are worked on in the same place.
+struct Lanes {
+    moderate: Semaphore,
+    long: Semaphore,
+    windows: Semaphore,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self { moderate: Semaphore::new(ALL_MODERATE), long: Semaphore::new(ALL_LONG), windows: Semaphore::new(WINDOWS) }
+    }
 }
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { items: Semaphore::new(ALL_ITEMS), private: Semaphore::new(PRIVATE), whole_keys: Semaphore::new(WHOLE_KEYS) }
+        Self {
+            software: Lanes::default(),
+            hsm: Lanes::default(),
+            private: Semaphore::new(PRIVATE),
+            small_keys: Arc::new(Semaphore::new(SMALL_KEYS)),
+            large_keys: Arc::new(Semaphore::new(LARGE_KEYS)),
+            large_keys_at_work: Arc::new(Semaphore::new(LARGE_KEYS_AT_WORK)),
+        }
+    }
+}
+
+/// Where the items of a batch are worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In this process.
+    Here,
+    /// In the HSM.
+    Hsm,
+}
+
+/// What long work asks between two pieces.
+#[derive(Clone, Default)]
+pub struct Going {
+    wanted: Wanted,
+    view: Option<View>,
+}
+
+impl Going {
+    /// For a request to a mount with these records.
+    pub fn of(call: &Call<'_>, view: &View) -> Self {
+        Self { wanted: call.request.wanted.clone(), view: Some(view.clone()) }
+    }
+
+    /// For work at a mount with these records whose outcome is always wanted.
+    #[cfg(test)]
+    pub fn at(view: &View) -> Self {
+        Self { wanted: Wanted::default(), view: Some(view.clone()) }
+    }
+
+    /// Whether to go on.
+    ///
+    /// # Errors
+    /// 503 when nobody waits for the answer any longer, or the server was sealed.
+    pub fn check(&self) -> Result<(), Failure> {
+        if self.view.as_ref().is_some_and(View::is_sealed) {
+            return Err(Failure::unavailable("Vault is sealed"));
+        }
+        self.wanted.check()
+    }
+
+    async fn turn<T, E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        turn: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Failure> {
+        let turn = self.wanted.turn(turn).await?.map_err(Failure::internal)?;
+        self.check().map(|()| turn)
+    }
+}
+
+/// Work in pieces of the same kind, and how long it takes.
+struct Pace {
+    pieces: usize,
+    done: usize,
+    worked: Duration,
+    judged: bool,
+}
+
+impl Pace {
+    fn of(pieces: usize) -> Self {
+        Self { pieces, done: 0, worked: Duration::ZERO, judged: false }
+    }
+
+    /// Once enough was done to tell: how many pieces fit into the time that there was, if not all do.
+    fn fitting(&mut self, left: Option<Duration>) -> Option<usize> {
+        if self.judged || self.worked < MEASURE || self.done == 0 || self.pieces == 0 {
+            return None;
+        }
+        self.judged = true;
+        let (left, count) = (left?.as_nanos(), |pieces: usize| u128::try_from(pieces).unwrap_or(u128::MAX));
+        let each = (self.worked.as_nanos() / count(self.done)).max(1);
+        if each.saturating_mul(count(self.pieces.saturating_sub(self.done))) <= left {
+            return None;
+        }
+        usize::try_from((left + self.worked.as_nanos()) / each).ok()
+    }
+}
+
+/// A batch on its way.
+pub struct Pass<'a> {
+    gate: &'a Gate,
+    going: Going,
+    place: Place,
+    pace: Pace,
+    room: Option<SemaphorePermit<'a>>,
+    window: Option<(SemaphorePermit<'a>, Instant, usize)>,
+}
+
+impl Pass<'_> {
+    /// Says where the items are worked on, before the first window.
+    pub fn goes_to(&mut self, place: Place) {
+        self.place = place;
+    }
+
+    /// Ends the window before, and waits until the next one, of so many items, may be worked on.
+    ///
+    /// # Errors
+    /// 503 when nobody waits for the answer any longer; 400 when it cannot come in time.
+    pub async fn window(&mut self, items: usize) -> Result<(), Failure> {
+        if let Some((permit, began, before)) = self.window.take() {
+            drop(permit);
+            self.pace.worked += began.elapsed();
+            self.pace.done += before;
+        }
+        if self.pace.pieces <= SMALL || items == 0 {
+            return Ok(());
+        }
+        self.going.check()?;
+        if let Some(fit) = self.pace.fitting(self.going.wanted.left()) {
+            return Err(Failure::invalid(format!(
+                "the batch has {} items, of which about {fit} can be processed within max_request_duration; send them in several requests",
+                self.pace.pieces
+            )));
+        }
+        let lanes = match self.place {
+            Place::Here => &self.gate.software,
+            Place::Hsm => &self.gate.hsm,
+        };
+        if self.room.is_none() {
+            let room = if self.pace.pieces <= MODERATE { &lanes.moderate } else { &lanes.long };
+            let items = u32::try_from(self.pace.pieces).unwrap_or(u32::MAX);
+            self.room = Some(self.going.turn(room.acquire_many(items)).await?);
+        }
+        let permit = self.going.turn(lanes.windows.acquire()).await?;
+        self.window = Some((permit, Instant::now(), items));
+        Ok(())
     }
 }
 
 impl Gate {
-    /// Waits until a batch of so many items may be worked on.
+    /// A batch of so many items, to be worked on here unless it says otherwise.
     ///
     /// # Errors
     /// 400 when it is longer than any may be.
-    pub async fn admit(&self, items: usize) -> Result<Option<SemaphorePermit<'_>>, Failure> {
+    pub fn admit(&self, items: usize, going: Going) -> Result<Pass<'_>, Failure> {
         if items > MAX_ITEMS {
             return Err(Failure::invalid(format!(
                 "batch_input has more than the {MAX_ITEMS} items that one request takes; send them in several requests"
             )));
         }
-        if items <= SMALL {
-            return Ok(None);
-        }
-        let items = u32::try_from(items).unwrap_or(u32::MAX);
-        self.items.acquire_many(items).await.map(Some).map_err(Failure::internal)
+        Ok(Pass { gate: self, going, place: Place::Here, pace: Pace::of(items), room: None, window: None })
     }
 
-    /// Does what keeps a processor busy for all versions of a key, on a thread where nobody waits for it.
+    /// Does what keeps a processor busy for all versions of a key, on a thread where nobody waits for it. What is told to be small
+    /// does not wait for what is not.
     pub async fn whole_key<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+        small: bool,
+        going: Going,
+        work: impl FnOnce(&mut Job) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        let _turn = self.whole_keys.acquire().await.map_err(Failure::internal)?;
-        tokio::task::spawn_blocking(work).await.map_err(Failure::internal)?
+        let (begun, at_work) = match small {
+            true => (&self.small_keys, None),
+            false => (&self.large_keys, Some(Arc::clone(&self.large_keys_at_work))),
+        };
+        let begun = going.turn(Arc::clone(begun).acquire_owned()).await?;
+        let turn = match &at_work {
+            Some(at_work) => Some(going.turn(Arc::clone(at_work).acquire_owned()).await?),
+            None => None,
+        };
+        let mut job = Job { going, at_work, turn, began: Instant::now(), pace: Pace::of(0), _begun: begun };
+        tokio::task::spawn_blocking(move || work(&mut job)).await.map_err(Failure::internal)?
     }
 
     /// The turn of one of many operations on a private key in the HSM.
@@ -71,19 +266,78 @@ impl Gate {
     }
 }
 
+/// What is done for all versions of a key, on a thread of its own.
+pub struct Job {
+    going: Going,
+    at_work: Option<Arc<Semaphore>>,
+    turn: Option<OwnedSemaphorePermit>,
+    began: Instant,
+    pace: Pace,
+    _begun: OwnedSemaphorePermit,
+}
+
+impl Job {
+    /// Says how many versions there are.
+    pub fn expect(&mut self, versions: usize) {
+        self.pace = Pace::of(versions);
+        self.began = Instant::now();
+    }
+
+    /// As [`Job::expect`] where it is found out on the way.
+    pub fn expect_once(&mut self, versions: usize) {
+        if self.pace.pieces == 0 {
+            self.expect(versions);
+        }
+    }
+
+    /// To be called before each version: lets others have their turn.
+    ///
+    /// # Errors
+    /// 503 when nobody waits for the answer any longer or the server was sealed; 400 when it cannot come in time.
+    pub fn version(&mut self) -> Result<(), Failure> {
+        self.going.check()?;
+        let slice = self.began.elapsed();
+        let worked = self.pace.worked;
+        // The version before ended just now.
+        self.pace.worked = worked + slice;
+        if let Some(fit) = self.pace.fitting(self.going.wanted.left()) {
+            return Err(Failure::invalid(format!(
+                "the key has {} versions, of which about {fit} can be processed within max_request_duration; trim it to fewer, or raise max_request_duration",
+                self.pace.pieces
+            )));
+        }
+        self.pace.done += 1;
+        match (slice >= SLICE, &self.at_work) {
+            (true, Some(at_work)) => {
+                self.turn = None;
+                let turn = self.going.turn(Arc::clone(at_work).acquire_owned());
+                self.turn = Some(Handle::current().block_on(turn)?);
+                self.began = Instant::now();
+            }
+            (true, None) => self.began = Instant::now(),
+            (false, _) => self.pace.worked = worked,
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::core::failure::Kind;
 
+    fn going() -> Going {
+        Going::default()
+    }
+
     #[tokio::test]
     async fn what_reads_a_whole_key_holds_up_nobody() {
-        let gate = std::sync::Arc::new(Gate::default());
+        let gate = Gate::default();
         // Ends only because others go on beside it, on this runtime's only thread.
         let (go, wait) = std::sync::mpsc::channel();
-        let work = gate.whole_key(move || wait.recv().map_err(Failure::internal));
+        let work = gate.whole_key(true, going(), move |_| wait.recv().map_err(Failure::internal));
         let beside = async {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
             go.send(7)
         };
         let (done, sent) = tokio::join!(work, beside);
@@ -92,14 +346,122 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_batches_wait_for_each_other_and_small_ones_do_not() {
+    async fn small_keys_do_not_wait_for_large_ones_and_large_ones_take_turns() {
         let gate = Gate::default();
-        let held = (gate.admit(MAX_ITEMS).await.unwrap(), gate.admit(MAX_ITEMS).await.unwrap());
-        let mut third = Box::pin(gate.admit(SMALL + 1));
+        let (stop, stopped) = (Arc::new(std::sync::atomic::AtomicBool::new(false)), std::sync::atomic::Ordering::Relaxed);
+        let endless = || {
+            let stop = Arc::clone(&stop);
+            gate.whole_key(false, going(), move |job| {
+                while !stop.load(stopped) {
+                    job.version()?;
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Ok(())
+            })
+        };
+        // As many as may be worked on at a time, and they end only after the others have.
+        let others = async {
+            gate.whole_key(true, going(), |_| Ok(())).await.unwrap();
+            gate.whole_key(false, going(), |_| Ok(())).await.unwrap();
+            stop.store(true, stopped);
+        };
+        let (one, two, ()) = tokio::join!(endless(), endless(), others);
+        one.and(two).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_not_wanted_any_longer_or_cannot_come_in_time_ends_between_two_versions() {
+        let gate = Gate::default();
+        let work = |wanted: Wanted, versions: usize| {
+            gate.whole_key(false, Going { wanted, view: None }, move |job| {
+                job.expect(versions);
+                for _ in 0..versions {
+                    job.version()?;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Ok(())
+            })
+        };
+        let (wanted, waiting) = Wanted::within(Duration::from_secs(3600));
+        let beside = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(waiting);
+        };
+        let (ended, ()) = tokio::join!(work(wanted, 10_000), beside);
+        assert_eq!(ended.unwrap_err().kind(), Kind::Unavailable);
+        let (wanted, _waiting) = Wanted::within(Duration::from_secs(5));
+        let began = Instant::now();
+        let refused = work(wanted, 10_000).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Invalid);
+        assert!(refused.text().starts_with("the key has 10000 versions, of which about "), "{}", refused.text());
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn it_is_told_how_much_fits() {
+        let pace = |pieces| Pace { pieces, done: 10, worked: Duration::from_secs(1), judged: false };
+        assert_eq!(pace(1000).fitting(Some(Duration::from_secs(9))), Some(100));
+        assert_eq!(pace(100).fitting(Some(Duration::from_secs(9))), None);
+        assert_eq!(pace(1000).fitting(None), None);
+        assert_eq!(Pace { worked: MEASURE / 2, ..pace(1000) }.fitting(Some(Duration::ZERO)), None);
+    }
+
+    #[tokio::test]
+    async fn batches_take_turns_by_windows_and_those_on_the_hsm_apart() {
+        let gate = Gate::default();
+        let begun = async |count: usize, place: Place| {
+            let mut pass = gate.admit(count, going()).unwrap();
+            pass.goes_to(place);
+            pass.window(count.min(1024)).await.unwrap();
+            pass
+        };
+        let mut held = Vec::new();
+        for _ in 0..WINDOWS {
+            held.push(begun(SMALL + 1, Place::Hsm).await);
+        }
+        let mut waiting = Box::pin(begun(2 * 1024, Place::Hsm));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        // Small ones wait for nobody, nor do those in the other place.
+        drop((begun(SMALL, Place::Hsm).await, begun(MAX_ITEMS, Place::Here).await));
+        // Another one's next window comes after the first one of who waited.
+        let mut first = held.remove(0);
+        let mut next = Box::pin(first.window(1));
+        assert!(futures_util::poll!(&mut next).is_pending());
+        drop(waiting.await);
+        next.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn long_batches_are_bounded_together_and_moderate_ones_do_not_wait_for_them() {
+        let gate = Gate::default();
+        let begun = async |count: usize| {
+            let mut pass = gate.admit(count, going()).unwrap();
+            pass.window(1024).await.unwrap();
+            pass
+        };
+        let held = (begun(MAX_ITEMS).await, begun(MAX_ITEMS).await);
+        let mut third = Box::pin(begun(MODERATE + 1));
         assert!(futures_util::poll!(&mut third).is_pending());
-        assert!(gate.admit(SMALL).await.unwrap().is_none());
+        drop((begun(SMALL + 1).await, begun(MODERATE).await));
         drop(held);
-        assert!(third.await.unwrap().is_some());
-        assert_eq!(gate.admit(MAX_ITEMS + 1).await.unwrap_err().kind(), Kind::Invalid);
+        third.await;
+        assert_eq!(gate.admit(MAX_ITEMS + 1, going()).err().unwrap().kind(), Kind::Invalid);
+    }
+
+    #[tokio::test]
+    async fn batches_that_nobody_waits_for_end_at_the_next_window_and_in_the_queue() {
+        let gate = Gate::default();
+        let (wanted, waiting) = Wanted::within(Duration::from_secs(3600));
+        let mut pass = gate.admit(10_000, Going { wanted, view: None }).unwrap();
+        pass.window(1024).await.unwrap();
+        drop(waiting);
+        assert_eq!(pass.window(1024).await.unwrap_err().kind(), Kind::Unavailable);
+        let mut held = [gate.admit(MAX_ITEMS, going()).unwrap(), gate.admit(MAX_ITEMS, going()).unwrap()];
+        for pass in &mut held {
+            pass.window(1024).await.unwrap();
+        }
+        let (wanted, _waiting) = Wanted::within(Duration::from_millis(20));
+        let mut late = gate.admit(MAX_ITEMS, Going { wanted, view: None }).unwrap();
+        assert_eq!(late.window(1024).await.unwrap_err().kind(), Kind::Unavailable);
     }
 }

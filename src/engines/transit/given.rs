@@ -3,6 +3,7 @@
 use super::{
     Transit,
     alg::KeyType,
+    gate::Going,
     in_order::InOrder,
     lifecycle::nanos,
     protect::{Level, Material, VersionId},
@@ -82,6 +83,7 @@ impl Transit {
         versions: &[(u32, Given)],
         old: Option<&Key>,
         mut txn: Txn,
+        going: &Going,
     ) -> Result<Txn, Failure> {
         let template = record.clone();
         let template = &template;
@@ -92,6 +94,7 @@ impl Transit {
             Ok::<_, Failure>((given, stored, level, before))
         });
         while let Some(wrapped) = wrapping.next().await {
+            going.check()?;
             let (given, stored, level, (encryptions, count)) = wrapped?;
             if let Some((path, expect)) = count {
                 txn = txn.check(path, expect);

@@ -137,11 +137,10 @@ pub async fn hmac(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
             let item = TextItem { input: Some(Cow::Borrowed(input)), ..TextItem::default() };
             Reply::data(&MacData { hmac: &make(&item).map_err(ItemError::into_failure)? })?
         }
-        (Some(items), _) => {
+        (Some(mut items), _) => {
             let (mut results, mut turn) = (Results::of(items.total()), Turn::begin());
-            for item in items {
+            while let Some(item) = items.next_item().await? {
                 turn.give_way().await;
-                let item = item?;
                 results.push(&MacItem::made(&item, make(&item)))?;
             }
             Reply::raw_data(results.finish())
@@ -152,15 +151,14 @@ pub async fn hmac(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
 }
 
 /// POST `verify/:name` with HMACs.
-pub async fn verify(engine: &Transit, params: &VerifyParams, items: Items<'_, TextItem<'_>>) -> Result<Reply, Failure> {
+pub async fn verify(engine: &Transit, params: &VerifyParams, mut items: Items<'_, TextItem<'_>>) -> Result<Reply, Failure> {
     let key = engine.existing(&params.name, "encryption key not found")?;
     let hash = known_hash(hash_of(&params.urlalgorithm, params.hash_algorithm.as_deref(), params.algorithm.as_deref()))?;
     let mut opened = Opened::default();
     let (mut results, mut turn) = (Results::of(items.total()), Turn::begin());
     let batch = items.is_batch();
-    for item in items {
+    while let Some(item) = items.next_item().await? {
         turn.give_way().await;
-        let item = item?;
         let parsed = input_of(&item, "missing input").and_then(|input| Ok((input, parse(&key, &item)?)));
         let result = match parsed {
             Err(error) => Err(error),

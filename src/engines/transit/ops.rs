@@ -16,6 +16,7 @@ use super::{
     },
     b64,
     ciphertext::Ciphertext,
+    gate::Place,
     lifecycle::SOFT_DELETED,
     protect::Level,
     rsa_in_hsm::RsaItem,
@@ -252,6 +253,7 @@ impl Transit {
             match loaded.usage.take(&self.store.view, &key.name, count).await? {
                 // One derived key has many keys; how often each was used is not known, so only the warning counts.
                 Wear::Used if !key.record.derived() => {
+                    self.note_used_up(key, version, &loaded.usage);
                     let of_it = |text: &&mut Result<ToEncrypt<'_>, _>| {
                         text.as_ref().is_ok_and(|text| pick_version(key, text.version).is_ok_and(|picked| picked == version))
                     };
@@ -362,6 +364,22 @@ impl Transit {
             }
         }
         Ok(())
+    }
+
+    /// Where a batch is encrypted. RSA needs the public half alone for that.
+    pub fn ciphers_of(key: &Key) -> Place {
+        match key.record.kind.is_cipher() && Self::level_in_use(key) != Level::Software {
+            true => Place::Hsm,
+            false => Place::Here,
+        }
+    }
+
+    /// Where a batch is decrypted, whose items may be of any version.
+    pub fn private_of(key: &Key) -> Place {
+        match key.record.versions.iter().any(|line| line.level != Level::Software) {
+            true => Place::Hsm,
+            false => Place::Here,
+        }
     }
 
     /// The level of the version that encrypts now.

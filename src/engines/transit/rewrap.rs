@@ -61,8 +61,9 @@ pub async fn rewrap(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure>
     let decrypt_padding = padding_of("decrypt_padding_scheme", &params.decrypt_padding_scheme)?;
     let padding = padding_of("encrypt_padding_scheme", &params.encrypt_padding_scheme)?;
     let (mut sealed, mut from) = (Sealed::of(&items), 0);
+    items.work_in(Transit::private_of(&key));
     loop {
-        let mut window = items.window()?;
+        let mut window = items.window().await?;
         if window.is_empty() {
             break;
         }

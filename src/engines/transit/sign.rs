@@ -10,6 +10,7 @@ use super::{
     alg::{ecdsa::Marshaling, hash::HashAlgorithm, rsa::Salt},
     b64,
     batch::{Batch, Items, Needs, Results},
+    gate::Place,
     hmac,
     items::TextItem,
     ops::{ItemError, Opened},
@@ -237,28 +238,30 @@ async fn sign_all(
     let mut results = Results::of(items.total());
     if Transit::level_in_use(key) != Level::Software {
         let (mut under_way, mut turn) = (FuturesOrdered::new(), Turn::begin());
-        loop {
-            while under_way.len() < AT_ONCE
-                && let Some(item) = items.next()
-            {
-                turn.give_way().await;
-                under_way.push_back(async move {
-                    let item = item?;
-                    let _turn = engine.stores.gate.private().await?;
-                    let signed = sign_item(engine, key, version, &item, &mut Opened::default(), options).await?;
-                    Ok::<_, Failure>((item, signed))
-                });
+        items.work_in(Place::Hsm);
+        // Nothing is under way while a window's turn is waited for: what it holds would be waited for by those whose turn it is.
+        while items.next_window().await? {
+            loop {
+                while under_way.len() < AT_ONCE
+                    && let Some(item) = items.next_here()
+                {
+                    turn.give_way().await;
+                    under_way.push_back(async move {
+                        let _turn = engine.stores.gate.private().await?;
+                        let signed = sign_item(engine, key, version, &item, &mut Opened::default(), options).await?;
+                        Ok::<_, Failure>((item, signed))
+                    });
+                }
+                let Some(signed) = under_way.next().await else { break };
+                let (item, signed) = signed?;
+                results.push(&SignedItem::new(&item, signed))?;
             }
-            let Some(signed) = under_way.next().await else { break };
-            let (item, signed) = signed?;
-            results.push(&SignedItem::new(&item, signed))?;
         }
         return Ok(results.finish());
     }
     let (mut opened, mut turn) = (Opened::default(), Turn::begin());
-    for item in items {
+    while let Some(item) = items.next_item().await? {
         turn.give_way().await;
-        let item = item?;
         let signed = sign_item(engine, key, version, &item, &mut opened, options).await?;
         results.push(&SignedItem::new(&item, signed))?;
     }
@@ -346,7 +349,11 @@ impl Given {
     }
 }
 
-async fn verify_signatures(engine: &Transit, params: &VerifyParams, items: Items<'_, TextItem<'_>>) -> Result<Reply, Failure> {
+async fn verify_signatures(
+    engine: &Transit,
+    params: &VerifyParams,
+    mut items: Items<'_, TextItem<'_>>,
+) -> Result<Reply, Failure> {
     let hash = hash_of(&params.urlalgorithm, params.hash_algorithm.as_deref(), params.algorithm.as_deref());
     let options = options(
         hash,
@@ -362,9 +369,8 @@ async fn verify_signatures(engine: &Transit, params: &VerifyParams, items: Items
     check_none(&options)?;
     let (mut opened, mut turn) = (Opened::default(), Turn::begin());
     let (mut results, batch) = (Results::of(items.total()), items.is_batch());
-    for item in items {
+    while let Some(item) = items.next_item().await? {
         turn.give_way().await;
-        let item = item?;
         let decoded = input_of(&item, "missing input").and_then(|input| Ok((input, context_of(&item)?)));
         let result = match (decoded, item.signature.as_deref()) {
             (Err(error), _) => Err(error),

@@ -7,6 +7,7 @@ mod races;
 mod restores;
 mod types;
 mod vectors;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -24,6 +25,7 @@ use crate::{
         mounts::{MountConfig, MountEntry, MountRecord, Table},
         reply::{Body, Reply},
         request::{Operation, Request},
+        wanted::Wanted,
     },
     engines::Services,
     hsm::{Hsm, fake::FakeHsm},
@@ -120,7 +122,12 @@ impl Bench {
     }
 
     async fn call(&self, operation: Operation, path: &str, body: Value) -> Result<Reply, Failure> {
-        let request = Request::internal(operation, path, serde_json::to_vec(&body).unwrap());
+        self.call_while(Wanted::default(), operation, path, body).await
+    }
+
+    /// The same by a client that waits only so long.
+    async fn call_while(&self, wanted: Wanted, operation: Operation, path: &str, body: Value) -> Result<Reply, Failure> {
+        let request = Request { wanted, ..Request::internal(operation, path, serde_json::to_vec(&body).unwrap()) };
         let object = RawObject::parse(&request.body).unwrap();
         let found = self.transit.resolve(path);
         let captures = found.as_ref().map(|found| found.captures.clone()).unwrap_or_default();
@@ -332,6 +339,36 @@ async fn a_version_near_its_bound_warns_and_beyond_it_refuses() {
     assert!(bench.refused("encrypt/k", body).await.contains("limit of 2^32"));
     Engine::tick(bench.transit.as_ref()).await.unwrap();
     assert!(bench.encrypt("k", "again").await.starts_with("vault:v2:"));
+}
+
+#[tokio::test]
+async fn a_version_that_is_used_up_makes_its_key_rotate_and_is_told_of() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({ "auto_rotate_period": "24h" })).await;
+    let key = bench.transit.store.key("k").unwrap().unwrap();
+    let loaded = bench.transit.store.load("default", &key, 1).await.unwrap().unwrap();
+    // As a backup of elsewhere may bring it: nobody was warned before.
+    loaded.usage.wear(usage::LIMIT);
+    let body = json!({ "plaintext": "" });
+    assert!(bench.refused("encrypt/k", body).await.contains("limit of 2^32"));
+    assert!(!loaded.usage.is_to_be_told(bench.clock.now().unix_timestamp()), "the log has heard of it");
+    Engine::tick(bench.transit.as_ref()).await.unwrap();
+    assert!(bench.encrypt("k", "again").await.starts_with("vault:v2:"));
+}
+
+#[tokio::test]
+async fn rotations_that_take_long_go_on_at_the_next_tick() {
+    let bench = Bench::new().await;
+    for name in ["a", "b", "c"] {
+        bench.post(&format!("keys/{name}"), json!({ "auto_rotate_period": "1h" })).await;
+        bench.clock.advance(Duration::from_secs(1));
+    }
+    bench.clock.advance(Duration::from_secs(2 * 3600));
+    let versions = || ["a", "b", "c"].map(|name| bench.transit.store.key(name).unwrap().unwrap().record.latest_version);
+    for rotated in [[2, 1, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]] {
+        bench.transit.rotate_due(Duration::ZERO).await.unwrap();
+        assert_eq!(versions(), rotated);
+    }
 }
 
 #[tokio::test]
