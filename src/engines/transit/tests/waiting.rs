@@ -45,7 +45,7 @@ async fn a_restore_that_nobody_waits_for_has_no_effect() {
 async fn a_restore_that_cannot_end_in_time_is_refused_at_once_and_says_how_many_versions_fit() {
     let bench = Bench::new().await;
     let backup = with_versions(&backup_of(&bench, "rsa-2048").await, 2000);
-    let (wanted, _waiting) = Wanted::within(Duration::from_secs(8));
+    let (wanted, _waiting) = Wanted::within(Duration::from_secs(20));
     let refused =
         bench.call_while(wanted.clone(), Operation::Update, "restore/r", json!({ "backup": backup })).await.unwrap_err();
     assert_eq!(refused.kind(), Kind::Invalid, "{refused:?}");
