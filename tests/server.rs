@@ -44,6 +44,10 @@ mod life;
 mod listeners;
 #[path = "server/memory.rs"]
 mod memory;
+#[path = "server/memory_derived.rs"]
+mod memory_derived;
+#[path = "server/memory_refused.rs"]
+mod memory_refused;
 #[path = "server/moving.rs"]
 mod moving;
 #[path = "server/overload.rs"]

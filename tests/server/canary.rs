@@ -1,5 +1,6 @@
 //! Searching the memory of processes for secrets that must be gone: raw, reversed (as libraries keep large numbers),
-//! and as text in base64, hex and decimal.
+//! and as text in base64 (once and twice, as backups have it), hex
+//! and decimal.
 //!
 //! Every secret is searched for by windows of sixteen bytes, so that what an allocator or a later use has partly
 //! overwritten is found as well.
@@ -76,6 +77,13 @@ impl Canaries {
             let whole = &bytes[from..];
             let whole = &whole[..whole.len() / 3 * 3];
             self.add(canary, "base64", BASE64_STANDARD.encode(whole).as_bytes());
+        }
+        // A backup is base64 of JSON that has keys in base64.
+        let inner = BASE64_STANDARD.encode(bytes);
+        for from in 0..3 {
+            let whole = &inner.as_bytes()[from..];
+            let whole = &whole[..whole.len() / 3 * 3];
+            self.add(canary, "base64 of base64", BASE64_STANDARD.encode(whole).as_bytes());
         }
     }
 
@@ -164,4 +172,42 @@ fn show(trace: &Trace, address: u64, from: u64, to: u64, piece: &[u8], offset: u
         text += &format!("    {} {letters}\n", hex::encode(line));
     }
     let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Every form is found wherever it lies, and nothing else is.
+#[test]
+fn the_search_finds_every_form() {
+    let secret: [u8; 48] = sos::secret::random_array();
+    let (mut number, mut bytes, mut text) = (Canaries::default(), Canaries::default(), Canaries::default());
+    number.number("secret", &secret);
+    bytes.bytes("secret", &secret);
+    text.text("secret", &hex::encode(secret));
+    let found = |canaries: &Canaries, held: &[u8]| {
+        let memory = [&[7; 333], held, &[9; 333]].concat();
+        let mut forms = Vec::new();
+        canaries.search(&memory, |_, _, form| forms.push(form));
+        forms.sort_unstable();
+        forms.dedup();
+        forms
+    };
+    for before in 0..3 {
+        let inside = |bytes: &[u8]| BASE64_STANDARD.encode([&b"{[,"[..before], bytes, b"}]}"].concat());
+        let base64 = inside(&secret);
+        let twice = inside(BASE64_STANDARD.encode(secret).as_bytes());
+        for canaries in [&number, &bytes] {
+            assert_eq!(found(canaries, &secret), ["raw"]);
+            // What is left of a secret when its ends were overwritten.
+            assert_eq!(found(canaries, &secret[5..40]), ["raw"]);
+            assert_eq!(found(canaries, base64.as_bytes()), ["base64"]);
+            assert_eq!(found(canaries, twice.as_bytes()), ["base64 of base64"]);
+            assert_eq!(found(canaries, hex::encode(secret).as_bytes()), ["hex"]);
+            assert_eq!(found(canaries, hex::encode_upper(secret).as_bytes()), ["hex"]);
+        }
+    }
+    let reversed: Vec<u8> = secret.iter().rev().copied().collect();
+    assert_eq!(found(&number, &reversed), ["reversed"]);
+    assert_eq!(found(&number, BigNum::from_slice(&secret).unwrap().to_dec_str().unwrap().as_bytes()), ["decimal"]);
+    assert_eq!(found(&text, hex::encode(secret).as_bytes()), ["text"]);
+    let other: [u8; 48] = sos::secret::random_array();
+    assert!(found(&number, &other).is_empty() && found(&number, hex::encode(other).as_bytes()).is_empty());
 }

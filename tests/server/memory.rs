@@ -10,6 +10,7 @@ use crate::canary::{Canaries, Trace};
 use crate::connections::{self, Talk};
 use crate::listeners::Authority;
 use crate::support::{Place, Server, left_out};
+use crate::{memory_derived, memory_refused};
 
 /// Types with their exports, and whether SoftHSM can hold them.
 const TYPES: [(&str, &[&str], bool); 12] = [
@@ -89,7 +90,7 @@ fn plant_exported(canaries: &mut Canaries, name: &str, text: &str) {
     }
 }
 
-fn text(reply: &Value, field: &str) -> String {
+pub fn text(reply: &Value, field: &str) -> String {
     reply["data"][field].as_str().unwrap_or_else(|| panic!("no {field} in {reply}")).to_owned()
 }
 
@@ -116,7 +117,7 @@ fn use_key(server: &Server<'_>, canaries: &mut Canaries, name: &str, kind: &str)
     server.put(&format!("transit/hmac/{name}"), json!({"input": input})).ok();
 }
 
-fn delete_key(server: &Server<'_>, name: &str) {
+pub fn delete_key(server: &Server<'_>, name: &str) {
     server.put(&format!("transit/keys/{name}/config"), json!({"deletion_allowed": true})).ok();
     server.call("DELETE", &format!("transit/keys/{name}"), None).ok();
 }
@@ -180,22 +181,29 @@ fn import_keys(server: &Server<'_>, canaries: &mut Canaries) {
     }
 }
 
-/// A version that is trimmed away and a key that is raised into the HSM, both opened before; the keys live on.
-fn trim_and_raise(server: &Server<'_>, canaries: &mut Canaries, levels: &[&str]) {
-    let make = |canaries: &mut Canaries, name: &str, kind: &str| {
-        let settings = json!({"type": kind, "protection_level": "software", "exportable": true});
+/// A version that is trimmed away and a key that is raised into the HSM, both opened before; the keys live on. And a key
+/// that is lowered from the HSM, raised again and deleted.
+fn trim_raise_and_lower(server: &Server<'_>, canaries: &mut Canaries, levels: &[&str]) {
+    let make = |canaries: &mut Canaries, name: &str, kind: &str, level: &str| {
+        let settings = json!({"type": kind, "protection_level": level, "exportable": true});
         server.put(&format!("transit/keys/{name}"), settings).ok();
         let shown = server.get(&format!("transit/export/encryption-key/{name}")).ok();
         plant_exported(canaries, &format!("encryption-key of {name}"), shown["data"]["keys"]["1"].as_str().unwrap());
         use_key(server, canaries, name, kind);
     };
-    make(canaries, "trimmed", "chacha20-poly1305");
+    make(canaries, "trimmed", "chacha20-poly1305", "software");
     server.put("transit/keys/trimmed/rotate", json!({})).ok();
     server.put("transit/keys/trimmed/config", json!({"min_decryption_version": 2, "min_encryption_version": 2})).ok();
     server.put("transit/keys/trimmed/trim", json!({"min_available_version": 2})).ok();
     if levels.contains(&"hsm") {
-        make(canaries, "raised", "aes256-gcm96");
+        make(canaries, "raised", "aes256-gcm96", "software");
         server.put("transit/keys/raised/config", json!({"protection_level": "hsm"})).ok();
+        make(canaries, "lowered", "aes256-gcm96", "hsm");
+        for level in ["software", "hsm"] {
+            server.put("transit/keys/lowered/config", json!({"protection_level": level})).ok();
+            use_key(server, canaries, "lowered", "aes256-gcm96");
+        }
+        delete_key(server, "lowered");
     }
 }
 
@@ -226,6 +234,8 @@ fn other_secrets(server: &mut Server<'_>, canaries: &mut Canaries) {
     let token = wrap(server, &json!({"text": wrapped}));
     canaries.text("wrapping token", &token[4..]);
     assert!(server.put("sys/wrapping/unwrap", json!({"token": token})).text.contains(&wrapped));
+    let random = server.put("transit/random/64", json!({"format": "hex"})).ok();
+    canaries.bytes("random bytes", &hex::decode(text(&random, "random_bytes")).unwrap());
     let root = server.token.clone();
     for kind in ["service", "batch"] {
         let made = server.put("auth/token/create", json!({"policies": ["default"], "type": kind, "ttl": "1h"})).ok();
@@ -260,15 +270,29 @@ fn plant_use_delete_and_look(server: &mut Server<'_>, levels: &[&str]) {
     let elsewhere = byok::wrapping_key(server, "transit");
     server.put("transit/keys/elsewhere/import", json!({"type": "rsa-4096", "public_key": elsewhere})).ok();
     let names = make_keys(server, &mut canaries, levels);
+    let derived = memory_derived::make_keys(server, &mut canaries);
+    let half_sent = memory_refused::half_sent(server, &mut canaries);
     // While its key is in use it must be found, or the search proves nothing.
     let now = traces(server, &canaries);
+    memory_refused::assert_half_sent_is_found(&now);
+    for key in &derived {
+        let root = format!("root of {}", key.name);
+        assert!(found(&now, &root), "the search does not find the {root} in use");
+    }
+    if levels.contains(&"hsm") {
+        let in_worker = |trace: &Trace| trace.canary == PIN && trace.place.starts_with("worker ");
+        assert!(now.iter().any(in_worker), "the search does not find the PIN in the worker");
+    }
     for kind in ["aes128-gcm96", "aes256-gcm96", "chacha20-poly1305"] {
         assert!(found(&now, &format!("encryption-key of {kind}-software")), "the search does not find the {kind} key in use");
     }
+    memory_refused::refuse(server, &mut canaries, "elsewhere", &derived[0].name);
     restore_keys(server, &mut canaries, &names);
+    memory_derived::restore_keys(server, &mut canaries, &derived);
     import_keys(server, &mut canaries);
-    trim_and_raise(server, &mut canaries, levels);
+    trim_raise_and_lower(server, &mut canaries, levels);
     other_secrets(server, &mut canaries);
+    drop(half_sent);
     assert_gone(server, &canaries, "after everything was deleted");
 }
 

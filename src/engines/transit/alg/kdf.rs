@@ -52,6 +52,8 @@ impl Kdf {
 mod tests {
     use super::*;
 
+    /// Cases 1 and 2 have a salt, which Vault gives to no derived key: the context is the info, and the salt is empty. The one
+    /// user of a salt runs them (`seal/escrow.rs`).
     #[test]
     fn hkdf_agrees_with_rfc_5869_case_3_without_info() {
         let key = [0x0b; 22];

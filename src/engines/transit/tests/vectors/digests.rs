@@ -82,6 +82,7 @@ async fn wycheproof_hmac() {
     }
 }
 
+/// Derived keys have no salt; those with one are run where one is used (`seal/escrow.rs`).
 #[tokio::test]
 async fn wycheproof_hkdf_sha256_without_salt() {
     let mut count = Count::default();
