@@ -25,6 +25,11 @@ const PREFIX: &str = "generation-";
 
 /// The generation that is the store. `first` tells the names of the engine's files in generation 0.
 pub(super) fn current(folder: &Path, first: impl Fn(&str) -> bool) -> io::Result<u64> {
+    // After a failed sync of the folder the name may be there and not last: what follows from it, as that old files go, must.
+    match sync_folder(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let path = folder.join(CURRENT);
     // Taking another generation for the store would bring back old records, or begin a new store beside the old one.
     let unclear = |why: &str| {
@@ -158,6 +163,12 @@ mod tests {
             fs::write(place.path().join(CURRENT), torn).unwrap();
             assert!(current().is_err(), "{torn:?}");
         }
+    }
+
+    #[test]
+    fn the_note_of_a_folder_that_cannot_be_synced_is_not_followed() {
+        // A folder without a sync.
+        assert!(current(Path::new("/proc/self"), |_| false).is_err());
     }
 
     #[test]
