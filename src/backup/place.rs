@@ -125,6 +125,7 @@ pub(super) fn exchange(folder: &Path) -> Result<PathBuf, BackupError> {
             "begin" => "restore-begin",
             "plan" => "restore-plan",
             "folder" => "restore-planned",
+            "left" => "restore-left",
             "sync" => "restore-moved",
             "clean" => "restore-synced",
             "end" => "restore-cleaned",
@@ -161,6 +162,10 @@ fn carry_out(folder: &Path, plan: &Plan, step: &mut dyn FnMut(&str) -> io::Resul
             rename_if_there(&folder.join(name), &old.join(name))?;
         }
     }
+    step("left")?;
+    // Were the second renames to become durable before the first, a restart would take the new files for the old ones.
+    sync_folder(&old)?;
+    sync_folder(folder)?;
     for name in &plan.new {
         step(name)?;
         rename_if_there(&new.join(name), &folder.join(name))?;
@@ -243,6 +248,19 @@ mod tests {
             fs::write(place.path().join(NEW).join(name), "new").unwrap();
         }
         place
+    }
+
+    #[test]
+    fn old_files_have_left_durably_before_new_ones_come() {
+        let mut steps = Vec::new();
+        exchange_by_steps(folder().path(), &mut |step: &str| {
+            steps.push(step.to_owned());
+            Ok(())
+        })
+        .unwrap();
+        let at = |name: &str| steps.iter().position(|step| step == name).unwrap();
+        let (left, new) = (at("left"), at("sos.redb"));
+        assert!(steps[..left].iter().any(|step| step == "conf") && left < new, "{steps:?}");
     }
 
     #[test]

@@ -143,6 +143,7 @@ const RESTORE_POINTS: &[(&str, bool)] = &[
     ("restore-planned", true),
     ("restore-moving", true),
     ("restore-moving:3", true),
+    ("restore-left", true),
     ("restore-moved", true),
     ("restore-synced", true),
     ("restore-cleaned", true),
