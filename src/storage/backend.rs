@@ -132,6 +132,10 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Removes the copy.
     fn abandon_copy(&self) {}
 
+    /// Reads go on from what is on the disk, although nothing can be written: called after a failure for as long as an opening would
+    /// fail.
+    fn keep_reading(&self) {}
+
     /// Starts afresh from what is on the disk.
     fn reopen(&self) -> Result<(), Fault>;
 }

@@ -4,8 +4,8 @@
 //! if it had never been. The mark is written after each sync, so it is never ahead of what is durable: a store that
 //! ends before its mark has lost acknowledged writes, and is not served.
 //!
-//! The mark itself is not synced with every commit. After a power loss it may be old, which weakens the check and
-//! never makes it wrong.
+//! The mark itself is synced once, when it is made, and not with every commit. After a power loss it may be old, which weakens the
+//! check and never makes it wrong; being shorter than a sector it is not torn by one.
 
 use std::{
     fs::{File, OpenOptions},
@@ -28,6 +28,8 @@ pub(crate) struct Mark {
     /// There was a note, and it cannot be read.
     damaged: bool,
     failing: bool,
+    /// The file holds a whole note that is synced.
+    made: bool,
 }
 
 impl Mark {
@@ -41,9 +43,12 @@ impl Mark {
         let (file, noted) = opened().map_err(|error| StorageError::Io(format!("{}: {error}", path.display())))?;
         let (last, damaged) = read(&noted);
         if damaged {
-            warn!(path = %path.display(), "the note of the last acknowledged version is damaged, as after a power cut; all records are counted instead");
+            warn!(
+                path = %path.display(),
+                "the note of the last acknowledged version is damaged: records missing elsewhere are found by counting, but whether the store lacks its last writes cannot be told; compare with a backup when the disk may have lost data"
+            );
         }
-        Ok(Self { path, file, last, damaged, failing: false })
+        Ok(Self { path, file, last, damaged, failing: false, made: last > 0 })
     }
 
     /// Refuses a store whose last version lies before what was acknowledged.
@@ -64,16 +69,26 @@ impl Mark {
         self.last == 0 && !self.damaged
     }
 
+    /// Whether there was a note that cannot be read: where the store should end is not known.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damaged
+    }
+
     /// Notes a version whose sync has succeeded.
     pub(crate) fn note(&mut self, durable: Version) {
         self.last = durable;
-        let written = self.file.write_all_at(&written(durable), 0);
-        if let Err(error) = &written
+        let mut noted = self.file.write_all_at(&written(durable), 0);
+        if !self.made && noted.is_ok() {
+            // A power cut could leave the new file with its length and without its content.
+            noted = self.file.sync_data();
+            self.made = noted.is_ok();
+        }
+        if let Err(error) = &noted
             && !self.failing
         {
             warn!(path = %self.path.display(), %error, "the note of the last acknowledged version cannot be written");
         }
-        self.failing = written.is_err();
+        self.failing = noted.is_err();
     }
 }
 

@@ -28,6 +28,7 @@ mod redb;
 mod sled;
 mod snapshot;
 mod space;
+mod standin;
 
 #[cfg(test)]
 mod conformance;

@@ -26,15 +26,10 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// Of what was found in the journal.
-    pub(super) fn found(older: Vec<Vec<Write>>, newer: Vec<Vec<Write>>, moves: u64) -> Self {
-        let map = |batches: Vec<Vec<Write>>| {
-            let mut recent = Self::default();
-            batches.into_iter().for_each(|batch| recent.insert(batch));
-            recent
-        };
-        let frozen = Some(map(older).active).filter(|older| !older.is_empty()).map(Arc::new);
-        Self { frozen, moves: moves + 1, ..map(newer) }
+    /// Of what was found in the journal's two files.
+    pub(super) fn found(older: Self, newer: Self, moves: u64) -> Self {
+        let frozen = Some(older.active).filter(|older| !older.is_empty()).map(Arc::new);
+        Self { frozen, moves: moves + 1, ..newer }
     }
 
     /// Takes a batch that the journal has durably.

@@ -2,11 +2,16 @@
 //!
 //! A commit of redb copies pages up to the root and syncs twice; so it stands behind a journal (see [`super::journaled`]).
 //! Readers share a read transaction of the last durable commit: a look-up takes no lock and needs no new transaction.
-//! Like every engine after an I/O error, redb stays broken until it is opened again.
+//! Like every engine after an I/O error, redb stays broken until it is opened again, for reads too where its cache does not hold what is
+//! read; and it writes when it opens. So once it has failed, readers are given the file as it stands, opened so that what redb
+//! writes stays in memory ([`super::standin`]), until it could be opened again. What the journal has beyond it they find in memory.
 
 use std::{
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -14,6 +19,7 @@ use std::{
 use ::redb::{Builder, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use tracing::warn;
 
 use super::{
     Options, StorageError,
@@ -24,6 +30,7 @@ use super::{
     journaled::Journaled,
     mark::Mark,
     space::Space,
+    standin::{Ended, StandIn},
 };
 use crate::crashpoint::{reach, sync_is_skipped};
 
@@ -52,7 +59,7 @@ impl Redb {
                 StorageError::Io(format!("opening the redb store in {}: {why}", path.as_ref().display()))
             }
         })?;
-        let backend = Journaled::start(engine, path.as_ref()).map_err(|fault| failed_at(b"", fault))?;
+        let backend = Journaled::start(engine, path.as_ref(), mark.is_damaged()).map_err(|fault| failed_at(b"", fault))?;
         Store::start(backend, Some(space), Some(mark), options.compact_above)
     }
 }
@@ -66,7 +73,11 @@ struct Engine {
     patience: Duration,
     /// As of the last durable commit; nothing while the engine is reopened.
     records: ArcSwapOption<Table>,
-    // These are used by the committer thread alone.
+    /// A write has failed: the database takes nothing more.
+    failed: AtomicBool,
+    // These are used by one thread at a time, the committer's or the journal's.
+    /// What `records` belongs to while the database cannot be used.
+    stand_in: Mutex<Option<(Database, Ended)>>,
     database: Mutex<Option<Database>>,
     generation: Mutex<u64>,
     copy: Mutex<Option<(u64, Database)>>,
@@ -93,6 +104,8 @@ impl Engine {
             cache_bytes: usize::try_from(options.cache_bytes).unwrap_or(usize::MAX),
             patience: options.check_at_start,
             records: ArcSwapOption::empty(),
+            failed: AtomicBool::new(false),
+            stand_in: Mutex::new(None),
             database: Mutex::new(None),
             generation: Mutex::new(0),
             copy: Mutex::new(None),
@@ -133,17 +146,53 @@ impl Engine {
     }
 
     fn publish(&self, database: &Database) -> Result<(), Fault> {
-        let table = database.begin_read().map_err(fault)?.open_table(RECORDS).map_err(fault)?;
-        self.records.store(Some(Arc::new(table)));
+        self.records.store(Some(Arc::new(table_of(database)?)));
         Ok(())
     }
+
+    /// Has readers read the file as it stands. The caller sees to it that nothing writes the file.
+    /// Answers what readers read before.
+    fn stand_aside(&self) -> Result<Option<Arc<Table>>, Fault> {
+        let file = generation::place(self.folder.path(), *self.generation.lock()).join(FILE);
+        let stand_in = StandIn::open(&file)?;
+        let ended = stand_in.ended();
+        let mut builder = Builder::new();
+        builder.set_cache_size(self.cache_bytes).set_check_integrity_on_open(false);
+        let database = guarded(|| builder.create_with_backend(stand_in).map_err(fault))?;
+        let table = guarded(|| table_of(&database))?;
+        let old = self.records.swap(Some(Arc::new(table)));
+        *self.stand_in.lock() = Some((database, ended));
+        Ok(old)
+    }
+}
+
+/// Waits until nobody but the caller holds a table; some time at most.
+fn let_go(table: Option<Arc<Table>>) {
+    let deadline = Instant::now() + LET_GO;
+    while table.as_ref().is_some_and(|table| Arc::strong_count(table) > 1) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn table_of(database: &Database) -> Result<Table, Fault> {
+    database.begin_read().map_err(fault)?.open_table(RECORDS).map_err(fault)
 }
 
 impl Backend for Engine {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        let table = self.records.load();
-        let table = table.as_ref().ok_or_else(being_reopened)?;
-        guarded(|| Ok(table.get(key).map_err(fault)?.map(|value| value.value().to_vec())))
+        loop {
+            let table = self.records.load();
+            let found = table.as_ref().ok_or_else(being_reopened)?;
+            let found = guarded(|| Ok(found.get(key).map_err(fault)?.map(|value| value.value().to_vec())));
+            let is_same = |now: &Option<Arc<Table>>| match (&*table, now) {
+                (Some(then), Some(now)) => Arc::ptr_eq(then, now),
+                _ => false,
+            };
+            // What was read may have ended under it.
+            if found.is_ok() || is_same(&self.records.load()) {
+                return found;
+            }
+        }
     }
 
     fn visit(&self, from: &[u8], visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), Fault> {
@@ -170,8 +219,23 @@ impl Backend for Engine {
     fn apply(&self, batch: Vec<Write>) -> Result<(), Fault> {
         let database = self.database.lock();
         let database = database.as_ref().ok_or_else(being_reopened)?;
-        write(database, batch)?;
-        self.publish(database)
+        let applied = write(database, batch).and_then(|()| self.publish(database));
+        if applied.is_err() {
+            self.failed.store(true, Ordering::Release);
+        }
+        applied
+    }
+
+    fn keep_reading(&self) {
+        if self.failed.load(Ordering::Acquire) && self.stand_in.lock().is_none() {
+            match self.stand_aside() {
+                Ok(old) => {
+                    let_go(old);
+                    *self.database.lock() = None;
+                }
+                Err(fault) => warn!(?fault, "the store's file cannot be opened for reading alone"),
+            }
+        }
     }
 
     /// A damaged page above the records' own may send a look-up past a record that is there.
@@ -226,15 +290,27 @@ impl Backend for Engine {
     }
 
     fn reopen(&self) -> Result<(), Fault> {
-        let old = self.records.swap(None);
-        let deadline = Instant::now() + LET_GO;
-        while old.as_ref().is_some_and(|old| Arc::strong_count(old) > 1) && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(1));
+        self.failed.store(true, Ordering::Release);
+        let place = generation::place(self.folder.path(), *self.generation.lock());
+        Folder::forget_cached(&place);
+        self.keep_reading();
+        if self.stand_in.lock().is_none() {
+            let_go(self.records.swap(None));
+            *self.database.lock() = None;
         }
-        drop(old);
-        *self.database.lock() = None;
-        Folder::forget_cached(&generation::place(self.folder.path(), *self.generation.lock()));
-        self.start()
+        Folder::forget_cached(&place);
+        let stood_in = self.stand_in.lock().take();
+        // Readers wait while it may change under them.
+        let mut ended = stood_in.as_ref().map(|(_, ended)| ended.write());
+        let started = self.start();
+        if started.is_ok() {
+            self.failed.store(false, Ordering::Release);
+        } else if let Err(fault) = self.stand_aside() {
+            warn!(?fault, "the store's file cannot be opened for reading alone");
+            self.records.store(None);
+        }
+        ended.iter_mut().for_each(|ended| **ended = true);
+        started
     }
 }
 
@@ -268,4 +344,52 @@ fn no_copy() -> Fault {
 
 fn being_reopened() -> Fault {
     Fault::Io("the store is being reopened after a failure".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_it_cannot_be_opened_again_everything_is_read_from_the_file() {
+        let place = tempfile::tempdir().unwrap();
+        let options = Options { cache_bytes: 64 << 10, ..Options::default() };
+        let engine = Engine::open(Folder::open(place.path()).unwrap(), options).unwrap();
+        let key = |n: u16| n.to_be_bytes().to_vec();
+        let value = |n: u16| vec![n as u8; 2000];
+        engine.apply((0..1000).map(|n| (key(n), Some(value(n)))).collect()).unwrap();
+        let all_there = |when: &str| {
+            for n in 0..1000 {
+                assert!(engine.get(&key(n)).unwrap() == Some(value(n)), "{when}: {n}");
+            }
+            let mut seen = 0;
+            let visited = engine.visit(&[], &mut |_, _| {
+                seen += 1;
+                Step::Next
+            });
+            visited.unwrap();
+            assert_eq!(seen, 1000, "{when}");
+        };
+        std::fs::write(place.path().join("current"), "no generation").unwrap();
+        for time in 0..3 {
+            assert!(engine.reopen().is_err());
+            all_there(&format!("after {time} failed openings"));
+            assert!(engine.apply(vec![(key(1), None)]).is_err());
+            engine.keep_reading();
+        }
+        std::thread::scope(|scope| {
+            let reading =
+                scope.spawn(|| (0..5000).for_each(|n| assert!(engine.get(&key(n % 1000)).unwrap() == Some(value(n % 1000)))));
+            while !reading.is_finished() {
+                assert!(engine.reopen().is_err());
+            }
+        });
+        std::fs::remove_file(place.path().join("current")).unwrap();
+        engine.reopen().unwrap();
+        all_there("opened again");
+        engine.apply(vec![(key(1), None)]).unwrap();
+        assert_eq!(engine.get(&key(1)).unwrap(), None);
+        engine.reopen().unwrap();
+        assert_eq!(engine.get(&key(1)).unwrap(), None);
+    }
 }

@@ -28,6 +28,18 @@ def records(path, limit):
         at = end
 
 
+def first_append(path, begin):
+    """Where the first record behind `begin` ends that comes before a write to the store's own journal."""
+    names, before = {}, begin
+    for kind, number, _, payload, end in records(path, -1):
+        if kind in (CREATE, KNOWN):
+            names[number] = payload.decode()
+        if end > begin and kind == WRITE and os.path.basename(os.path.dirname(names.get(number, ""))) == "journal":
+            break
+        before = max(before, end)
+    return before
+
+
 class File:
     def __init__(self, content):
         self.durable = bytearray(content)
@@ -104,7 +116,9 @@ class Disk:
     def replay(self, journal, limit):
         for kind, number, offset, payload, _ in records(journal, limit):
             if kind == CREATE:
-                file, path = self.files.setdefault(number, File(b"")), self.relative(payload)
+                # Each process counts its files anew.
+                file, path = File(b""), self.relative(payload)
+                self.files[number] = file
                 self.change(path, lambda names, path=path, file=file: names.__setitem__(path, file))
             elif kind == KNOWN:
                 self.files[number] = self.now().get(self.relative(payload)) or File(b"")
@@ -139,6 +153,10 @@ class Disk:
 
     def change(self, path, change):
         self.changes.append((os.path.dirname(path), change))
+
+    def unsynced(self, folder):
+        """The files in a folder that hold what a power cut may take."""
+        return sorted(name for name, file in self.now().items() if os.path.dirname(name) == folder and file.pending)
 
     def write(self, folder, dice):
         """Writes what is there after the cut; without dice nothing that was not synced."""

@@ -4,8 +4,65 @@ use super::Cursor;
 use crate::storage::{
     Version,
     backend::Write,
-    journal::records::{Gap, Joined, Record, Records, encode, join, seal},
+    journal::records::{self, Place, Unread, Window, encode, seal},
 };
+
+/// One batch as it was found.
+struct Record {
+    previous: Version,
+    version: Version,
+    writes: Vec<Write>,
+}
+
+/// What one file holds, oldest first, and where the next record would begin.
+struct Records {
+    records: Vec<Record>,
+    end: usize,
+}
+
+impl Records {
+    /// The records of a file, or where it is damaged.
+    #[allow(clippy::expect_used)] // memory is read without errors
+    fn read(bytes: &[u8], had: Version) -> Result<Self, u64> {
+        let mut window = Window::new(bytes).expect("memory");
+        let (extent, damaged) = window.survey(had).expect("memory");
+        if damaged {
+            return Err(extent.end);
+        }
+        let (mut records, mut at) = (Vec::new(), 0);
+        while at < extent.end {
+            let span = window.span(at).expect("memory").expect("it was surveyed");
+            let writes = window.writes(&span).expect("a whole record holds writes");
+            at = span.end;
+            records.push(Record { previous: span.previous, version: span.version, writes });
+        }
+        Ok(Self { records, end: usize::try_from(extent.end).expect("in memory") })
+    }
+}
+
+/// What both files hold that the engine does not have, and where the journal goes on.
+struct Joined {
+    current: usize,
+    at: u64,
+    last: Version,
+    older: Vec<Vec<Write>>,
+    newer: Vec<Vec<Write>>,
+}
+
+fn join(files: &[Vec<u8>; 2], had: Version) -> Result<Joined, String> {
+    let (mut older, mut newer) = (Vec::new(), Vec::new());
+    let [one, two] = files;
+    let read = records::read([one.as_slice(), two.as_slice()], had, &mut |place, batch| match place {
+        Place::Older => older.push(batch),
+        Place::Newer => newer.push(batch),
+    });
+    match read {
+        Ok(read) => Ok(Joined { current: read.current, at: read.at, last: read.last, older, newer }),
+        Err(Unread::Io { which, error }) => Err(format!("{which}: {error}")),
+        Err(Unread::Damaged { which, at }) => Err(format!("{which} is damaged at {at}")),
+        Err(Unread::Gap { last, version, previous }) => Err(format!("{last}, then {version} after {previous}")),
+    }
+}
 
 /// Reads bytes as one file. What is taken as a record is written again to the same bytes, and is never more than was there.
 pub fn file(bytes: &[u8]) {
@@ -58,7 +115,7 @@ pub fn framed(parts: &[u8]) {
     let Ok(read) = read(&files, had) else { return };
     let known: Vec<(Version, Version)> =
         read.iter().flat_map(|records| &records.records).map(|r| (r.previous, r.version)).filter(|r| r.1 > had).collect();
-    let Ok(joined) = join(read, had) else { return };
+    let Ok(joined) = join(&files, had) else { return };
     let newest = known.iter().map(|record| record.1).max().unwrap_or(had);
     assert_eq!((joined.last, joined.older.len() + joined.newer.len()), (newest, known.len()));
     let mut in_order = known;
@@ -67,7 +124,7 @@ pub fn framed(parts: &[u8]) {
     assert!(in_order.windows(2).all(|two| two[1].0 == two[0].1), "something is missing between two records");
 }
 
-fn read(files: &[Vec<u8>; 2], had: Version) -> Result<[Records; 2], usize> {
+fn read(files: &[Vec<u8>; 2], had: Version) -> Result<[Records; 2], u64> {
     let [one, two] = files;
     Ok([Records::read(one, had)?, Records::read(two, had)?])
 }
@@ -205,7 +262,7 @@ pub fn edited(data: &[u8]) {
     let needed: Vec<&Appended> = model.appended.iter().filter(|record| record.version > had).collect();
     let is_whole =
         |record: &&Appended| model.files[record.file].get(record.at..record.at + record.bytes.len()) == Some(&*record.bytes);
-    let joined = match found(&model.files, had) {
+    let joined = match join(&model.files, had) {
         Ok(joined) => joined,
         Err(why) => {
             assert!(model.files != whole, "a journal without damage is refused: {why}");
@@ -222,21 +279,17 @@ pub fn edited(data: &[u8]) {
     go_on(model.files.clone(), had, joined);
 }
 
-fn found(files: &[Vec<u8>; 2], had: Version) -> Result<Joined, String> {
-    let read = read(files, had).map_err(|at| format!("damaged at {at}"))?;
-    join(read, had).map_err(|Gap { last, version, previous }| format!("{last}, then {version} after {previous}"))
-}
-
 /// What is appended behind what was found is found as well.
 #[allow(clippy::panic, clippy::expect_used)] // a finding
 fn go_on(mut files: [Vec<u8>; 2], had: Version, joined: Joined) {
     let new: Vec<Write> = vec![(b"new".to_vec(), Some(b"value".to_vec()))];
     let mut bytes = Vec::new();
-    encode(&mut bytes, &new, joined.at as u64, joined.last, joined.last + 1).expect("short");
+    encode(&mut bytes, &new, joined.at, joined.last, joined.last + 1).expect("short");
     let file = &mut files[joined.current];
-    file.resize(file.len().max(joined.at + bytes.len()), 0);
-    file[joined.at..joined.at + bytes.len()].copy_from_slice(&bytes);
-    let again = found(&files, had).unwrap_or_else(|why| panic!("what was appended after a reading cannot be read: {why}"));
+    let at = usize::try_from(joined.at).expect("in memory");
+    file.resize(file.len().max(at + bytes.len()), 0);
+    file[at..at + bytes.len()].copy_from_slice(&bytes);
+    let again = join(&files, had).unwrap_or_else(|why| panic!("what was appended after a reading cannot be read: {why}"));
     let batches: Vec<Vec<Write>> = joined.older.into_iter().chain(joined.newer).chain([new]).collect();
     assert_eq!(again.older.into_iter().chain(again.newer).collect::<Vec<_>>(), batches);
 }

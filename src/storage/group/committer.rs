@@ -23,7 +23,7 @@ use crate::{
     receipt,
     storage::{
         StorageError, Txn, Version,
-        backend::{Backend, Before, Fault, Trust, Write},
+        backend::{Backend, Before, Fault, Trust, Write, guarded},
         census::{Census, weight},
         check::Check,
         compact::{Behind, Compaction, Progress},
@@ -294,8 +294,12 @@ impl Committer {
         self.listings.begin_all();
         self.compaction.abandon(&*self.backend, &Fault::Io("the engine is reopened".into()));
         // Engines write when they open. As long as the disk takes nothing the old instance goes on serving reads.
-        if let Some(space) = &mut self.space {
-            space.probe()?;
+        if let Some(Err(error)) = self.space.as_mut().map(Space::probe) {
+            let _ = guarded(|| {
+                self.backend.keep_reading();
+                Ok(())
+            });
+            return Err(error);
         }
         let found = catch_unwind(AssertUnwindSafe(|| {
             self.backend.reopen().map_err(|fault| failed_at(b"", fault))?;

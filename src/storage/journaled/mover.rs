@@ -1,10 +1,15 @@
 //! The thread that gives an engine what its journal has, and what writers wait for.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Instant,
+};
 
 use tracing::error;
 
-use super::{AT_MOST, CALM, Map, PAGES, PART, SPARE, Shared, TOGETHER, Value};
+use super::{
+    APPENDED, APPENDED_AT_MOST, AT_MOST, CALM, KEPT, KEPT_CALM, Map, OLD, PAGES, PART, SPARE, Shared, TIGHT, TOGETHER, Value,
+};
 use crate::{
     crashpoint::reach,
     storage::{
@@ -43,8 +48,10 @@ impl<E: Backend> Shared<E> {
             if !wanted
                 && (calm || stopping)
                 && let Some(mut journal) = self.journal.try_lock()
+                && !self.freeze(&mut journal)
+                && self.recent.read().is_empty()
             {
-                self.freeze(&mut journal);
+                journal.cut(self.kept(KEPT_CALM));
             }
             let moved = self.move_frozen();
             if stopping && !(moved && self.recent.read().is_active()) {
@@ -77,6 +84,9 @@ impl<E: Backend> Shared<E> {
         let moved = applied.is_ok();
         match applied {
             Ok(()) => {
+                // As long as it is frozen nobody goes on in that file.
+                self.files.cut_left(self.kept(KEPT));
+                reach("journal-cut");
                 self.recent.write().moved();
                 self.state.lock().told = false;
             }
@@ -94,7 +104,12 @@ impl<E: Backend> Shared<E> {
         moved
     }
 
-    pub(super) fn give<'m>(&self, entries: impl Iterator<Item = (&'m Vec<u8>, &'m Value)>) -> Result<(), Fault> {
+    /// How much of a file is kept for its next use, at most.
+    pub(super) fn kept(&self, most: u64) -> u64 {
+        if (self.free)() < TIGHT { 0 } else { most }
+    }
+
+    fn give<'m>(&self, entries: impl Iterator<Item = (&'m Vec<u8>, &'m Value)>) -> Result<(), Fault> {
         let not_known = |fault| match fault {
             // Others have filled the disk meanwhile. The engine is not to be used before it was opened again.
             Fault::Full(why) => Fault::Io(why),
@@ -108,7 +123,7 @@ impl<E: Backend> Shared<E> {
     }
 
     /// Whether the disk has room for what an engine may write for these entries: a page for each, and the pages above.
-    pub(super) fn has_room<'m>(&self, entries: impl Iterator<Item = (&'m Vec<u8>, &'m Value)>) -> bool {
+    fn has_room<'m>(&self, entries: impl Iterator<Item = (&'m Vec<u8>, &'m Value)>) -> bool {
         let needed =
             entries.map(|(key, value)| PAGES + 2 * (key.len() + value.as_ref().map_or(0, |value| value.len()))).sum::<usize>();
         (self.free)() >= u64::try_from(needed).unwrap_or(u64::MAX).saturating_add(SPARE)
@@ -116,7 +131,7 @@ impl<E: Backend> Shared<E> {
 
     /// On a full disk: what makes room first, and so little at once that the room of the last part serves the next. The sequence
     /// sorts behind all other keys and so comes last; until it is there the journal is what counts.
-    pub(super) fn give_in_parts(&self, frozen: &Map) -> Result<(), Fault> {
+    fn give_in_parts(&self, frozen: &Map) -> Result<(), Fault> {
         let (deleted, written): (Vec<_>, Vec<_>) = frozen.iter().partition(|(_, value)| value.is_none());
         let mut parts = deleted.chunks(PART).chain(written.chunks(PART));
         parts.try_for_each(|part| match self.has_room(part.iter().copied()) {
@@ -139,23 +154,36 @@ impl<E: Backend> Shared<E> {
     /// Before a batch: freezes when enough has gathered, and waits while there is too much.
     pub(super) fn gathered(&self, journal: &mut Journal, batch: &[Write]) -> Result<(), Fault> {
         let only_deletes = batch.iter().all(|(key, value)| value.is_none() || key == SEQUENCE);
-        let at_most = if only_deletes { AT_MOST * 2 } else { AT_MOST };
+        let (at_most, appended_at_most) =
+            if only_deletes { (AT_MOST * 2, APPENDED_AT_MOST * 2) } else { (AT_MOST, APPENDED_AT_MOST) };
         let mut state = self.state.lock();
         state.batches += 1;
-        while self.recent.read().bytes() >= TOGETHER {
+        loop {
+            let (bytes, is_active) = {
+                let recent = self.recent.read();
+                (recent.bytes(), recent.is_active())
+            };
+            if !is_active {
+                state.since = Some(Instant::now());
+                return Ok(());
+            }
+            let is_old = state.since.is_some_and(|since| since.elapsed() >= OLD);
+            if bytes < TOGETHER && journal.at() < APPENDED && !is_old {
+                return Ok(());
+            }
             if self.freeze(journal) {
                 state.wanted = true;
+                state.since = Some(Instant::now());
                 self.changed.notify_all();
-                break;
+                return Ok(());
             }
-            if self.recent.read().bytes() < at_most {
-                break;
+            if bytes < at_most && journal.at() < appended_at_most {
+                return Ok(());
             }
             if let Some(fault) = &state.failed {
                 return Err(fault.clone());
             }
             self.changed.wait_for(&mut state, CALM);
         }
-        Ok(())
     }
 }

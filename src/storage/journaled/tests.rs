@@ -63,7 +63,7 @@ impl Stand {
     fn start(&mut self) {
         let room = Arc::clone(&self.engine.room);
         let free = Box::new(move || room.load(Ordering::SeqCst).wrapping_sub(1));
-        self.backend = Some(Journaled::with_room(self.engine.clone(), self.place.path(), free).unwrap());
+        self.backend = Some(Journaled::with_room(self.engine.clone(), self.place.path(), false, free).unwrap());
     }
 
     fn backend(&self) -> &Journaled<Engine> {
@@ -180,6 +180,112 @@ fn what_has_gathered_goes_to_the_engine_in_few_batches() {
     let batches = stand.engine.batches.load(Ordering::SeqCst);
     assert!((2..=12).contains(&batches), "{batches} batches");
     assert_eq!(stand.engine.get(&[99]).unwrap(), value(99));
+}
+
+/// Bytes of the journal's files.
+fn journal(stand: &Stand) -> u64 {
+    let files = std::fs::read_dir(stand.place.path().join("journal")).unwrap();
+    files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+}
+
+/// Overwriting the same few keys never fills memory, and takes room in the journal each time.
+#[test]
+fn steady_overwriting_is_given_to_the_engine_and_leaves_a_small_journal() {
+    let mut stand = Stand::new();
+    for number in 0..1000u32 {
+        stand.write(vec![(vec![(number % 5) as u8], value((number % 251) as u8))]).unwrap();
+        let bytes = journal(&stand);
+        assert!(bytes < 2 * APPENDED_AT_MOST + (1 << 20), "{bytes} bytes after {number} writes");
+    }
+    let batches = stand.engine.batches.load(Ordering::SeqCst);
+    assert!((3..=13).contains(&batches), "{batches} batches for 100 MB");
+    stand.crash();
+    assert_eq!(stand.backend().get(&[4]).unwrap(), value((999 % 251) as u8));
+    let until = Instant::now() + CALM * 20;
+    while journal(&stand) > 2 * KEPT_CALM {
+        assert!(Instant::now() < until, "{} bytes are kept", journal(&stand));
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(stand.engine.get(&[4]).unwrap(), value((999 % 251) as u8));
+    assert_eq!(stand.all(&[]).len(), 5);
+}
+
+#[test]
+fn writers_wait_for_an_engine_that_is_behind_before_the_journal_grows_without_end() {
+    let mut stand = Stand::new();
+    stand.engine.failing.store(true, Ordering::SeqCst);
+    let mut kept = 0u32;
+    while stand.write(vec![(vec![7], value((kept % 251) as u8))]).is_ok() {
+        kept += 1;
+        assert!(kept < 1000, "the journal grows without end");
+    }
+    assert!(journal(&stand) < APPENDED + APPENDED_AT_MOST + (1 << 20), "{}", journal(&stand));
+    // Deletions have room still.
+    stand.write(vec![(vec![8], None)]).unwrap();
+    assert_eq!(stand.backend().get(&[7]).unwrap(), value(((kept - 1) % 251) as u8));
+    stand.engine.failing.store(false, Ordering::SeqCst);
+    stand.backend().reopen().unwrap();
+    stand.write(vec![(vec![7], value(9))]).unwrap();
+    stand.backend().apply(Vec::new()).unwrap();
+    assert_eq!(stand.engine.get(&[7]).unwrap(), value(9));
+    assert!(journal(&stand) <= 2 * KEPT);
+}
+
+#[test]
+fn what_is_written_slowly_goes_to_the_engine_after_some_time() {
+    let mut stand = Stand::new();
+    stand.write(vec![(vec![1], value(1))]).unwrap();
+    // As if one write a second had followed.
+    stand.backend().shared.state.lock().since = Instant::now().checked_sub(OLD);
+    stand.write(vec![(vec![2], value(2))]).unwrap();
+    let until = Instant::now() + CALM * 20;
+    while stand.engine.get(&[1]).unwrap().is_none() {
+        stand.backend().shared.state.lock().batches += 1;
+        assert!(Instant::now() < until, "it stayed in memory");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Room comes back without a further write.
+#[test]
+fn on_a_full_disk_the_journal_is_cut_when_the_engine_has_what_it_held() {
+    let mut stand = Stand::new();
+    stand.engine.room.store(TIGHT, Ordering::SeqCst);
+    for number in 0..70u8 {
+        stand.write(vec![(vec![7], value(number))]).unwrap();
+    }
+    assert!(journal(&stand) > 6 << 20);
+    let until = Instant::now() + CALM * 20;
+    while journal(&stand) > 0 {
+        assert!(Instant::now() < until, "{} bytes are kept", journal(&stand));
+        thread::sleep(Duration::from_millis(10));
+    }
+    stand.crash();
+    assert_eq!(stand.backend().get(&[7]).unwrap(), value(69));
+}
+
+#[test]
+fn without_the_note_of_what_was_acknowledged_the_journal_must_have_lost_nothing() {
+    let mut stand = Stand::new();
+    for number in 0..3 {
+        stand.write(vec![(vec![number], value(number))]).unwrap();
+    }
+    stand.engine.failing.store(true, Ordering::SeqCst);
+    stand.backend = None;
+    let start =
+        |unmarked| Journaled::with_room(stand.engine.clone(), stand.place.path(), unmarked, Box::new(|| u64::MAX)).map(drop);
+    start(true).unwrap();
+    let one = stand.place.path().join("journal/one");
+    let mut bytes = std::fs::read(&one).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&one, bytes).unwrap();
+    let Err(Fault::Corrupt(why)) = start(true) else { panic!("it is served") };
+    assert!(why.contains("not whole") && why.contains("\"acknowledged\""), "{why}");
+    // With the note it is found out from there.
+    start(false).unwrap();
+    std::fs::remove_file(one).unwrap();
+    let Err(Fault::Corrupt(why)) = start(true) else { panic!("it is served") };
+    assert!(why.contains("missing"), "{why}");
 }
 
 #[test]
