@@ -112,6 +112,17 @@ def setup(server):
     return kv_rows() + token_rows(server) + transit_rows(server)
 
 
+def few(server):
+    """One secret on a server without anything else: its path."""
+    server.call("POST", "/v1/sys/mounts/bench-few", {"type": "kv", "options": {"version": "2"}})
+    server.call("POST", "/v1/bench-few/data/one", {"data": SECRET})
+    return "/v1/bench-few/data/one"
+
+
+def few_row():
+    return Row("few-write", "POST", "/v1/bench-few/data/one", {"data": SECRET})
+
+
 def kv_rows():
     write = {"data": {"dek": DEK, "disk": "1"}}
     return [

@@ -113,7 +113,7 @@ class Judged(unittest.TestCase):
             "writers: acknowledged writes/s of 32 over those of 8 (grow until disk or processors are full)": (0.5, False),
             "memory, idle after start: server": (20.0, True),
             "memory, after the rows: server (a quarter of the peer's)": (40.0, True),
-            "start until the first answer, store 9 MiB, over the start with few records": (4.0, False),
+            "start until the first answer, store 9 MiB, over the start of a fresh store": (4.0, False),
             "secrets written, of those asked for": (0.5, False),
         }.items():
             self.assertEqual(said.get(what), expected, what)

@@ -163,7 +163,7 @@ def memory(figures):
 def growth(figures):
     starts = figures.get("cold_start") or []
     for one in starts[1:]:
-        yield Verdict("start until the first answer, %s, over the start with few records" % one["store"], one["first"] / starts[0]["first"], SAME_START, True)
+        yield Verdict("start until the first answer, %s, over the start of a fresh store" % one["store"], one["first"] / starts[0]["first"], SAME_START, True)
     for key, what in (("secrets", "secrets"), ("leases", "tokens with a lease")):
         if figures.get(key):
             yield Verdict("%s written, of those asked for" % what, figures[key]["written"] / figures[key]["asked"], 1)

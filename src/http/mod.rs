@@ -27,7 +27,7 @@ use actix_web::{
     web,
 };
 use aside::{Aside, LARGE_BODY};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use cors::Verdict;
 use futures_util::{FutureExt, StreamExt};
 use limits::{Limits, Received, SMALL_ANSWER, Share, Working};
@@ -284,16 +284,24 @@ async fn collect(http: &HttpRequest, mut payload: Payload, limit: u64, received:
     if declared.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
-    let mut body = BytesMut::new();
+    // No body is longer than that, so no buffer is.
+    let longest = usize::try_from(declared.unwrap_or(limit)).unwrap_or(usize::MAX);
+    let mut body = Vec::new();
     while let Some(chunk) = payload.next().await {
         let chunk = chunk.map_err(|error| Failure::invalid(format!("the request's body broke off: {error}")))?;
-        if u64::try_from(body.len() + chunk.len()).is_ok_and(|length| length > limit) {
+        let length = body.len() + chunk.len();
+        if u64::try_from(length).is_ok_and(|length| length > limit) {
             return Err(too_large());
         }
-        received.grow(chunk.len())?;
+        if length > body.capacity() {
+            // What is counted is the room that it takes, not the bytes in it.
+            let room = (body.capacity() * 2).min(longest).max(length);
+            received.grow(room - body.capacity())?;
+            body.reserve_exact(room - body.len());
+        }
         body.extend_from_slice(&chunk);
     }
-    Ok(body.freeze())
+    Ok(body.into())
 }
 
 /// The same request, method and body, at another path.
