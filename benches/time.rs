@@ -8,8 +8,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 
 fn time(criterion: &mut Criterion) {
     for mut stage in stages::all() {
-        criterion
-            .bench_function(&format!("{} (budget {} ns)", stage.name, stage.budget), |bencher| bencher.iter(|| (stage.run)()));
+        let name = format!("{} (budget {} ns, {} instructions)", stage.name, stage.budget, stage.instructions);
+        criterion.bench_function(&name, |bencher| bencher.iter(|| (stage.run)()));
     }
 }
 
