@@ -1,4 +1,4 @@
-//! A whole core over sled in a temporary folder, unsealed by a share, and what is asked of it.
+//! A whole core over redb in a temporary folder, unsealed by a share, and what is asked of it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -18,7 +18,7 @@ use sos::{
         wire::{InitRequest, UnsealRequest},
     },
     secret::SecretString,
-    storage::{Options, Sled},
+    storage::{Options, Redb},
     zones::Zones,
 };
 use tokio::runtime::Runtime;
@@ -56,7 +56,7 @@ impl Made {
 pub fn make() -> Made {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let store = Sled::open(folder.path().join("store"), Options::default()).expect("a store");
+    let store = Redb::open(folder.path().join("store"), Options::default()).expect("a store");
     let barrier = Arc::new(Barrier::new(Arc::new(store)));
     let zones = Arc::new(Zones::new(Arc::clone(&barrier), None, "bench"));
     let services = Arc::new(Services { hsm: None, zones, default_protection: None, transit: Arc::default() });
