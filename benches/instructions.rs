@@ -60,7 +60,7 @@ fn count() -> Result<Vec<u64>, Box<dyn Error>> {
     Command::new("strip").arg("--strip-debug").arg(&program).status().map_err(|error| format!("strip: {error}"))?;
     let out = folder.path().join("counts");
     let done = Command::new("valgrind")
-        .args(["--tool=callgrind", "--zero-before=*instructions*counted_stage*", "--dump-after=*instructions*counted_stage*"])
+        .args(["--tool=callgrind", "--zero-before=instructions::counted_stage", "--dump-after=instructions::counted_stage"])
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(&program)
         .arg("run")
