@@ -12,7 +12,7 @@ pub mod config;
 mod crashpoint;
 pub mod hcl;
 mod heavy;
-mod receipt;
+mod relay;
 pub mod secret;
 mod stack;
 pub mod wire;

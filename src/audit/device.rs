@@ -1,7 +1,7 @@
 //! A device: a bounded queue and a thread that writes, so that a slow disk never holds up the server beyond a deadline.
 //!
-//! Waking that thread costs more than a record does. So who puts the first record into an empty queue lets the others that are
-//! ready on the same worker put theirs beside it, and wakes it then.
+//! Waking that thread costs more than a record does. So it is woken for the first record of an empty queue when the others
+//! that are ready on the same worker have theirs beside it ([`crate::relay`]).
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +21,10 @@ use thiserror::Error;
 use super::{
     file::Target,
     options::{FileOptions, OptionError},
-    queue::{self, Announce, Job},
+    queue::{self, Job},
     salt::Salt,
 };
-use crate::receipt::{self, Receipt, Teller, receipt};
+use crate::relay::{self, Receipt, Teller, receipt};
 
 /// Bytes of records that are written together, when so many wait.
 const TOGETHER: usize = 256 << 10;
@@ -68,17 +68,8 @@ pub struct DeviceRecord {
     pub local: bool,
 }
 
-/// A record on its way to a device's file. The writer hears of it at the latest when this is dropped.
-pub struct Sent(Result<(Receipt<io::Result<()>>, Announce), DeviceError>);
-
-impl Sent {
-    /// Lets the writer begin, where the record is waited for later.
-    pub fn announce(&mut self) {
-        if let Ok((_, announce)) = &mut self.0 {
-            announce.now();
-        }
-    }
-}
+/// A record on its way to a device's file.
+pub struct Sent(Result<Receipt<io::Result<()>>, DeviceError>);
 
 /// An enabled device.
 #[derive(Debug)]
@@ -162,15 +153,14 @@ impl Device {
             return Sent(Err(DeviceError::Stuck(stuck)));
         }
         let (teller, written) = receipt();
-        Sent(self.queue.push(Job::Write(line, teller)).map(|announce| (written, announce)))
+        Sent(self.queue.push(Job::Write(line, teller)).map(|()| written))
     }
 
     /// Waits for a record, at most until the deadline.
     pub async fn written(&self, Sent(sent): Sent) -> Result<(), DeviceError> {
         let result = match sent {
             Err(error) => Err(error),
-            Ok((mut written, announce)) => {
-                announce.together().await;
+            Ok(mut written) => {
                 let heard = match poll!(&mut written) {
                     Poll::Ready(heard) => Ok(heard),
                     Poll::Pending => tokio::time::timeout(DEADLINE, written).await,
@@ -253,7 +243,7 @@ fn answer(waiting: Vec<Waiting>, result: &io::Result<()>, written: usize) {
             })
         })
         .collect();
-    receipt::wake(told);
+    relay::wake(told);
 }
 
 #[cfg(test)]
@@ -283,10 +273,10 @@ mod tests {
             let line = format!("{number}{}\n", "z".repeat(1000));
             expected.push_str(&line);
             let (teller, written) = receipt();
-            drop(queue.push(Job::Write(line.into_bytes(), teller)).unwrap());
+            queue.push(Job::Write(line.into_bytes(), teller)).unwrap();
             waiting.push(written);
             if number == 250 {
-                drop(queue.push(Job::Reopen).unwrap());
+                queue.push(Job::Reopen).unwrap();
             }
         }
         drop(queue);

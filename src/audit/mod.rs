@@ -356,13 +356,6 @@ impl Recording {
         self.on_its_way.push((Arc::clone(device), device.send(line)));
     }
 
-    /// Lets the devices begin, where the record is waited for later.
-    pub fn announce(&mut self) {
-        for (_, sent) in &mut self.on_its_way {
-            sent.announce();
-        }
-    }
-
     /// Waits until one device has written it: one is enough.
     ///
     /// # Errors

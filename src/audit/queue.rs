@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 use super::device::DeviceError;
-use crate::receipt::Teller;
+use crate::relay::{self, Teller};
 
 /// Records that wait for one device, besides those that its writer has taken.
 const QUEUE: usize = 1024;
@@ -38,7 +38,7 @@ struct State {
     jobs: Vec<Job>,
     /// The writer waits for a wake-up.
     sleeps: bool,
-    /// Somebody has put the first job into the queue and is going to announce it.
+    /// The first job of those that wait is going to be announced.
     led: bool,
     /// What waits may be taken.
     announced: bool,
@@ -59,12 +59,12 @@ pub fn channel() -> (Sender, Receiver) {
 }
 
 impl Sender {
-    /// Puts a job at the end. Its writer takes it when the first of those that wait is announced, even if it is awake: else it
+    /// Puts a job at the end. Its writer takes it when those that are ready beside it were put behind it, even if it is awake: else it
     /// would take them one by one, and a write for each is dearer than the wait.
     ///
     /// # Errors
     /// [`DeviceError::Full`] and [`DeviceError::Gone`].
-    pub fn push(&self, job: Job) -> Result<Announce, DeviceError> {
+    pub fn push(&self, job: Job) -> Result<(), DeviceError> {
         let mut state = self.0.state.lock();
         if state.closed {
             return Err(DeviceError::Gone);
@@ -77,7 +77,12 @@ impl Sender {
             self.0.announce(&mut state);
         }
         let leads = !std::mem::replace(&mut state.led, true);
-        Ok(Announce(leads.then(|| Arc::clone(&self.0))))
+        drop(state);
+        if leads {
+            let queue = Arc::clone(&self.0);
+            relay::later(move || queue.announce_waiting());
+        }
+        Ok(())
     }
 }
 
@@ -124,6 +129,14 @@ impl Queue {
         }
     }
 
+    /// Lets the writer take what waits; all of it may have been announced before, and be on its way.
+    fn announce_waiting(&self) {
+        let mut state = self.state.lock();
+        if !state.jobs.is_empty() {
+            self.announce(&mut state);
+        }
+    }
+
     fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -132,42 +145,14 @@ impl Queue {
     }
 }
 
-/// The duty to announce jobs, with who put the first of them into the queue; it is done at the latest when this is dropped.
-#[must_use]
-pub struct Announce(Option<Arc<Queue>>);
-
-impl Announce {
-    /// Lets the writer take what waits.
-    pub fn now(&mut self) {
-        let Some(queue) = self.0.take() else { return };
-        let mut state = queue.state.lock();
-        // Many may have been announced before, and be on their way.
-        if !state.jobs.is_empty() {
-            queue.announce(&mut state);
-        }
-    }
-
-    /// The same after whatever else is ready on this worker has had its turn, so that it finds their records too.
-    pub async fn together(mut self) {
-        if self.0.is_some() {
-            tokio::task::yield_now().await;
-            self.now();
-        }
-    }
-}
-
-impl Drop for Announce {
-    fn drop(&mut self) {
-        self.now();
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::receipt::receipt;
+    use tokio::task::{LocalSet, spawn_local, yield_now};
 
-    fn write(queue: &Sender, text: &str) -> Result<Announce, DeviceError> {
+    use super::*;
+    use crate::relay::receipt;
+
+    fn write(queue: &Sender, text: &str) -> Result<(), DeviceError> {
         queue.push(Job::Write(text.as_bytes().to_vec(), receipt().0))
     }
 
@@ -196,20 +181,40 @@ mod tests {
         }
     }
 
+    /// Runs on a thread with a relay, as those are that serve connections.
+    fn served<F: Future>(test: F) -> F::Output {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let local = LocalSet::new();
+        local.block_on(&runtime, async {
+            spawn_local(relay::serve());
+            yield_now().await;
+            test.await
+        })
+    }
+
     #[test]
     fn a_sleeping_writer_is_woken_once_for_all_that_came_beside_the_first() {
         let (queue, jobs) = channel();
         let taken = writer(jobs);
-        for _ in 0..100 {
-            sleeping(&queue);
-            let first = write(&queue, "a").unwrap();
-            let others = [write(&queue, "b").unwrap(), queue.push(Job::Reopen).unwrap(), write(&queue, "c").unwrap()];
-            assert!(others.iter().all(|other| other.0.is_none()));
-            drop(others);
-            assert!(queue.0.state.lock().sleeps, "it was woken before the first had let it");
-            drop(first);
-            assert_eq!(taken.recv().unwrap(), "ab|c");
-        }
+        served(async {
+            for _ in 0..100 {
+                sleeping(&queue);
+                write(&queue, "a").unwrap();
+                write(&queue, "b").unwrap();
+                queue.push(Job::Reopen).unwrap();
+                // Another task that is ready.
+                yield_now().await;
+                write(&queue, "c").unwrap();
+                assert!(queue.0.state.lock().sleeps, "it was woken before the others had their turn");
+                let lot = loop {
+                    match taken.try_recv() {
+                        Ok(lot) => break lot,
+                        Err(_) => tokio::time::sleep(std::time::Duration::from_micros(100)).await,
+                    }
+                };
+                assert_eq!(lot, "ab|c");
+            }
+        });
         drop(queue);
         assert!(taken.recv().is_err());
     }
@@ -218,10 +223,12 @@ mod tests {
     fn many_are_not_kept_waiting() {
         let (queue, jobs) = channel();
         let taken = writer(jobs);
-        sleeping(&queue);
-        let waiting: Vec<_> = (0..ENOUGH).map(|_| write(&queue, "x").unwrap()).collect();
-        assert_eq!(taken.recv().unwrap().len(), ENOUGH);
-        drop(waiting);
+        served(async {
+            sleeping(&queue);
+            (0..ENOUGH).for_each(|_| write(&queue, "x").unwrap());
+            // No other task has had a turn.
+            assert_eq!(taken.recv().unwrap().len(), ENOUGH);
+        });
     }
 
     #[test]
@@ -230,18 +237,21 @@ mod tests {
         let taken = writer(jobs);
         let queue = &queue;
         std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-                    runtime.block_on(async {
+            for with_relay in [false, true, false, true] {
+                scope.spawn(move || {
+                    let asking = async {
                         for _ in 0..2000 {
                             let (teller, written) = receipt();
-                            let announce = queue.push(Job::Write(b"x".to_vec(), teller)).unwrap();
-                            announce.together().await;
+                            queue.push(Job::Write(b"x".to_vec(), teller)).unwrap();
                             // The writer of this test drops it: what counts is that it was taken.
                             assert!(written.await.is_none());
                         }
-                    });
+                    };
+                    if with_relay {
+                        served(asking);
+                    } else {
+                        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(asking);
+                    }
                 });
             }
         });
@@ -253,7 +263,7 @@ mod tests {
     fn is_bounded_and_says_when_its_writer_is_gone() {
         let (queue, jobs) = channel();
         for _ in 0..QUEUE {
-            drop(write(&queue, "x").unwrap());
+            write(&queue, "x").unwrap();
         }
         assert!(matches!(write(&queue, "x"), Err(DeviceError::Full)));
         drop(jobs);

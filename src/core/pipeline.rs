@@ -3,7 +3,7 @@
 //! Each step is a function here and no route goes round them. The order decides what a caller learns: a bad token
 //! reads the same on every path, and a denied path the same whether anything is there or not.
 
-use std::{cell::OnceCell, sync::Arc, task::Poll, time::Duration};
+use std::{cell::OnceCell, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 
@@ -172,17 +172,7 @@ impl Core {
         if !only_reads && let Some(recording) = recording.take() {
             recording.written().await?;
         }
-        let mut running = std::pin::pin!(self.run(request, &body, &target, &caller, operation));
-        let mut result = match futures_util::poll!(running.as_mut()) {
-            Poll::Ready(result) => result,
-            Poll::Pending => {
-                // What answers at once leaves both records together; of what takes its time the first is written meanwhile.
-                if let Some(recording) = &mut recording {
-                    recording.announce();
-                }
-                running.await
-            }
-        };
+        let mut result = self.run(request, &body, &target, &caller, operation).await;
         if target.is_login(operation)
             && let Err(failure) = &result
             && matches!(failure.kind(), Kind::Denied | Kind::Invalid)

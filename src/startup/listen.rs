@@ -25,7 +25,7 @@ use crate::{
         limits::{Limits, PerAddress},
         surplus::Places,
     },
-    stack,
+    relay, stack,
 };
 
 /// Connections that wait to be accepted: a whole rack comes back at once after a power loss.
@@ -185,6 +185,7 @@ impl Bound {
                 let server = HttpServer::new(move || {
                     let front = front.clone();
                     actix_web::rt::spawn(stack::keep_overwriting());
+                    actix_web::rt::spawn(relay::serve());
                     App::new().configure(|app| http::configure(app, front))
                 })
                 .on_connect(move |stream, data| drop(data.insert(places.take(stream))))
@@ -194,8 +195,8 @@ impl Bound {
                 // Handshakes that do not come to an end have three seconds; the default would let some hundred of them hold up all others.
                 .max_connection_rate(connections)
                 .shutdown_timeout(DRAIN_SECONDS)
-                // A client that closes its side has gone (nginx and Go's server see it so too): long work for it is not done to its end.
-                .h1_allow_half_closed(false)
+                // A client may close its sending side: without this, work for it would stand still, half done, until its answers are read.
+                .h1_allow_half_closed(true)
                 .keep_alive(Duration::from_secs(120))
                 .client_request_timeout(Duration::from_secs(30));
                 let server = match one.socket {

@@ -32,7 +32,7 @@ use super::{
     snapshot::{Snapshot, SnapshotFuture, Snapshots},
     space::Space,
 };
-use crate::receipt::{Teller, receipt};
+use crate::relay::{Teller, receipt};
 use committer::Committer;
 
 /// The record that holds the last version given. No UTF-8 key holds the byte 0xFF, so no caller can reach it, and it

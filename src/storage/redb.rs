@@ -196,24 +196,34 @@ impl Backend for Engine {
     }
 
     fn visit(&self, from: &[u8], visitor: &mut dyn FnMut(&[u8], &[u8]) -> Step) -> Result<(), Fault> {
-        let table = self.records.load_full().ok_or_else(being_reopened)?;
-        guarded(|| {
-            let mut from = from.to_vec();
-            'seek: loop {
-                for item in table.range_owned(from.as_slice()..).map_err(fault)? {
-                    let (key, value) = item.map_err(fault)?;
-                    match visitor(key.value(), value.value()) {
-                        Step::Next => {}
-                        Step::Stop => return Ok(()),
-                        Step::SkipTo(key) => {
-                            from = key;
-                            continue 'seek;
+        let mut from = from.to_vec();
+        loop {
+            let table = self.records.load_full().ok_or_else(being_reopened)?;
+            let visited = guarded(|| {
+                'seek: loop {
+                    for item in table.range_owned(from.as_slice()..).map_err(fault)? {
+                        let (key, value) = item.map_err(fault)?;
+                        match visitor(key.value(), value.value()) {
+                            Step::Next => {
+                                from.clear();
+                                from.extend_from_slice(key.value());
+                                from.push(0);
+                            }
+                            Step::Stop => return Ok(()),
+                            Step::SkipTo(key) => {
+                                from = key;
+                                continue 'seek;
+                            }
                         }
                     }
+                    return Ok(());
                 }
-                return Ok(());
+            });
+            // What was visited may have ended under it: it goes on behind what was shown.
+            if visited.is_ok() || self.records.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &table)) {
+                return visited;
             }
-        })
+        }
     }
 
     fn apply(&self, batch: Vec<Write>) -> Result<(), Fault> {

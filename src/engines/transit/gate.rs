@@ -61,6 +61,8 @@ const SLICE: Duration = Duration::from_millis(100);
 
 /// How long work must have taken to tell how long the rest of it takes.
 const MEASURE: Duration = Duration::from_millis(250);
+/// So many judgements in a row, each over as much work, are believed.
+const SURE: u32 = 3;
 
 /// The bounds.
 pub struct Gate {
@@ -151,26 +153,32 @@ struct Pace {
     pieces: usize,
     done: usize,
     worked: Duration,
-    judged: bool,
+    /// Both as of the last judgement, and how many judgements in a row were that it is too much.
+    judged: (usize, Duration),
+    doubts: u32,
 }
 
 impl Pace {
     fn of(pieces: usize) -> Self {
-        Self { pieces, done: 0, worked: Duration::ZERO, judged: false }
+        Self { pieces, done: 0, worked: Duration::ZERO, judged: (0, Duration::ZERO), doubts: 0 }
     }
 
-    /// Once enough was done to tell: how many pieces fit into the time that there was, if not all do.
+    /// How many pieces fit into the time that there was, if not all do. It is told when that was so each time of [`SURE`], by what
+    /// was done since the time before: the first pieces have costs of their own, and others may have been in the way for a moment.
     fn fitting(&mut self, left: Option<Duration>) -> Option<usize> {
-        if self.judged || self.worked < MEASURE || self.done == 0 || self.pieces == 0 {
+        let (done, worked) = (self.done - self.judged.0, self.worked.saturating_sub(self.judged.1));
+        if worked < MEASURE || done == 0 || self.pieces == 0 {
             return None;
         }
-        self.judged = true;
+        self.judged = (self.done, self.worked);
         let (left, count) = (left?.as_nanos(), |pieces: usize| u128::try_from(pieces).unwrap_or(u128::MAX));
-        let each = (self.worked.as_nanos() / count(self.done)).max(1);
+        let each = (worked.as_nanos() / count(done)).max(1);
         if each.saturating_mul(count(self.pieces.saturating_sub(self.done))) <= left {
+            self.doubts = 0;
             return None;
         }
-        usize::try_from((left + self.worked.as_nanos()) / each).ok()
+        self.doubts += 1;
+        if self.doubts < SURE { None } else { usize::try_from(count(self.done) + left / each).ok() }
     }
 }
 
@@ -413,12 +421,23 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_how_much_fits() {
-        let pace = |pieces| Pace { pieces, done: 10, worked: Duration::from_secs(1), judged: false };
-        assert_eq!(pace(1000).fitting(Some(Duration::from_secs(9))), Some(100));
-        assert_eq!(pace(100).fitting(Some(Duration::from_secs(9))), None);
-        assert_eq!(pace(1000).fitting(None), None);
-        assert_eq!(Pace { worked: MEASURE / 2, ..pace(1000) }.fitting(Some(Duration::ZERO)), None);
+    fn how_much_fits_is_told_when_it_was_too_much_several_times_in_a_row() {
+        let mut pace = Pace::of(1000);
+        let mut judge = |done, millis, left| {
+            pace.done += done;
+            pace.worked += Duration::from_millis(millis);
+            pace.fitting(Some(Duration::from_secs(left)))
+        };
+        // Too little to tell, then a first piece with costs of its own.
+        assert_eq!(judge(1, 100, 0), None);
+        assert_eq!(judge(0, 900, 9), None);
+        // That was it: 10 ms each.
+        assert_eq!(judge(50, 500, 20), None);
+        assert_eq!(judge(49, 490, 7), None);
+        assert_eq!(judge(50, 500, 6), None);
+        assert_eq!(judge(50, 500, 5), Some(200 + 500));
+        let mut endless = Pace { done: 10, worked: Duration::from_secs(100), ..Pace::of(1000) };
+        assert!((0..5).all(|_| endless.fitting(None).is_none()));
     }
 
     #[tokio::test]

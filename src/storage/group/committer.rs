@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     crashpoint::reach,
-    receipt,
+    relay,
     storage::{
         StorageError, Txn, Version,
         backend::{Backend, Before, Fault, Trust, Write, guarded},
@@ -124,11 +124,14 @@ impl Committer {
                     }
                 }
             }
-            let Some(sleep) = self.compaction.sleep() else { return waiting.recv().ok() };
-            match waiting.recv_timeout(sleep) {
+            // An engine that fails while it is given what its journal has says so to nobody else.
+            let sleep = self.compaction.sleep();
+            match waiting.recv_timeout(sleep.map_or(RETRY, |sleep| sleep.min(RETRY))) {
                 Ok(work) => return Some(work),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return None,
-                Err(mpsc::RecvTimeoutError::Timeout) => self.compact(),
+                Err(mpsc::RecvTimeoutError::Timeout) if self.backend.is_failing() => self.broken = true,
+                Err(mpsc::RecvTimeoutError::Timeout) if sleep.is_some_and(|sleep| sleep <= RETRY) => self.compact(),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
         }
     }
@@ -176,7 +179,7 @@ impl Committer {
         match self.make_durable(pending) {
             Ok(()) => {
                 let told: Vec<_> = decided.into_iter().map(|(answer, verdict)| answer.tell(verdict)).collect();
-                receipt::wake(told);
+                relay::wake(told);
             }
             Err(error) => answer_all(decided.into_iter().map(|(answer, _)| answer), &error),
         }
@@ -359,5 +362,5 @@ fn answer_all(answers: impl Iterator<Item = Answer>, error: &StorageError) {
             }))
         })
         .collect();
-    receipt::wake(told);
+    relay::wake(told);
 }
