@@ -28,7 +28,11 @@ const MARKS: [&str; 2] = ["<!-- stages -->", "<!-- end of stages -->"];
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     if arguments.iter().any(|argument| argument == "run") {
-        for stage in &mut stages::all() {
+        let mut stages = stages::all();
+        // What the store's threads do with what was written before counts as the first part, which is nobody's.
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        counted_stage(&mut (Box::new(|| ()) as Box<dyn FnMut()>));
+        for stage in &mut stages {
             // What only the first times cost (caches, lazily made tables) is not counted.
             (0..3).for_each(|_| (stage.run)());
             counted_stage(&mut stage.run);
@@ -74,7 +78,8 @@ fn count() -> Result<Vec<u64>, Box<dyn Error>> {
         let total = part.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
         counts.push(total.ok_or("a part without a total")?.trim().parse::<u64>()? / TIMES);
     }
-    Ok(counts)
+    // The part before the first stage.
+    Ok(counts.split_off(counts.len().min(1)))
 }
 
 fn judge(stages: &[Stage], counts: &[u64], write: bool) -> ExitCode {

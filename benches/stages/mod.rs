@@ -78,7 +78,7 @@ pub fn all() -> Vec<Stage> {
         }),
     );
     let path = record.clone();
-    stage("storage get", 800, 1_500, Box::new(move || drop(std::hint::black_box(store.raw().get(&path)))));
+    stage("storage get", 800, 2_700, Box::new(move || drop(std::hint::black_box(store.raw().get(&path)))));
     let store = Arc::clone(&barrier);
     stage("storage get and AEAD open", 1500, 11_000, Box::new(move || drop(std::hint::black_box(store.get(&record)))));
     let with = Arc::clone(&made);
