@@ -11,6 +11,7 @@ use super::{
     engine::{Call, Caller},
     envelope::Answer,
     failure::Kind,
+    mounts::MountEntry,
     request::{Operation, Request},
 };
 use crate::{
@@ -31,6 +32,17 @@ struct Server {
 }
 
 /// A server on an HSM with a Transit mount at `t/`.
+/// A write that has passed the pipeline and is about to reach its engine.
+fn update<'a>(
+    server: &Server,
+    mount: &'a MountEntry,
+    request: &'a Request,
+    (path, captures): (&'a str, &'a [(&'static str, &'a str)]),
+    (body, caller): (&'a RawObject<'a>, &'a Caller),
+) -> Call<'a> {
+    Call { request, operation: request.operation, path, captures, body, caller, mount, now: server.core.clock.now() }
+}
+
 async fn server() -> Arc<Server> {
     let hsm = FakeHsm::new();
     let in_use = Some(Arc::clone(&hsm) as Arc<dyn Hsm>);
@@ -170,16 +182,7 @@ async fn a_late_write_to_a_removed_mount_leaves_nothing_behind() {
         let request = Request::internal(Operation::Update, &format!("kv/{path}"), body.to_owned());
         let (object, caller) = (RawObject::parse(&request.body).unwrap(), Caller::anyone(None));
         let found = mounted.engine.resolve(path).unwrap();
-        let late = Call {
-            request: &request,
-            operation: Operation::Update,
-            path,
-            captures: &found.captures,
-            body: &object,
-            caller: &caller,
-            mount: &mounted.entry,
-            now: server.core.clock.now(),
-        };
+        let late = update(&server, &mounted.entry, &request, (path, &found.captures), (&object, &caller));
         assert_eq!(server.ask(Operation::Delete, "sys/mounts/kv", "").await.status, 204);
         assert_eq!(server.records(), [""; 0], "all of it is deleted, and so is the note that it is to be");
         let failure = mounted.engine.run(Some(found.route), &late).await.unwrap_err();
@@ -209,16 +212,7 @@ async fn a_late_write_to_the_cubbyhole_of_a_revoked_token_leaves_nothing_behind(
         let object = RawObject::parse(&request.body).unwrap();
         let caller = Caller { token: active.tokens.lookup(&token).unwrap(), acl: None, remote: None };
         let found = mounted.engine.resolve(path).unwrap();
-        let call = Call {
-            request: &request,
-            operation: Operation::Update,
-            path,
-            captures: &found.captures,
-            body: &object,
-            caller: &caller,
-            mount: &mounted.entry,
-            now: server.core.clock.now(),
-        };
+        let call = update(&server, &mounted.entry, &request, (path, &found.captures), (&object, &caller));
         mounted.engine.run(Some(found.route), &call).await.unwrap();
         assert_eq!(server.records().len(), 1);
         let revoke = json!({ "token": token.expose() });
