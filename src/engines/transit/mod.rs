@@ -29,7 +29,6 @@ mod hmac;
 pub mod holdings;
 mod import;
 mod in_order;
-mod items;
 mod keys;
 mod later;
 mod lifecycle;

@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::batch::{FromItem, Mistakes, Name, Needs, Text, malformed, type_name};
+use super::{FromItem, Mistakes, Name, Needs, Text, malformed, type_name};
 use crate::core::failure::Failure;
 
 /// One item.

@@ -1,0 +1,117 @@
+//! Batches: reading `batch_input` and writing `batch_results`.
+//!
+//! A batch may hold many thousands of items. All of them are looked at before any is processed, since one malformed item fails
+//! the request; they are then processed in windows, so that what is held of a batch is its text, its answer and a window.
+//! Strings are borrowed from the request's body where they have no escapes, and results are written straight into the answer.
+
+mod answer;
+mod item;
+mod text_item;
+mod windows;
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+pub use self::{
+    answer::{Results, Tally, push_text},
+    item::Item,
+    text_item::TextItem,
+    windows::Items,
+};
+use crate::{
+    core::failure::{Failure, Kind},
+    wire::field::{FieldKind, FromField},
+};
+
+/// Stands for `batch_input` in a parameter list; the handler reads the raw member itself.
+#[derive(Debug)]
+pub struct Batch;
+
+impl FromField for Batch {
+    const KIND: FieldKind = FieldKind::Any;
+
+    fn from_json(_: &RawValue) -> Result<Self, String> {
+        Ok(Self)
+    }
+
+    fn from_text(_: &str) -> Result<Self, String> {
+        Ok(Self)
+    }
+
+    fn missing() -> Self {
+        Self
+    }
+}
+
+/// What an item must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// `plaintext`.
+    Plaintext,
+    /// `ciphertext`.
+    Ciphertext,
+    /// Nothing.
+    Nothing,
+}
+
+/// An item of a batch in the form that an operation works with.
+pub trait FromItem<'a>: Sized {
+    /// Reads one; what is wrong with it goes to `mistakes`, and only what ends the look at the whole batch is an error.
+    fn from_item(at: usize, raw: &'a RawValue, needs: Needs, mistakes: &mut Mistakes) -> Result<Self, Failure>;
+}
+
+/// Mistakes that an answer lists.
+const LISTED: usize = 100;
+
+/// What is wrong with the items of a batch.
+#[derive(Default)]
+pub struct Mistakes {
+    listed: Vec<String>,
+    beyond: usize,
+}
+
+impl Mistakes {
+    /// Another one.
+    pub fn push(&mut self, text: impl FnOnce() -> String) {
+        if self.listed.len() < LISTED {
+            self.listed.push(text());
+        } else {
+            self.beyond += 1;
+        }
+    }
+
+    /// The error that says all of them.
+    pub fn judge(self) -> Result<(), Failure> {
+        match (self.listed.as_slice(), self.beyond) {
+            ([], _) => Ok(()),
+            (listed, 0) => Err(malformed(&listed.join("\n"))),
+            (listed, beyond) => Err(malformed(&format!("{}\nand {beyond} more", listed.join("\n")))),
+        }
+    }
+}
+
+fn malformed(text: &str) -> Failure {
+    Failure::listed(Kind::Internal, format!("failed to parse batch input: {text}"))
+}
+
+/// What clients of a Go server read as the type of a JSON value.
+fn type_name(raw: &RawValue) -> &'static str {
+    match raw.get().as_bytes().first() {
+        Some(b'"') => "string",
+        Some(b'{') => "map[string]interface {}",
+        Some(b'[') => "[]interface {}",
+        Some(b't' | b'f') => "bool",
+        Some(b'n') | None => "<nil>",
+        Some(_) => "json.Number",
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
