@@ -5,8 +5,11 @@
 //! Patterns are literal text with captures: `{name}` a key or role name (`\w` at both ends, `\w`, `-` and `.` between),
 //! `{name@}` the same with `@`, `{name:segment}` anything without `/`, `{name:rest}` everything that is left, also
 //! nothing, `{name:path}` the same but something. A pattern that ends in `/?` takes an optional trailing slash.
+//!
+//! The patterns of one route are one path with optional parts, as in Vault: a part that is not there is captured as empty, so a
+//! member of the body with its name is not looked at either.
 
-use std::{future::Future, pin::Pin};
+use std::{collections::BTreeSet, future::Future, pin::Pin};
 
 use async_trait::async_trait;
 
@@ -141,7 +144,16 @@ pub struct Match<'p> {
 /// The compiled routes of one engine type.
 pub struct RouteTable<E: 'static> {
     routes: Vec<&'static Route<E>>,
-    compiled: Vec<(Vec<Token>, usize)>,
+    compiled: Vec<Compiled>,
+}
+
+/// A pattern of a route.
+struct Compiled {
+    tokens: Vec<Token>,
+    /// Index of the route.
+    route: usize,
+    /// What only other patterns of the route capture.
+    absent: Vec<&'static str>,
 }
 
 impl<E> RouteTable<E> {
@@ -156,14 +168,25 @@ impl<E> RouteTable<E> {
         let compiled = routes
             .iter()
             .enumerate()
-            .flat_map(|(index, route)| route.patterns.iter().map(move |pattern| (compile(pattern), index)))
+            .flat_map(|(index, route)| {
+                let compiled: Vec<_> = route.patterns.iter().map(|pattern| compile(pattern)).collect();
+                let all: BTreeSet<_> = compiled.iter().flat_map(|tokens| captured(tokens)).collect();
+                compiled.into_iter().map(move |tokens| {
+                    let absent = all.iter().copied().filter(|name| captured(&tokens).all(|there| there != *name)).collect();
+                    Compiled { tokens, route: index, absent }
+                })
+            })
             .collect();
         Self { routes, compiled }
     }
 
     /// The route for a path.
     pub fn resolve<'p>(&self, path: &'p str) -> Option<Match<'p>> {
-        self.compiled.iter().find_map(|(tokens, route)| Some(Match { route: *route, captures: matches(tokens, path)? }))
+        self.compiled.iter().find_map(|pattern| {
+            let mut captures = matches(&pattern.tokens, path)?;
+            captures.extend(pattern.absent.iter().map(|name| (*name, "")));
+            Some(Match { route: pattern.route, captures })
+        })
     }
 
     /// The route at an index from [`RouteTable::resolve`].
@@ -330,6 +353,14 @@ fn compile(pattern: &'static str) -> Vec<Token> {
     tokens
 }
 
+/// The names that a pattern captures.
+fn captured(tokens: &[Token]) -> impl Iterator<Item = &'static str> + '_ {
+    tokens.iter().filter_map(|token| match token {
+        Token::Capture(name, _) => Some(*name),
+        Token::Text(_) | Token::OptionalSlash => None,
+    })
+}
+
 fn matches<'p>(tokens: &[Token], path: &'p str) -> Option<Vec<(&'static str, &'p str)>> {
     let mut rest = path;
     let mut captures = Vec::new();
@@ -398,6 +429,16 @@ mod tests {
             assert_eq!(captures("keys/{name}", path), None, "{path}");
         }
         assert_eq!(captures("users/{name@}", "users/a@b"), Some(vec![("name", "a@b")]));
+    }
+
+    #[test]
+    fn optional_parts_that_are_not_there_are_captured_as_empty() {
+        const PATTERNS: &[&str] = &["sign/{name}", "sign/{name}/{algorithm:path}"];
+        static ROUTES: &[Route<()>] =
+            &[Route { patterns: PATTERNS, access: Access::Token, help: "", exists: None, operations: &[] }];
+        let table = RouteTable::new(ROUTES);
+        assert_eq!(table.resolve("sign/k").unwrap().captures, vec![("name", "k"), ("algorithm", "")]);
+        assert_eq!(table.resolve("sign/k/sha2-256").unwrap().captures, vec![("name", "k"), ("algorithm", "sha2-256")]);
     }
 
     #[test]

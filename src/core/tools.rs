@@ -1,11 +1,12 @@
 //! Hashing and random bytes as `sys/tools` and Transit offer them: decoded parameters in, text out.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use std::num::IntErrorKind;
+
 use serde::Serialize;
 use sha2::Digest;
 
 use super::{failure::Failure, reply::Reply};
-use crate::secret::SecretBytes;
+use crate::{secret::SecretBytes, wire::b64};
 
 /// Most random bytes in one answer.
 pub const MAX_RANDOM: i64 = 128 * 1024;
@@ -33,13 +34,14 @@ impl Encoding {
     pub fn encode(self, bytes: &[u8]) -> String {
         match self {
             Encoding::Hex => hex::encode(bytes),
-            Encoding::Base64 => STANDARD.encode(bytes),
+            Encoding::Base64 => b64::encode(bytes),
         }
     }
 }
 
-/// The hash of base64 `input`: `{"sum": …}`. The format defaults to hex, the algorithm to SHA-256.
-pub fn hash(algorithm: &str, input: &str, format: Option<&str>) -> Result<Reply, Failure> {
+/// The hash of base64 `input`: `{"sum": …}`. The algorithm of the path comes before that of the body, whose default is SHA-256;
+/// the format defaults to hex.
+pub fn hash(in_path: &str, algorithm: Option<&str>, input: &str, format: Option<&str>) -> Result<Reply, Failure> {
     #[derive(Serialize)]
     struct Sum {
         sum: String,
@@ -47,16 +49,15 @@ pub fn hash(algorithm: &str, input: &str, format: Option<&str>) -> Result<Reply,
     let input = decode_input(input)?;
     let format = format.unwrap_or("hex");
     let encoding = Encoding::parse(format, format)?;
-    let algorithm = if algorithm.is_empty() { "sha2-256" } else { algorithm };
+    let algorithm = if in_path.is_empty() { algorithm.unwrap_or("sha2-256") } else { in_path };
     let sum = digest(algorithm, input.expose()).ok_or_else(|| Failure::invalid(format!("unsupported algorithm {algorithm}")))?;
     Reply::data(&Sum { sum: encoding.encode(&sum) })
 }
 
-/// Base64 as Go decodes it: line breaks are skipped.
 fn decode_input(input: &str) -> Result<SecretBytes, Failure> {
-    let text: Vec<u8> = input.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
-    let decoded = STANDARD.decode(&text);
-    decoded.map(SecretBytes::new).map_err(|error| Failure::invalid(format!("unable to decode input as base64: {error}")))
+    b64::decode(input)
+        .map(SecretBytes::new)
+        .map_err(|error| Failure::invalid(format!("unable to decode input as base64: {error}")))
 }
 
 /// A digest by Vault's name of the algorithm.
@@ -74,12 +75,12 @@ pub fn digest(algorithm: &str, input: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// How many random bytes are asked for, and from where: both may stand in the path or the body.
+/// How many random bytes are asked for, and from where: the source may stand in the path only, the number in the path or the body.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RandomRequest<'a> {
     /// First part of the path: a source, or a number when it is the only part.
     pub source: &'a str,
-    /// Second part of the path.
+    /// What follows it. Alone, when it is neither source nor number, it is passed over.
     pub url_bytes: &'a str,
     /// `bytes` of the body, 32 by default.
     pub bytes: Option<i64>,
@@ -95,10 +96,16 @@ pub fn random(request: RandomRequest<'_>) -> Result<Reply, Failure> {
     }
     let known = |source: &str| matches!(source, "" | "platform" | "seal" | "all");
     let in_path = |text: &str| {
-        let number = text.parse::<i64>();
-        number.map_err(|error| Failure::invalid(format!("error parsing url-set byte count: {text:?}: {error}")))
+        text.parse::<i64>().map_err(|error| {
+            let what = match error.kind() {
+                IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+                _ => "invalid syntax",
+            };
+            Failure::invalid(format!("error parsing url-set byte count: strconv.Atoi: parsing {text:?}: {what}"))
+        })
     };
     let (source, bytes) = match (request.source, request.url_bytes) {
+        ("", _) => ("", request.bytes.unwrap_or(32)),
         (source, "") if known(source) => (source, request.bytes.unwrap_or(32)),
         (number, "") => ("", in_path(number)?),
         (source, number) => (source, in_path(number)?),
@@ -137,12 +144,22 @@ mod tests {
     }
 
     #[test]
+    fn an_algorithm_that_is_sent_empty_is_none() {
+        assert!(hash("", None, "YQ==", None).is_ok() && hash("sha2-512", Some(""), "YQ==", None).is_ok());
+        assert_eq!(hash("", Some(""), "YQ==", None).unwrap_err().text(), "unsupported algorithm ");
+        let text = hash("", None, "hello", None).unwrap_err().text().to_owned();
+        assert_eq!(text, "unable to decode input as base64: illegal base64 data at input byte 4");
+    }
+
+    #[test]
     fn the_path_names_source_and_number_in_either_way() {
         let ask = |source, url_bytes| random(RandomRequest { source, url_bytes, ..RandomRequest::default() });
         assert!(ask("", "").is_ok() && ask("16", "").is_ok() && ask("all", "").is_ok() && ask("platform", "8").is_ok());
         assert_eq!(ask("0", "").unwrap_err().text(), "'bytes' cannot be less than 1");
         assert_eq!(ask("131073", "").unwrap_err().text(), "'bytes' should be less than 131072");
-        assert!(ask("abc", "").unwrap_err().text().starts_with("error parsing url-set byte count: "));
+        let text = ask("abc", "").unwrap_err().text().to_owned();
+        assert_eq!(text, "error parsing url-set byte count: strconv.Atoi: parsing \"abc\": invalid syntax");
+        assert!(ask("", "-1").is_ok());
         assert!(ask("moon", "8").unwrap_err().text().starts_with("unsupported entropy source \"moon\""));
     }
 }

@@ -19,7 +19,7 @@ use crate::{
         wanted::Wanted,
     },
     secret::SecretString,
-    wire::duration,
+    wire::duration::{self, DurationError},
 };
 
 // Made once: every name that is looked up as text is parsed anew.
@@ -98,6 +98,9 @@ fn path(raw: &str) -> Result<String, Failure> {
     let Some(raw) = raw.strip_prefix("/v1/") else {
         return Err(Failure::silent(Kind::UnsupportedPath));
     };
+    if !is_encoded(raw) {
+        return Err(Failure::invalid("the path holds a % that does not begin a percent-encoded byte: write %25"));
+    }
     let decoded = percent_decode_str(raw).decode_utf8();
     let path = decoded.map_err(|error| Failure::invalid("the path is not valid UTF-8").caused_by(error))?;
     if path.split('/').any(|segment| segment == ".." || segment == ".") {
@@ -110,6 +113,11 @@ fn path(raw: &str) -> Result<String, Failure> {
         return Err(Failure::invalid("control characters are not supported in paths"));
     }
     Ok(path.into_owned())
+}
+
+/// Whether every `%` stands before two hexadecimal digits.
+fn is_encoded(path: &str) -> bool {
+    path.split('%').skip(1).all(|rest| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit()))
 }
 
 fn query(raw: &str) -> Vec<(String, String)> {
@@ -232,8 +240,13 @@ fn wrap_ttl(http: &HttpRequest) -> Result<Option<Duration>, Failure> {
     let Some(value) = text(http, &WRAP_TTL).filter(|value| !value.is_empty()) else {
         return Ok(None);
     };
-    let ttl = duration::parse_duration(value)
-        .map_err(|error| Failure::invalid(format!("error parsing X-Vault-Wrap-TTL header: {error}")))?;
+    let ttl = duration::parse_duration(value).map_err(|error| {
+        let reason = match error {
+            DurationError::Negative(_) => "requested wrap ttl cannot be negative".to_owned(),
+            other => other.to_string(),
+        };
+        Failure::invalid(format!("error parsing X-Vault-Wrap-TTL header: {reason}"))
+    })?;
     Ok((!ttl.is_zero()).then_some(ttl))
 }
 
@@ -352,6 +365,10 @@ mod tests {
         for raw in ["/v1/kv/a%00b", "/v1/kv/a%0ab", "/v1/kv/%7f", "/v1/kv/../sys", "/v1/kv/%2e%2e/sys"] {
             assert_eq!(path(raw).unwrap_err().kind(), Kind::Invalid, "{raw}");
         }
+        for raw in ["/v1/kv/%", "/v1/kv/a%2", "/v1/kv/a%zzb"] {
+            assert!(path(raw).unwrap_err().text().ends_with("write %25"), "{raw}");
+        }
+        assert_eq!(path("/v1/kv/100%25").unwrap(), "kv/100%");
         assert_eq!(path("/v1/kv/sch%C3%B6n").unwrap(), "kv/sch\u{f6}n");
     }
 

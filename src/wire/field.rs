@@ -86,9 +86,12 @@ impl Input<'_> {
         // A body can hold millions of names: no looking through lists here.
         let mut ignored: BTreeSet<&str> = BTreeSet::new();
         let mut replaced: BTreeSet<&str> = BTreeSet::new();
-        for name in self.body.names().chain(self.query.iter().map(|(name, _)| name.as_str())) {
+        let given = self.body.iter().map(|(name, value)| (name, value.get() != "null"));
+        for (name, valued) in given.chain(self.query.iter().map(|(name, _)| (name.as_str(), true))) {
             if captured(name) {
-                replaced.insert(name);
+                if valued {
+                    replaced.insert(name);
+                }
             } else if !known(name) {
                 ignored.insert(name);
             }
@@ -224,7 +227,8 @@ impl FromField for bool {
     fn from_json(raw: &RawValue) -> Result<Self, String> {
         match parse(raw)? {
             Value::Bool(value) => Ok(value),
-            Value::Number(number) => Ok(number.as_f64() != Some(0.0)),
+            // Numbers are read as their text: 0 and 1 are meant, 2 is a mistake.
+            Value::Number(_) => Self::from_text(raw.get()),
             Value::String(text) => Self::from_text(&text),
             other => Err(format!("expected a boolean, got {}", kind_of(&other))),
         }
@@ -260,10 +264,12 @@ impl FromField for i64 {
             return Ok(0);
         }
         let (sign, digits) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
+        // As Go writes numbers: a leading zero alone means octal.
         let parsed = match digits.get(..2) {
             Some("0x" | "0X") => i64::from_str_radix(&digits[2..], 16),
             Some("0b" | "0B") => i64::from_str_radix(&digits[2..], 2),
             Some("0o" | "0O") => i64::from_str_radix(&digits[2..], 8),
+            Some(octal) if octal.starts_with('0') => i64::from_str_radix(&digits[1..], 8),
             _ => digits.parse::<i64>(),
         };
         parsed.ok().and_then(|number| number.checked_mul(sign)).ok_or_else(|| "cannot parse as a whole number".into())
@@ -530,6 +536,16 @@ mod tests {
             assert!(i64::from_text(text).is_err(), "{text}");
         }
         assert_eq!((i64::from_text("-0x10"), i64::from_text("+7")), (Ok(-16), Ok(7)));
+        assert_eq!((i64::from_text("010"), i64::from_text("0"), i64::from_text("-07")), (Ok(8), Ok(0), Ok(-7)));
+        assert!(i64::from_text("08").is_err() && i64::from_text("0_8").is_err());
+    }
+
+    #[test]
+    fn of_numbers_only_zero_and_one_are_booleans() {
+        assert_eq!((decode(r#"{"on": 1}"#).unwrap().on, decode(r#"{"on": 0}"#).unwrap().on), (Some(true), Some(false)));
+        for number in ["-1", "2", "1.0", "1.5", "1e3"] {
+            assert!(decode(&format!(r#"{{"on": {number}}}"#)).is_err(), "{number}");
+        }
     }
 
     #[test]
@@ -559,5 +575,8 @@ mod tests {
         assert_eq!(notes[0], "Endpoint ignored these unrecognized parameters: [a b]");
         assert!(notes[1].ends_with("path: [text]"));
         assert_eq!(input.field::<String>("text").unwrap(), "y");
+        let object = RawObject::parse(br#"{"text": null}"#).unwrap();
+        let input = Input { captures: &[("text", "y")], body: &object, query: &[] };
+        assert_eq!(input.notes(Sample::FIELDS), Vec::<String>::new());
     }
 }

@@ -1,5 +1,6 @@
-//! Vault's habits on the wire as types: lenient parameters, durations, times, raw JSON.
+//! Vault's habits on the wire as types: lenient parameters, base64, durations, times, raw JSON.
 
+pub mod b64;
 pub mod duration;
 pub mod field;
 pub mod json;

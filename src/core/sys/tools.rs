@@ -23,14 +23,19 @@ use crate::{
 /// Endpoints of this file.
 pub const ROUTES: &[Route<System>] = &[
     Route {
-        patterns: &["tools/hash", "tools/hash/{urlalgorithm}"],
+        patterns: &["tools/hash", "tools/hash/{urlalgorithm:path}"],
         access: Access::Token,
         help: "Hashes data.",
         exists: None,
         operations: &[op!(Write, "Hash data", hash, HashParams)],
     },
     Route {
-        patterns: &["tools/random", "tools/random/{source}", "tools/random/{source}/{urlbytes}"],
+        patterns: &[
+            "tools/random",
+            "tools/random/{source}",
+            "tools/random/{source}/{urlbytes:path}",
+            "tools/random/{urlbytes:path}",
+        ],
         access: Access::Token,
         help: "Gives random bytes.",
         exists: None,
@@ -51,7 +56,7 @@ crate::params! {
         /// The data in base64.
         input: String,
         /// sha2-224, sha2-256, sha2-384, sha2-512, sha3-224, sha3-256, sha3-384 or sha3-512.
-        algorithm: String,
+        algorithm: Option<String>,
         /// The same in the path.
         urlalgorithm: String,
         /// hex or base64.
@@ -84,8 +89,7 @@ crate::params! {
 }
 
 async fn hash(_: &System, _: &Call<'_>, params: HashParams) -> Result<Reply, Failure> {
-    let algorithm = if params.urlalgorithm.is_empty() { &params.algorithm } else { &params.urlalgorithm };
-    tools::hash(algorithm, &params.input, params.format.as_deref())
+    tools::hash(&params.urlalgorithm, params.algorithm.as_deref(), &params.input, params.format.as_deref())
 }
 
 async fn random(_: &System, _: &Call<'_>, params: RandomParams) -> Result<Reply, Failure> {

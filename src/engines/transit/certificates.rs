@@ -78,14 +78,14 @@ struct ChainData<'a> {
 
 fn signing_key(key: &Key) -> Result<(), Failure> {
     let record = &key.record;
-    if record.soft_deleted {
-        return Err(Failure::listed(Kind::Internal, SOFT_DELETED));
-    }
     if !record.kind.supports_signing() {
         return Err(Failure::invalid(format!("key type '{}' does not support signing", record.kind.name())));
     }
     if record.derived() {
         return Err(Failure::invalid("operation not supported for keys with derivation enabled"));
+    }
+    if record.soft_deleted {
+        return Err(Failure::listed(Kind::Internal, SOFT_DELETED));
     }
     Ok(())
 }

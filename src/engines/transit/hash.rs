@@ -1,6 +1,6 @@
 //! `hash`.
 
-use super::{Transit, b64};
+use super::Transit;
 use crate::{
     core::{engine::Call, failure::Failure, reply::Reply, tools},
     params,
@@ -23,11 +23,5 @@ params! {
 /// POST `hash`.
 pub async fn hash(_: &Transit, _: &Call<'_>, params: HashParams) -> Result<Reply, Failure> {
     let input = params.input.ok_or_else(|| Failure::invalid("input missing"))?;
-    // Checked here for the API's words about what is no base64.
-    b64::decode(&input).map_err(|error| Failure::invalid(format!("unable to decode input as base64: {error}")))?;
-    let algorithm = match params.urlalgorithm.as_str() {
-        "" => params.algorithm.as_deref().unwrap_or("sha2-256"),
-        in_path => in_path,
-    };
-    tools::hash(algorithm, &input, params.format.as_deref())
+    tools::hash(&params.urlalgorithm, params.algorithm.as_deref(), &input, params.format.as_deref())
 }

@@ -118,7 +118,8 @@ pub async fn hmac(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure> {
     let key = engine.existing(&params.name, "encryption key not found")?;
     let record = &key.record;
     let version = if params.key_version == 0 { i64::from(record.latest_version) } else { params.key_version };
-    if version != i64::from(record.latest_version) && version < i64::from(record.min_encryption_version) {
+    let bound = i64::from(record.min_encryption_version);
+    if bound > 0 && version != i64::from(record.latest_version) && version < bound {
         return Err(Failure::invalid("cannot generate HMAC: version is too old (disallowed by policy)"));
     }
     let mut opened = Opened::default();

@@ -5,7 +5,6 @@
 //! `protect` the only one where material is wrapped or opened, `lifecycle` the only one that changes keys.
 
 pub mod alg;
-mod b64;
 mod backup;
 mod batch;
 mod blob;
@@ -77,6 +76,7 @@ use crate::{
         mounts::{MountEntry, MountRecord},
         route::{RouteTable, Routed},
     },
+    wire::b64,
 };
 
 /// Refuses to take a mount with keys to another zone: its keys are wrapped by the master key of the one it is in. As long as

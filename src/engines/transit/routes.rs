@@ -111,13 +111,13 @@ static ROUTES: &[Route<Transit>] = &[
         ],
     ),
     route(
-        &["random", "random/{urlbytes:rest}"],
+        &["random", "random/{source}", "random/{source}/{urlbytes:path}", "random/{urlbytes:path}"],
         "Random bytes.",
         &[op!(Write, "Makes random bytes.", random::random, random::RandomParams)],
     ),
-    route(&["hash", "hash/{urlalgorithm:rest}"], "Hashes.", &[op!(Write, "Hashes the input.", hash::hash, hash::HashParams)]),
+    route(&["hash", "hash/{urlalgorithm:path}"], "Hashes.", &[op!(Write, "Hashes the input.", hash::hash, hash::HashParams)]),
     route(
-        &["sign/{name}", "sign/{name}/{urlalgorithm:segment}"],
+        &["sign/{name}", "sign/{name}/{urlalgorithm:path}"],
         "Signs with a named key.",
         &[OperationSpec {
             verb: Verb::Write,
@@ -128,7 +128,7 @@ static ROUTES: &[Route<Transit>] = &[
         }],
     ),
     route(
-        &["verify/{name}", "verify/{name}/{urlalgorithm:segment}"],
+        &["verify/{name}", "verify/{name}/{urlalgorithm:path}"],
         "Verifies a signature or HMAC with a named key.",
         &[OperationSpec {
             verb: Verb::Write,
@@ -139,7 +139,7 @@ static ROUTES: &[Route<Transit>] = &[
         }],
     ),
     route(
-        &["hmac/{name}", "hmac/{name}/{urlalgorithm:segment}"],
+        &["hmac/{name}", "hmac/{name}/{urlalgorithm:path}"],
         "Makes an HMAC with a named key.",
         &[OperationSpec {
             verb: Verb::Write,
@@ -150,13 +150,13 @@ static ROUTES: &[Route<Transit>] = &[
         }],
     ),
     route(
-        &["export/{type:segment}/{name}", "export/{type:segment}/{name}/{version:segment}"],
+        &["export/{type:segment}/{name}", "export/{type:segment}/{name}/{version:path}"],
         "Exports the versions of a named key.",
         &[op!(Read, "Exports.", export::export, export::ExportParams)],
     ),
     route(&["backup/{name}"], "Backs a named key up.", &[op!(Read, "Backs up.", backup::backup, backup::BackupParams)]),
     route(
-        &["restore", "restore/{name:rest}"],
+        &["restore", "restore/{name:path}"],
         "Restores a key from a backup.",
         &[op!(Write, "Restores.", backup::restore, backup::RestoreParams)],
     ),
@@ -188,7 +188,7 @@ static ROUTES: &[Route<Transit>] = &[
         }],
     ),
     route(
-        &["byok-export/{destination}/{source}", "byok-export/{destination}/{source}/{version:segment}"],
+        &["byok-export/{destination}/{source}", "byok-export/{destination}/{source}/{version:path}"],
         "Exports a key wrapped for import elsewhere.",
         &[op!(Read, "Exports.", byok_export::export, byok_export::WrappedExportParams)],
     ),

@@ -298,7 +298,7 @@ pub async fn verify(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure>
         })
     });
     if !items.is_batch() {
-        given = Given { signatures: params.signature.is_some(), hmacs: params.hmac.is_some(), ..given };
+        given.look_at(params.signature.is_some(), params.hmac.is_some());
     }
     let mut reply = match given.what(items.is_batch())? {
         What::Hmacs => hmac::verify(engine, &params, items).await?,
@@ -323,12 +323,17 @@ struct Given {
 }
 
 impl Given {
-    /// An item of a batch, in which a signature hides an HMAC.
+    /// An item of a batch.
     fn see(&mut self, item: &TextItem<'_>) {
-        match (&item.signature, &item.hmac) {
-            (Some(_), _) => self.signatures = true,
-            (None, Some(_)) => self.hmacs = true,
-            (None, None) => self.missing = true,
+        self.look_at(item.signature.is_some(), item.hmac.is_some());
+    }
+
+    /// What gives both gives the signature: clients send the other one empty.
+    fn look_at(&mut self, signature: bool, hmac: bool) {
+        match (signature, hmac) {
+            (true, _) => self.signatures = true,
+            (false, true) => self.hmacs = true,
+            (false, false) => self.missing = true,
         }
     }
 
@@ -336,7 +341,6 @@ impl Given {
     fn what(&self, batch: bool) -> Result<What, Failure> {
         let refuse = |text: &str| Err(Failure::invalid(text));
         match (self.signatures, self.hmacs, self.missing) {
-            (true, true, _) if !batch => refuse("provide one of 'signature' or 'hmac'"),
             (false, false, _) if !batch => refuse("neither a 'signature' nor an 'hmac' were given to verify"),
             (true, true, _) => refuse("elements of batch_input must all provide 'signature' or all provide 'hmac'"),
             (true, false, true) => refuse("some elements of batch_input are missing 'signature'"),

@@ -2,6 +2,7 @@
 
 mod convergent;
 mod damage;
+mod forms;
 mod hsm;
 mod races;
 mod restores;

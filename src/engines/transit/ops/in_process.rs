@@ -1,7 +1,7 @@
 //! One text and a key that is open in this process: the cipher of its version or one derived from a context, or RSA.
 
 use super::{
-    BAD_LENGTH, Encrypted, ItemError, NOT_AUTHENTIC, ToDecrypt, ToEncrypt, associated, decrypt::not_decrypted, nonces::Nonces,
+    BAD_LENGTH, Encrypted, ItemError, ToDecrypt, ToEncrypt, associated, decrypt::not_decrypted, nonces::Nonces, not_authentic,
 };
 use crate::{
     engines::transit::{
@@ -85,7 +85,7 @@ pub(super) fn open(key: &Key, loaded: &Loaded, text: &ToDecrypt<'_>, sealed: &[u
     if nonce.len() != kind.nonce_len() {
         return Err(ItemError::user("invalid nonce: a convergent key of version 1 needs the nonce of the encryption"));
     }
-    cipher.cipher().open(nonce, &aad, sealed).ok_or_else(|| ItemError::user(NOT_AUTHENTIC))
+    cipher.cipher().open(nonce, &aad, sealed).ok_or_else(|| not_authentic(kind))
 }
 
 /// A cipher for one use: that of the version, or one derived from the context.

@@ -32,6 +32,8 @@ pub const NO_CONTEXT: &str = "missing 'context' for key derivation; the key was 
 /// The text for versions below the oldest that decrypts.
 pub const TOO_OLD: &str = "ciphertext or signature version is disallowed by policy (too old)";
 const NOT_AUTHENTIC: &str = "cipher: message authentication failed";
+/// The same of the two ChaCha20 ciphers.
+const NOT_AUTHENTIC_CHACHA: &str = "chacha20poly1305: message authentication failed";
 const BAD_LENGTH: &str = "invalid ciphertext length";
 
 /// Why one text could not be processed.
@@ -83,6 +85,14 @@ impl Opened {
         }
         Ok(loaded)
     }
+}
+
+/// The error for a ciphertext that was changed, or made with other keys or data; clients know the words of each cipher.
+fn not_authentic(kind: KeyType) -> ItemError {
+    ItemError::user(match kind {
+        KeyType::ChaCha20Poly1305 | KeyType::XChaCha20Poly1305 => NOT_AUTHENTIC_CHACHA,
+        _ => NOT_AUTHENTIC,
+    })
 }
 
 /// Where the HSM finds the key of a version.

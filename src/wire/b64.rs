@@ -24,18 +24,37 @@ pub struct NotBase64(pub usize);
 
 /// Decodes `text`.
 pub fn decode(text: &str) -> Result<Vec<u8>, NotBase64> {
-    let text: Cow<'_, str> = if text.bytes().any(|byte| matches!(byte, b'\r' | b'\n')) {
+    let plain: Cow<'_, str> = if text.bytes().any(|byte| matches!(byte, b'\r' | b'\n')) {
         Cow::Owned(text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect())
     } else {
         Cow::Borrowed(text)
     };
-    LENIENT.decode(text.as_bytes()).map_err(|error| {
-        NotBase64(match error {
-            DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol { offset: at, .. } => at,
-            DecodeError::InvalidLength(len) => len,
-            _ => text.len(),
-        })
-    })
+    LENIENT.decode(plain.as_bytes()).map_err(|_: DecodeError| NotBase64(fault(text.as_bytes())))
+}
+
+/// Where Go's decoder, whose words clients know, sees the mistake: line breaks count, and a text that ends within a group of
+/// four is wrong from that group on.
+fn fault(text: &[u8]) -> usize {
+    let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
+    let next = |from: usize| (from..text.len()).find(|at| text.get(*at).is_some_and(|byte| !is_break(byte)));
+    let mut place = 0;
+    for (at, byte) in text.iter().enumerate().filter(|(_, byte)| !is_break(byte)) {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/') {
+            place = (place + 1) % 4;
+            continue;
+        }
+        if *byte != b'=' || place < 2 {
+            return at;
+        }
+        let last = match next(at + 1) {
+            _ if place == 3 => at,
+            Some(second) if text.get(second) == Some(&b'=') => second,
+            Some(other) => return other - 1,
+            None => return text.len(),
+        };
+        return next(last + 1).unwrap_or(text.len());
+    }
+    text.len() - place
 }
 
 /// Appends the encoding of `bytes` to a JSON text under construction.
@@ -74,6 +93,27 @@ mod tests {
         for text in ["not base64!", "aGVsbG8", "aGVsbG8==", "_-_-", "====", " aGVsbG8=", "AAA", "?"] {
             let error = decode(text).unwrap_err().to_string();
             assert!(error.starts_with("illegal base64 data at input byte "), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_mistake_is_where_go_sees_it() {
+        for (text, at) in [
+            ("hello", 4),
+            ("a", 0),
+            ("aGVsbG8", 4),
+            ("aGVsbG8=x", 8),
+            ("aGVs=", 4),
+            ("a===", 1),
+            ("aG=x", 2),
+            ("aG=", 3),
+            ("aG=\nx", 3),
+            ("aGVs\nb", 5),
+            ("aGV\nsb!", 6),
+            ("YQ== ", 4),
+            ("\u{e4}", 0),
+        ] {
+            assert_eq!(decode(text), Err(NotBase64(at)), "{text:?}");
         }
     }
 

@@ -1,0 +1,65 @@
+//! Forms of requests that clients of Vault get away with, and the words they read when they do not.
+
+use super::*;
+
+#[tokio::test]
+async fn optional_parts_of_a_path_are_never_read_from_the_body() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({ "type": "ed25519", "exportable": true, "allow_plaintext_backup": true })).await;
+    bench.post("sign/k", json!({ "input": "YQ==", "urlalgorithm": "no such" })).await;
+    bench.post("hash", json!({ "input": "YQ==", "urlalgorithm": "no such" })).await;
+    for body in [json!({ "source": "no such" }), json!({ "urlbytes": "no such" }), json!({ "source": "", "bytes": "0x20" })] {
+        let answer = bench.post("random", body).await;
+        assert_eq!(b64::decode(answer["random_bytes"].as_str().unwrap()).unwrap().len(), 32);
+    }
+    let reply = bench.call(Operation::Update, "random", json!({ "source": "seal" })).await.unwrap();
+    let note = "Endpoint replaced the value of these parameters with the values captured from the endpoint's path: [source]";
+    assert_eq!(reply.warnings, [note]);
+    assert_eq!(
+        bench.refused("random/seal/x", json!({})).await,
+        "error parsing url-set byte count: strconv.Atoi: parsing \"x\": invalid syntax"
+    );
+    assert_eq!(bench.refused("sign/k/sha2-256/x", json!({ "input": "YQ==" })).await, "invalid hash algorithm \"sha2-256/x\"");
+    let backup = data(bench.call(Operation::Read, "backup/k", json!({})).await.unwrap())["backup"].clone();
+    let refused = bench.refused("restore", json!({ "backup": backup, "name": "other" })).await;
+    assert_eq!(refused, "key \"k\" already exists");
+    bench.call(Operation::Update, "restore/other", json!({ "backup": backup })).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_signature_is_verified_whatever_stands_in_hmac() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({ "type": "ed25519" })).await;
+    let signature = bench.post("sign/k", json!({ "input": "YQ==" })).await["signature"].clone();
+    for hmac in [json!(""), Value::Null, json!("x")] {
+        let answer = bench.post("verify/k", json!({ "input": "YQ==", "signature": signature, "hmac": hmac })).await;
+        assert_eq!(answer["valid"], true);
+    }
+    let refused = bench.refused("verify/k", json!({ "input": "YQ==" })).await;
+    assert_eq!(refused, "neither a 'signature' nor an 'hmac' were given to verify");
+}
+
+#[tokio::test]
+async fn changed_ciphertexts_are_refused_in_the_words_of_their_cipher() {
+    let bench = Bench::new().await;
+    for kind in alg::KeyType::CIPHERS {
+        let name = kind.name();
+        bench.post(&format!("keys/{name}"), json!({ "type": name })).await;
+        let other = format!("vault:v1:{}", b64::encode(&[7; 64]));
+        let words = if name.contains("chacha20") { "chacha20poly1305" } else { "cipher" };
+        let refused = bench.decrypt(name, &other).await.unwrap_err().text().to_owned();
+        assert_eq!(refused, format!("{words}: message authentication failed"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_hmac_of_a_negative_version_is_refused_as_that() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({})).await;
+    let refused = bench.refused("hmac/k", json!({ "input": "YQ==", "key_version": -1 })).await;
+    assert_eq!(refused, "key version does not exist (cannot be negative)");
+    bench.post("keys/k/rotate", json!({})).await;
+    bench.post("keys/k/config", json!({ "min_encryption_version": 2 })).await;
+    let refused = bench.refused("hmac/k", json!({ "input": "YQ==", "key_version": 1 })).await;
+    assert_eq!(refused, "cannot generate HMAC: version is too old (disallowed by policy)");
+}
