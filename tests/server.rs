@@ -8,7 +8,7 @@
 #[path = "server/support.rs"]
 mod support;
 
-#[path = "server/backup.rs"]
+#[path = "server/backup/mod.rs"]
 mod backup;
 #[path = "server/bad_days.rs"]
 mod bad_days;
@@ -50,7 +50,7 @@ mod memory_derived;
 mod memory_refused;
 #[path = "server/moving.rs"]
 mod moving;
-#[path = "server/overload.rs"]
+#[path = "server/overload/mod.rs"]
 mod overload;
 #[path = "server/private.rs"]
 mod private;
