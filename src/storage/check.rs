@@ -3,7 +3,8 @@
 //! What a crash can take is the end of the log, and that is checked at once: the sequence against the mark. What
 //! damage in the middle takes is seen only by reading everything. A store that is read within [`AT_START`] is checked
 //! before it serves anything; the check of a larger one goes on behind the first requests, on a snapshot, and stops
-//! the store when it finds a loss. Until then a lost record of a large store may read as absent.
+//! the store when it finds a loss. Until then a lost record of a large store may read as absent. Whether a store is larger is
+//! seen after [`PROBE`] of that time, so that nobody waits for a check that will not be done.
 
 use std::{
     sync::{
@@ -26,6 +27,9 @@ use super::{
 
 /// How long an opening waits for the check.
 pub(super) const AT_START: Duration = Duration::from_millis(400);
+
+/// The share of that time after which it is reckoned how long the whole check takes.
+const PROBE: u32 = 8;
 
 /// Records, and bytes of them, that are read at a time.
 const PAGE: (usize, usize) = (512, 1 << 20);
@@ -73,8 +77,8 @@ impl Check {
         as_it_is: bool,
     ) -> Result<Census, StorageError> {
         let mut count = Count { snapshot, written, counted: Census::default(), look_up };
-        let until = if as_it_is { None } else { Instant::now().checked_add(self.patience) };
-        while until.is_none_or(|until| Instant::now() < until) {
+        let begun = Instant::now();
+        while as_it_is || count.can_end_within(self.patience, begun.elapsed()) {
             if count.page()? {
                 return if as_it_is { Ok(count.counted) } else { count.verdict().map(|()| written) };
             }
@@ -177,6 +181,16 @@ impl Count {
         Ok(end)
     }
 
+    /// Whether the count can be done `patience` after its beginning, at the rate that it has had so far.
+    fn can_end_within(&self, patience: Duration, elapsed: Duration) -> bool {
+        if elapsed < patience / PROBE {
+            return true;
+        }
+        // What is left, by records; at least some are counted by then.
+        let (counted, written) = (self.counted.count().max(1), self.written.count().max(1));
+        elapsed < patience && elapsed.as_secs_f64() * written as f64 / counted as f64 <= patience.as_secs_f64()
+    }
+
     fn verdict(&self) -> Result<(), StorageError> {
         match self.counted.differs(self.written) {
             None => Ok(()),
@@ -219,6 +233,26 @@ mod tests {
         let mut bench = Bench::new(kind);
         bench.options.check_at_start = Duration::ZERO;
         bench
+    }
+
+    #[test]
+    fn nobody_waits_for_a_count_that_will_not_end_in_time() {
+        let bench = Bench::new(Kind::Sled);
+        let store = bench.try_open().unwrap();
+        fill(&store);
+        let snapshot = now(store.snapshot()).unwrap();
+        let mut counted = Census::default();
+        (0..100u8).for_each(|n| counted.add(weight(&[n], b"")));
+        let mut written = counted;
+        (0..200u8).for_each(|n| written.add(weight(&[n, 1], b"")));
+        let count = Count { snapshot, written, counted, look_up: false };
+        let patience = Duration::from_millis(800);
+        let can_end = |milliseconds| count.can_end_within(patience, Duration::from_millis(milliseconds));
+        // Too early to tell; then a third is counted.
+        assert!(can_end(0) && can_end(99));
+        assert!(can_end(100) && can_end(266));
+        assert!(!can_end(267) && !can_end(800));
+        assert!(!count.can_end_within(Duration::ZERO, Duration::ZERO));
     }
 
     fn an_intact_store_is_served_at_once_and_found_whole(kind: Kind) {

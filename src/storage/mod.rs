@@ -29,6 +29,7 @@ mod sled;
 mod snapshot;
 mod space;
 mod standin;
+mod whole_sync;
 
 #[cfg(test)]
 mod conformance;

@@ -1,8 +1,8 @@
 //! The embedded default: sled 0.34, one folder. Everything that must be known about sled stands in this file.
 //!
 //! - Left alone it writes every 500 ms; here it writes when told, before every acknowledgement.
-//! - Its flush waits for `sync_file_range`, which neither makes the file's length durable nor empties the disk's
-//!   cache, and it never syncs values that went to a file of their own (`blobs/`). Both are synced here.
+//! - It takes its writes for stable after `sync_file_range`, which promises nothing; [`super::whole_sync`] makes it sync.
+//! - It never syncs values that went to a file of their own (`blobs/`). They are synced here, and the log once more.
 //! - Nor does it sync its settings (`conf`), without which it does not open. They are made apart and moved in.
 //! - It shows a batch to readers before the flush. A reader must not see what a crash can take back, so while a batch
 //!   is under way the old values of its keys are shown.
@@ -34,6 +34,7 @@ use super::{
     group::Store,
     mark::Mark,
     space::Space,
+    whole_sync::refuse_sync_file_range,
 };
 use crate::crashpoint::{reach, sync_is_skipped};
 
@@ -57,6 +58,9 @@ pub struct Sled;
 impl Sled {
     /// Opens or makes the store in the folder `path`.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Store, StorageError> {
+        if !sync_is_skipped() {
+            refuse_sync_file_range();
+        }
         let folder = Folder::open(path.as_ref())?;
         let space = Space::new(folder.path(), &options);
         let mark = Mark::open(folder.path())?;
