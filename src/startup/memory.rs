@@ -10,10 +10,17 @@
 use std::{
     ffi::{c_char, c_int, c_void},
     io, ptr,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use rustix::process::{Resource, getrlimit};
+
+/// What locks all memory, now and later, page by page as it comes into use.
+const LOCK: c_int = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+
+/// Whether [`lock_memory`] held.
+static IS_LOCKED: AtomicBool = AtomicBool::new(false);
 
 /// Keeps all memory out of swap, or says what to do when that is not allowed.
 pub fn lock_memory() -> io::Result<()> {
@@ -22,31 +29,90 @@ pub fn lock_memory() -> io::Result<()> {
         return Err(io::Error::other("the limit of locked memory (ulimit -l) is below 1 GiB"));
     }
     // SAFETY: takes flags only and touches no memory of ours.
-    let done = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let done = unsafe { libc::mlockall(LOCK) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    IS_LOCKED.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
-/// How often memory that is free goes back to the system.
-const GIVE_BACK: Duration = Duration::from_secs(20);
+/// How often it is looked whether memory is to be given back.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How much more than is in use, and than could not be given back last time, is given back.
+const MUCH: u64 = 4 << 20;
 
 /// Keeps glibc's allocator from growing for good: it makes up to eight heaps for each processor, and a heap keeps what is freed
-/// in its middle. One heap for each processor is enough for threads that mostly wait, and what is free is given back from time
-/// to time by a thread of its own. To be called before the server has other threads.
+/// in its middle. One heap for each processor is enough for threads that mostly wait, and what is free is given back by a
+/// thread of its own when it has become much. To be called before the server has other threads.
 #[cfg(target_env = "gnu")]
 pub fn bound_heaps() {
     let heaps = std::thread::available_parallelism().map_or(2, |found| found.get().max(2));
     // SAFETY: takes numbers only.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, c_int::try_from(heaps).unwrap_or(c_int::MAX)) };
     let giving = std::thread::Builder::new().name("memory".into()).spawn(|| {
+        let mut left = 0;
         loop {
-            std::thread::sleep(GIVE_BACK);
-            // SAFETY: touches free memory only, under the allocator's own locks.
-            unsafe { libc::malloc_trim(0) };
+            std::thread::sleep(LOOK);
+            let unused = resident().saturating_sub(in_use());
+            if unused > left + MUCH && give_back() {
+                left = resident().saturating_sub(in_use());
+            }
+            left = left.min(unused);
         }
     });
     if let Err(error) = giving {
         tracing::warn!(%error, "free memory is not given back to the system: no thread could be started");
     }
+}
+
+/// Bytes of memory that is the process's own and not a file's; nothing when the system does not tell.
+#[cfg(target_env = "gnu")]
+fn resident() -> u64 {
+    let told = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let mut pages = told.split(' ').skip(1).map_while(|number| number.parse::<u64>().ok());
+    let (all, shared) = (pages.next().unwrap_or(0), pages.next().unwrap_or(0));
+    all.saturating_sub(shared) * rustix::param::page_size() as u64
+}
+
+/// Bytes that the allocator has given out.
+#[cfg(target_env = "gnu")]
+fn in_use() -> u64 {
+    // SAFETY: takes nothing, and reads the allocator's own numbers under its own locks.
+    let told = unsafe { libc::mallinfo2() };
+    (told.uordblks + told.hblkhd) as u64
+}
+
+/// Gives free memory back to the system; answers whether that was tried. The kernel takes no single pages of locked memory back
+/// (madvise(2), `MADV_DONTNEED`), so it is unlocked for the few milliseconds that it takes: only where there is nothing that
+/// it could be swapped to meanwhile.
+#[cfg(target_env = "gnu")]
+fn give_back() -> bool {
+    let is_locked = IS_LOCKED.load(Ordering::Relaxed);
+    if is_locked && may_swap() {
+        return false;
+    }
+    // SAFETY: these take flags and numbers only; trimming touches free memory only, under the allocator's own locks.
+    let locked_again = unsafe {
+        if is_locked {
+            libc::munlockall();
+        }
+        libc::malloc_trim(0);
+        !is_locked || libc::mlockall(LOCK) == 0
+    };
+    if !locked_again {
+        IS_LOCKED.store(false, Ordering::Relaxed);
+        let error = io::Error::last_os_error();
+        tracing::error!(%error, "memory could not be locked again after free memory was given back; restart the server");
+    }
+    true
+}
+
+/// Whether the system has a place to swap to, or does not tell (proc(5), `/proc/swaps`: a heading, then a line for each).
+#[cfg(target_env = "gnu")]
+fn may_swap() -> bool {
+    std::fs::read_to_string("/proc/swaps").map_or(true, |places| places.lines().count() > 1)
 }
 
 /// Other allocators have no heaps to bound.
@@ -128,5 +194,28 @@ mod tests {
             assert!(!fresh.is_null());
             release(fresh, ptr::null(), 0);
         }
+    }
+
+    #[cfg(target_env = "gnu")]
+    #[test]
+    fn free_memory_goes_back_to_the_system_although_it_is_locked() {
+        let was_locked = lock_memory().is_ok();
+        let mut blocks: Vec<Vec<u8>> = (0..32 << 10).map(|_| vec![1; 4 << 10]).collect();
+        let full = resident();
+        // What stays lies between what is freed, so that no heap can shrink from its end.
+        let mut at = 0;
+        blocks.retain(|_| {
+            at += 1;
+            at % 16 == 0
+        });
+        let gave_back = give_back();
+        let left = resident();
+        let is_locked = IS_LOCKED.swap(false, Ordering::Relaxed);
+        // SAFETY: takes nothing.
+        unsafe { libc::munlockall() };
+        assert_eq!(is_locked, was_locked);
+        assert!(gave_back || (is_locked && may_swap()));
+        assert!(!gave_back || full - left > 64 << 20, "{} of {full} bytes are left", left);
+        assert!(blocks.iter().all(|block| block[0] == 1));
     }
 }
