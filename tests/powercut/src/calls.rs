@@ -131,13 +131,7 @@ unsafe extern "C" fn mkdir(path: *const c_char, mode: mode_t) -> c_int {
 // ---- contents
 
 /// A write of `len` bytes at `at`, or at the file's own position. `call` writes so many of them.
-unsafe fn writing(
-    fd: c_int,
-    at: Option<off_t>,
-    bytes: *const c_void,
-    len: size_t,
-    call: impl Fn(size_t) -> c_long,
-) -> ssize_t {
+unsafe fn writing(fd: c_int, at: Option<off_t>, bytes: *const c_void, len: size_t, call: impl Fn(size_t) -> c_long) -> ssize_t {
     let as_is = |done: c_long| ssize_t::try_from(done).unwrap_or(-1);
     if root().is_none() {
         return as_is(call(len));
@@ -329,14 +323,7 @@ unsafe extern "C" fn sync_file_range(fd: c_int, from: off_t, len: off_t, flags: 
 // ---- what would escape
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mmap64(
-    place: *mut c_void,
-    len: size_t,
-    rights: c_int,
-    flags: c_int,
-    fd: c_int,
-    at: off_t,
-) -> *mut c_void {
+unsafe extern "C" fn mmap64(place: *mut c_void, len: size_t, rights: c_int, flags: c_int, fd: c_int, at: off_t) -> *mut c_void {
     let shared = flags & libc::MAP_SHARED != 0 && rights & libc::PROT_WRITE != 0;
     if shared
         && fd >= 0

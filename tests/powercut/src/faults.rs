@@ -48,7 +48,8 @@ pub fn due(name: &str) -> Option<c_int> {
     if times <= 0 {
         return None;
     }
-    let (left, failing) = if pass > 0 { (format!("{error} {times} {}", pass - 1), false) } else { (format!("{error} {}", times - 1), true) };
+    let (left, failing) =
+        if pass > 0 { (format!("{error} {times} {}", pass - 1), false) } else { (format!("{error} {}", times - 1), true) };
     if let Some(fd) = open(name, O_WRONLY | O_CREAT | O_TRUNC) {
         // SAFETY: as above.
         unsafe {
