@@ -7,6 +7,7 @@
 
 mod committer;
 mod records;
+mod recovery;
 
 use std::{
     sync::{
