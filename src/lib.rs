@@ -8,6 +8,10 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+// `core::in_process` names this crate as benches do, which include the file.
+#[cfg(any(test, feature = "fuzzing"))]
+extern crate self as sos;
+
 pub mod config;
 mod crashpoint;
 pub mod hcl;

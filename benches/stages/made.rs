@@ -1,7 +1,11 @@
 //! A whole core over redb in a temporary folder, unsealed by a share, and what is asked of it.
 
+#[path = "../../src/core/in_process.rs"]
+mod in_process;
+
 use std::{collections::BTreeMap, sync::Arc};
 
+use in_process::unsealed_core_over;
 use sos::{
     audit::{DeviceRecord, Exchange},
     barrier::Barrier,
@@ -12,14 +16,8 @@ use sos::{
         reply::Reply,
         request::{Operation, Request},
     },
-    engines::Services,
-    seal::{
-        Seal, SealSettings,
-        wire::{InitRequest, UnsealRequest},
-    },
     secret::SecretString,
     storage::{Options, Redb},
-    zones::Zones,
 };
 use tokio::runtime::Runtime;
 
@@ -57,21 +55,9 @@ pub fn make() -> Made {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let store = Redb::open(folder.path().join("store"), Options::default()).expect("a store");
-    let barrier = Arc::new(Barrier::new(Arc::new(store)));
-    let zones = Arc::new(Zones::new(Arc::clone(&barrier), None, "bench"));
-    let services = Arc::new(Services { hsm: None, zones, default_protection: None, transit: Arc::default() });
-    let seal = Arc::new(Seal::new(barrier, None, SealSettings::default()));
     let settings = Settings { audit_paths: vec!["/dev/null".into()], ..Settings::default() };
-    let core = Core::new(seal, Clock::system(), settings, services);
-    let init = InitRequest { secret_shares: 1, secret_threshold: 1, ..InitRequest::default() };
-    let token = runtime.block_on(async {
-        let made = core.seal.init(init, core.clock.now()).await.expect("init");
-        if core.seal.is_sealed() {
-            let key = made.keys_base64[0].clone().into();
-            core.seal.unseal(UnsealRequest { key, ..UnsealRequest::default() }).await.expect("unseal");
-        }
-        serde_json::to_value(&made).expect("JSON")["root_token"].as_str().unwrap_or_default().to_owned()
-    });
+    let (core, made) = runtime.block_on(unsealed_core_over(Arc::new(store), Clock::system(), settings));
+    let token = made.root_token.clone();
     let mut made = Made { core, runtime, token, _folder: folder };
     made.ask(Operation::Update, "sys/mounts/kv", r#"{"type":"kv","options":{"version":"2"}}"#);
     made.ask(Operation::Update, "sys/mounts/transit", r#"{"type":"transit"}"#);

@@ -15,6 +15,8 @@ pub mod failure;
 #[cfg(test)]
 mod flood_tests;
 pub mod help;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod in_process;
 #[cfg(test)]
 mod mount_changes_tests;
 pub mod mount_table;

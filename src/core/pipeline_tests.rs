@@ -9,16 +9,12 @@ use super::{
     mount_table::new_entry,
     mounts::Table,
     request::{Operation, Request},
-    testing::services,
+    testing::unsealed_core_over,
 };
 use crate::{
     audit::DeviceRecord,
-    barrier::{Barrier, Txn, View},
+    barrier::{Txn, View},
     core::{Settings, clock::Clock},
-    seal::{
-        Seal, SealSettings,
-        wire::{InitRequest, UnsealRequest},
-    },
     secret::SecretString,
     storage::InMem,
 };
@@ -30,15 +26,8 @@ struct Server {
 }
 
 async fn server() -> Server {
-    let barrier = Arc::new(Barrier::new(Arc::new(InMem::open().unwrap())));
-    let services = services(&barrier);
-    let seal = Arc::new(Seal::new(barrier, None, SealSettings::default()));
-    let settings = Settings { audit_paths: vec![std::env::temp_dir().display().to_string()], ..Settings::default() };
-    let core = Core::new(seal, Clock::system(), settings, services);
-    let request = InitRequest { secret_shares: 1, secret_threshold: 1, ..InitRequest::default() };
-    let made = core.seal.init(request, core.clock.now()).await.unwrap();
+    let (core, made) = unsealed_core_over(Arc::new(InMem::open().unwrap()), Clock::system(), Settings::default()).await;
     let share = SecretString::new(made.keys_base64[0].clone());
-    core.seal.unseal(UnsealRequest { key: share.duplicate(), ..UnsealRequest::default() }).await.unwrap();
     Server { core, share, root: SecretString::new(made.root_token.clone()) }
 }
 

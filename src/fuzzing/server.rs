@@ -6,21 +6,16 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    barrier::{Barrier, Txn, View},
+    barrier::{Txn, View},
     core::{
         Core, Settings,
         clock::Clock,
         envelope::Answer,
+        in_process::unsealed_core_over,
         request::{Operation, Request},
-    },
-    engines::Services,
-    seal::{
-        Seal, SealSettings,
-        wire::{InitRequest, UnsealRequest},
     },
     secret::SecretString,
     storage::InMem,
-    zones::Zones,
 };
 
 /// After so many inputs the server is made anew, so that what inputs leave behind does not fill the memory.
@@ -58,18 +53,9 @@ impl Server {
     #[allow(clippy::expect_used)] // a server that does not start is no finding but a defect of the harness
     fn start() -> Self {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let (core, root) = runtime.block_on(async {
-            let barrier = Arc::new(Barrier::new(Arc::new(InMem::open().expect("a store"))));
-            let zones = Arc::new(Zones::new(Arc::clone(&barrier), None, "fuzzing"));
-            let services = Services { hsm: None, zones, default_protection: None, transit: Arc::default() };
-            let seal = Arc::new(Seal::new(barrier, None, SealSettings::default()));
-            let core = Core::new(seal, Clock::system(), Settings::default(), Arc::new(services));
-            let request = InitRequest { secret_shares: 1, secret_threshold: 1, ..InitRequest::default() };
-            let made = core.seal.init(request, core.clock.now()).await.expect("init");
-            let key = SecretString::new(made.keys_base64.first().cloned().unwrap_or_default());
-            core.seal.unseal(UnsealRequest { key, ..UnsealRequest::default() }).await.expect("unseal");
-            (core, SecretString::new(made.root_token.clone()))
-        });
+        let store = Arc::new(InMem::open().expect("a store"));
+        let (core, made) = runtime.block_on(unsealed_core_over(store, Clock::system(), Settings::default()));
+        let root = SecretString::new(made.root_token.clone());
         let server = Self { runtime, core, root, served: 0 };
         for (path, body) in [
             ("sys/mounts/kv1", r#"{"type":"kv","options":{"version":"1"}}"#),
