@@ -178,7 +178,11 @@ async fn version_1_takes_the_callers_nonce_and_stays_version_1() {
             assert_eq!(text(old.encrypt(Some(b"short")).await), wanted);
             assert_eq!(text(old.decrypt(&sealed, None).await), "invalid convergent nonce supplied");
             assert!(text(old.decrypt(&sealed, Some(b"short")).await).contains("nonce"));
-            assert_eq!(text(old.decrypt(&sealed, Some(b"another one!")).await), "cipher: message authentication failed");
+            let not_authentic = match kind {
+                KeyType::ChaCha20Poly1305 => "chacha20poly1305: message authentication failed",
+                _ => "cipher: message authentication failed",
+            };
+            assert_eq!(text(old.decrypt(&sealed, Some(b"another one!")).await), not_authentic);
             // Nothing of a nonce and too short for a tag.
             assert_eq!(text(old.decrypt("vault:v1:AAAA", Some(NONCE)).await), "invalid ciphertext length");
 
