@@ -3,12 +3,18 @@
 //! The [`params!`](crate::params) macro makes of one declaration the typed struct, its decoder and the schema that
 //! help texts, the OpenAPI document and the "unrecognized parameters" warning read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::IntErrorKind,
+};
 
 use serde_json::{Value, value::RawValue};
 use thiserror::Error;
 
-use super::{duration, json::RawObject};
+use super::{
+    duration::{self, DurationError},
+    json::{RawObject, type_name},
+};
 
 /// The type of a parameter, in the words of the OpenAPI document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,13 +48,11 @@ pub struct Field {
 
 /// A value that does not fit its parameter.
 #[derive(Debug, Error)]
-#[error("Field validation failed: error converting input {input} for field {field:?}: {reason}")]
+#[error("Field validation failed: error converting input for field {field:?}: {reason}")]
 pub struct FieldError {
     /// The parameter.
     pub field: &'static str,
-    /// A short rendering of what came, never of a secret: only its kind when it is long.
-    pub input: String,
-    /// What would fit.
+    /// What does not fit, in the words that clients of Vault know; the value may be a secret and is not in them, but for durations.
     pub reason: String,
 }
 
@@ -67,14 +71,14 @@ impl Input<'_> {
     /// Decodes one parameter.
     pub fn field<T: FromField>(&self, name: &'static str) -> Result<T, FieldError> {
         if let Some((_, text)) = self.captures.iter().find(|(capture, _)| *capture == name) {
-            return T::from_text(text).map_err(|reason| FieldError { field: name, input: short(text), reason });
+            return T::from_text(text).map_err(|reason| FieldError { field: name, reason });
         }
         if let Some(raw) = self.body.member(name) {
             let value = if raw.get() == "null" { Ok(T::null()) } else { T::from_json(raw) };
-            return value.map_err(|reason| FieldError { field: name, input: short(raw.get()), reason });
+            return value.map_err(|reason| FieldError { field: name, reason });
         }
         if let Some((_, text)) = self.query.iter().find(|(key, _)| key == name) {
-            return T::from_text(text).map_err(|reason| FieldError { field: name, input: short(text), reason });
+            return T::from_text(text).map_err(|reason| FieldError { field: name, reason });
         }
         Ok(T::missing())
     }
@@ -109,10 +113,6 @@ impl Input<'_> {
         }
         notes
     }
-}
-
-fn short(text: &str) -> String {
-    if text.len() <= 40 && !text.contains('"') { text.to_owned() } else { format!("({} bytes)", text.len()) }
 }
 
 /// A declared set of parameters (see [`params!`](crate::params)).
@@ -180,28 +180,22 @@ fn parse(raw: &RawValue) -> Result<Value, String> {
     serde_json::from_str(raw.get()).map_err(|error| error.to_string())
 }
 
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
+/// A string, number or boolean as text; numbers keep their digits.
+fn scalar_text(raw: &RawValue) -> Result<String, String> {
+    scalar(raw, "string")
 }
 
-/// Scalars as text; numbers keep their digits.
-fn scalar_text(raw: &RawValue) -> Result<String, String> {
-    if raw.get().starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
-        return Ok(raw.get().to_owned());
-    }
-    match parse(raw)? {
-        Value::String(text) => Ok(text),
-        Value::Bool(true) => Ok("1".into()),
-        Value::Bool(false) => Ok("0".into()),
-        Value::Null => Ok(String::new()),
-        other => Err(format!("expected a string, got {}", kind_of(&other))),
+/// The same for a parameter of another type.
+fn scalar(raw: &RawValue, wanted: &str) -> Result<String, String> {
+    match raw.get() {
+        "true" => Ok("1".into()),
+        "false" => Ok("0".into()),
+        "null" => Ok(String::new()),
+        text if text.starts_with('"') => serde_json::from_str(text).map_err(|error| error.to_string()),
+        text if text.starts_with(['{', '[']) => {
+            Err(format!("'' expected type '{wanted}', got unconvertible type '{}'", type_name(raw)))
+        }
+        number => Ok(number.to_owned()),
     }
 }
 
@@ -225,20 +219,15 @@ impl FromField for bool {
     const KIND: FieldKind = FieldKind::Boolean;
 
     fn from_json(raw: &RawValue) -> Result<Self, String> {
-        match parse(raw)? {
-            Value::Bool(value) => Ok(value),
-            // Numbers are read as their text: 0 and 1 are meant, 2 is a mistake.
-            Value::Number(_) => Self::from_text(raw.get()),
-            Value::String(text) => Self::from_text(&text),
-            other => Err(format!("expected a boolean, got {}", kind_of(&other))),
-        }
+        // Numbers are read as their text: 0 and 1 are meant, 2 is a mistake.
+        Self::from_text(&scalar(raw, "bool")?)
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
         match text {
             "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
             "" | "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-            _ => Err("cannot parse as a boolean: write true or false".into()),
+            _ => Err("'' cannot parse value as 'bool': strconv.ParseBool: invalid syntax".into()),
         }
     }
 
@@ -251,32 +240,55 @@ impl FromField for i64 {
     const KIND: FieldKind = FieldKind::Integer;
 
     fn from_json(raw: &RawValue) -> Result<Self, String> {
-        match parse(raw)? {
-            Value::Bool(value) => Ok(i64::from(value)),
-            Value::Number(_) => Self::from_text(raw.get()),
-            Value::String(text) => Self::from_text(&text),
-            other => Err(format!("expected a whole number, got {}", kind_of(&other))),
-        }
+        Self::from_text(&scalar(raw, "int")?)
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Ok(0);
         }
-        let (sign, digits) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
-        // As Go writes numbers: a leading zero alone means octal.
-        let parsed = match digits.get(..2) {
-            Some("0x" | "0X") => i64::from_str_radix(&digits[2..], 16),
-            Some("0b" | "0B") => i64::from_str_radix(&digits[2..], 2),
-            Some("0o" | "0O") => i64::from_str_radix(&digits[2..], 8),
-            Some(octal) if octal.starts_with('0') => i64::from_str_radix(&digits[1..], 8),
-            _ => digits.parse::<i64>(),
-        };
-        parsed.ok().and_then(|number| number.checked_mul(sign)).ok_or_else(|| "cannot parse as a whole number".into())
+        number(text).map_err(|kind| {
+            let reason = match kind {
+                IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+                _ => "invalid syntax",
+            };
+            format!("'' cannot parse value as 'int': strconv.ParseInt: {reason}")
+        })
     }
 
     fn missing() -> Self {
         0
+    }
+}
+
+/// A whole number as Go writes them: a leading zero alone means octal, and underscores may stand between digits.
+fn number(text: &str) -> Result<i64, IntErrorKind> {
+    let (sign, digits) = match text.as_bytes().first() {
+        Some(b'-') => ("-", &text[1..]),
+        Some(b'+') => ("", &text[1..]),
+        _ => ("", text),
+    };
+    let (radix, digits) = match digits.get(..2) {
+        Some("0x" | "0X") => (16, &digits[2..]),
+        Some("0b" | "0B") => (2, &digits[2..]),
+        Some("0o" | "0O") => (8, &digits[2..]),
+        Some(octal) if octal.starts_with('0') => (8, &digits[1..]),
+        _ => (10, digits),
+    };
+    // An underscore may also follow a prefix, but for the octal zero it stands where a digit was.
+    let digits = if radix == 10 { digits } else { digits.strip_prefix('_').unwrap_or(digits) };
+    let misplaced = digits.starts_with(['_', '+', '-']) || digits.ends_with('_') || digits.contains("__");
+    if misplaced {
+        return Err(IntErrorKind::InvalidDigit);
+    }
+    i64::from_str_radix(&format!("{sign}{}", digits.replace('_', "")), radix).map_err(|error| *error.kind())
+}
+
+/// A number or string that may be a duration; anything else is none.
+pub fn duration_text(raw: &RawValue) -> Result<String, String> {
+    match raw.get().as_bytes().first() {
+        Some(b'[' | b'{' | b't' | b'f') => Err("could not parse duration from input".to_owned()),
+        _ => scalar_text(raw),
     }
 }
 
@@ -288,14 +300,20 @@ impl FromField for Seconds {
     const KIND: FieldKind = FieldKind::Duration;
 
     fn from_json(raw: &RawValue) -> Result<Self, String> {
-        Self::from_text(&scalar_text(raw)?)
+        Self::from_text(&duration_text(raw)?)
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Ok(Self(0));
         }
-        let duration = duration::parse_duration(text).map_err(|error| error.to_string())?;
+        let duration = duration::parse_duration(text).map_err(|error| match error {
+            DurationError::Negative(_) => {
+                let seconds = duration::parse_signed(text).unwrap_or_default() / 1_000_000_000;
+                format!("cannot provide negative value '{seconds}'")
+            }
+            other => other.to_string(),
+        })?;
         Ok(Self(i64::try_from(duration.as_secs()).map_err(|_| "the duration is too long".to_owned())?))
     }
 
@@ -304,16 +322,35 @@ impl FromField for Seconds {
     }
 }
 
+/// The texts of a JSON list; `None` for anything but a list. Some clients write an empty list as an empty object.
+fn list(raw: &RawValue) -> Result<Option<Vec<String>>, String> {
+    if raw.get().starts_with('{') && raw.get().trim_matches(['{', '}']).trim_ascii().is_empty() {
+        return Ok(Some(Vec::new()));
+    }
+    if !raw.get().starts_with('[') {
+        return Ok(None);
+    }
+    let items: Vec<&RawValue> = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
+    items.into_iter().map(scalar_text).collect::<Result<_, _>>().map(Some)
+}
+
+/// `name=value`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("invalid key pair {text:?}")),
+    }
+}
+
 /// A list of strings; one string is split at commas.
 impl FromField for Vec<String> {
     const KIND: FieldKind = FieldKind::Strings;
 
     fn from_json(raw: &RawValue) -> Result<Self, String> {
-        if raw.get().starts_with('[') {
-            let items: Vec<&RawValue> = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
-            return items.into_iter().map(|item| scalar_text(item).map(|text| text.trim().to_owned())).collect();
+        match list(raw)? {
+            Some(items) => Ok(items.iter().map(|item| item.trim().to_owned()).collect()),
+            None => Self::from_text(&scalar_text(raw)?),
         }
-        Self::from_text(&scalar_text(raw)?)
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
@@ -336,14 +373,14 @@ impl FromField for WholeStrings {
     const KIND: FieldKind = FieldKind::Strings;
 
     fn from_json(raw: &RawValue) -> Result<Self, String> {
-        if raw.get().starts_with('[') {
-            return Vec::<String>::from_json(raw).map(Self);
+        match list(raw)? {
+            Some(items) => Ok(Self(items.iter().map(|item| item.trim().to_owned()).collect())),
+            None => Self::from_text(&scalar_text(raw)?),
         }
-        Self::from_text(&scalar_text(raw)?)
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
-        Ok(Self(if text.is_empty() { Vec::new() } else { vec![text.to_owned()] }))
+        Ok(Self(if text.is_empty() { Vec::new() } else { vec![text.trim().to_owned()] }))
     }
 
     fn missing() -> Self {
@@ -383,18 +420,14 @@ impl FromField for Pairs {
             let members: BTreeMap<String, &RawValue> = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
             return members.into_iter().map(|(name, value)| Ok((name, scalar_text(value)?))).collect::<Result<_, _>>().map(Self);
         }
-        Vec::<String>::from_json(raw)?
-            .into_iter()
-            .map(|pair| {
-                let (name, value) = pair.split_once('=').ok_or("expected an object of strings, or a list of name=value")?;
-                Ok((name.to_owned(), value.to_owned()))
-            })
-            .collect::<Result<_, String>>()
-            .map(Self)
+        match list(raw)? {
+            Some(items) => items.iter().map(|item| pair(item)).collect::<Result<_, _>>().map(Self),
+            None => Self::from_text(&scalar_text(raw)?),
+        }
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
-        if text.is_empty() { Ok(Self::default()) } else { Err("expected an object of strings".into()) }
+        Ok(Self(BTreeMap::from([pair(text)?])))
     }
 
     fn missing() -> Self {
@@ -412,7 +445,7 @@ impl FromField for Object {
     fn from_json(raw: &RawValue) -> Result<Self, String> {
         match parse(raw)? {
             Value::Object(map) => Ok(Self(map)),
-            other => Err(format!("expected an object, got {}", kind_of(&other))),
+            _ => Err(format!("'' expected type 'map[string]interface {{}}', got unconvertible type '{}'", type_name(raw))),
         }
     }
 
@@ -537,7 +570,29 @@ mod tests {
         }
         assert_eq!((i64::from_text("-0x10"), i64::from_text("+7")), (Ok(-16), Ok(7)));
         assert_eq!((i64::from_text("010"), i64::from_text("0"), i64::from_text("-07")), (Ok(8), Ok(0), Ok(-7)));
-        assert!(i64::from_text("08").is_err() && i64::from_text("0_8").is_err());
+        assert_eq!((i64::from_text("1_000"), i64::from_text("0x_1_0"), i64::from_text("0_7")), (Ok(1000), Ok(16), Ok(7)));
+        for text in ["08", "0_8", "_1", "1_", "1__0", "0x", "0x-1", "+ 1", "1.0", "1e3", "0_", "--1"] {
+            assert!(i64::from_text(text).is_err(), "{text}");
+        }
+        assert!(i64::from_text("99999999999999999999").unwrap_err().ends_with("strconv.ParseInt: value out of range"));
+    }
+
+    #[test]
+    fn lists_and_pairs_come_in_many_forms() {
+        let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+        let list = |text: &str| Vec::<String>::from_json(&raw(text));
+        assert_eq!(list(r#"[" a ", 1]"#), Ok(vec!["a".to_owned(), "1".to_owned()]));
+        assert_eq!((list("{}"), list("{ }"), list("[]"), list("\"\"")), (Ok(vec![]), Ok(vec![]), Ok(vec![]), Ok(vec![])));
+        assert!(list(r#"{"a": 1}"#).is_err() && list("[[]]").is_err());
+        assert_eq!(WholeStrings::from_json(&raw("\"a,b\"")), Ok(WholeStrings(vec!["a,b".to_owned()])));
+        let pairs = |text: &str| Pairs::from_json(&raw(text)).map(|pairs| pairs.0.into_iter().collect::<Vec<_>>());
+        let one = |name: &str, value: &str| Ok(vec![(name.to_owned(), value.to_owned())]);
+        assert_eq!(
+            (pairs(r#"{"a": 1}"#), pairs(r#"["a=1"]"#), pairs("\"a=1,b=2\"")),
+            (one("a", "1"), one("a", "1"), one("a", "1,b=2"))
+        );
+        assert_eq!((pairs("{}"), pairs("[]")), (Ok(vec![]), Ok(vec![])));
+        assert_eq!(pairs("\"\""), Err("invalid key pair \"\"".to_owned()));
     }
 
     #[test]
@@ -562,9 +617,20 @@ mod tests {
     #[test]
     fn wrong_types_name_the_field() {
         let error = decode(r#"{"n": 2.0}"#).unwrap_err().to_string();
-        assert!(error.starts_with("Field validation failed: error converting input 2.0 for field \"n\":"), "{error}");
-        assert!(decode(r#"{"text": {"a": 1}}"#).is_err());
-        assert!(decode(r#"{"ttl": "abc"}"#).is_err());
+        let start = "Field validation failed: error converting input for field ";
+        assert_eq!(error, format!("{start}\"n\": '' cannot parse value as 'int': strconv.ParseInt: invalid syntax"));
+        for (body, reason) in [
+            (r#"{"text": {"a": 1}}"#, "'' expected type 'string', got unconvertible type 'map[string]interface {}'"),
+            (r#"{"n": []}"#, "'' expected type 'int', got unconvertible type '[]interface {}'"),
+            (r#"{"on": [1]}"#, "'' expected type 'bool', got unconvertible type '[]interface {}'"),
+            (r#"{"on": "yes"}"#, "'' cannot parse value as 'bool': strconv.ParseBool: invalid syntax"),
+            (r#"{"ttl": "abc"}"#, "time: invalid duration \"abc\""),
+            (r#"{"ttl": true}"#, "could not parse duration from input"),
+            (r#"{"ttl": "-1h"}"#, "cannot provide negative value '-3600'"),
+        ] {
+            let error = decode(body).unwrap_err();
+            assert_eq!(error.reason, reason, "{body}");
+        }
     }
 
     #[test]

@@ -72,6 +72,18 @@ impl<'a> RawObject<'a> {
     }
 }
 
+/// What clients of a Go server read as the type of a JSON value.
+pub fn type_name(raw: &RawValue) -> &'static str {
+    match raw.get().as_bytes().first() {
+        Some(b'"') => "string",
+        Some(b'{') => "map[string]interface {}",
+        Some(b'[') => "[]interface {}",
+        Some(b't' | b'f') => "bool",
+        Some(b'n') | None => "<nil>",
+        Some(_) => "json.Number",
+    }
+}
+
 /// Appends a member's name and the colon.
 pub fn push_name(json: &mut Vec<u8>, name: &str) {
     push_text(json, name);

@@ -17,7 +17,10 @@ use crate::{
     },
     op,
     secret::SecretString,
-    wire::{duration::parse_signed, field::Pairs},
+    wire::{
+        duration::parse_signed,
+        field::{Pairs, WholeStrings},
+    },
 };
 
 /// Endpoints of this file.
@@ -71,7 +74,7 @@ crate::params! {
         /// Makes it periodic; needs sudo.
         period: String,
         /// Its policies; without any it gets the parent's.
-        policies: Vec<String>,
+        policies: WholeStrings,
         /// Whether it can be renewed.
         renewable: Option<bool>,
         /// How long it lives.
@@ -114,7 +117,7 @@ impl TokenAuth {
             return Err(Failure::invalid("root or sudo privileges required to specify token id"));
         }
         let wish =
-            Wish { policies: &params.policies, no_default: params.no_default_policy, parent: &parent.policies, sudo, role };
+            Wish { policies: &params.policies.0, no_default: params.no_default_policy, parent: &parent.policies, sudo, role };
         let policies = wish.grant()?;
         let is_root = policies.iter().any(|name| name == "root");
         if is_root && !parent.is_root() {

@@ -129,9 +129,9 @@ crate::params! {
     struct TuneParams {
         /// The mount.
         path: String,
-        /// Default TTL; 0 for the system's.
+        /// Default TTL; 0 or `system` for the system's.
         default_lease_ttl: Option<String>,
-        /// Maximal TTL; 0 for the system's.
+        /// Maximal TTL; 0 or `system` for the system's.
         max_lease_ttl: Option<String>,
         /// For people.
         description: Option<String>,
@@ -497,7 +497,8 @@ async fn write_tune(system: &System, table: Table, params: TuneParams) -> Result
         for (given, target) in
             [(&params.default_lease_ttl, &mut config.default_lease_ttl), (&params.max_lease_ttl, &mut config.max_lease_ttl)]
         {
-            if let Some(text) = given {
+            // Clients send the TTLs that they do not mean to change as empty texts.
+            if let Some(text) = given.as_deref().filter(|text| !text.is_empty()) {
                 *target = seconds(text).map_err(|error| Failure::invalid(format!("unable to parse TTL of {text}: {error}")))?;
             }
         }

@@ -7,7 +7,7 @@ use crate::{
     secret::SecretBytes,
     wire::{
         duration,
-        field::{FieldKind, FromField, Integers, Seconds},
+        field::{FieldKind, FromField, Integers, Seconds, duration_text},
         json::RawObject,
     },
 };
@@ -64,7 +64,7 @@ impl FromField for SignedSeconds {
     const KIND: FieldKind = FieldKind::Duration;
 
     fn from_json(raw: &RawValue) -> Result<Self, String> {
-        Self::from_text(&String::from_json(raw)?)
+        Self::from_text(&duration_text(raw)?)
     }
 
     fn from_text(text: &str) -> Result<Self, String> {

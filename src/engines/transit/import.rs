@@ -319,9 +319,7 @@ pub async fn import(engine: &Transit, call: &Call<'_>) -> Result<Reply, Failure>
     if let Some(key) = key {
         engine.reschedule(&key);
     }
-    let mut reply = Reply::empty();
-    reply.warnings.extend(input.notes(ImportParams::FIELDS));
-    Ok(reply)
+    Ok(Reply::empty())
 }
 
 fn exists() -> Failure {
@@ -363,9 +361,7 @@ pub async fn import_version(engine: &Transit, call: &Call<'_>) -> Result<Reply, 
     if let Some(key) = key {
         engine.reschedule(&key);
     }
-    let mut reply = Reply::empty();
-    reply.warnings.extend(input.notes(VersionParams::FIELDS));
-    Ok(reply)
+    Ok(Reply::empty())
 }
 
 impl Transit {

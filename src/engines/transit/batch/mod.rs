@@ -22,7 +22,10 @@ pub use self::{
 };
 use crate::{
     core::failure::{Failure, Kind},
-    wire::field::{FieldKind, FromField},
+    wire::{
+        field::{FieldKind, FromField},
+        json::type_name,
+    },
 };
 
 /// Stands for `batch_input` in a parameter list; the handler reads the raw member itself.
@@ -52,7 +55,7 @@ pub enum Needs {
     Plaintext,
     /// `ciphertext`.
     Ciphertext,
-    /// Nothing.
+    /// Nothing: items of rewraps, and those whose members are all strings.
     Nothing,
 }
 
@@ -96,16 +99,9 @@ fn malformed(text: &str) -> Failure {
     Failure::listed(Kind::Internal, format!("failed to parse batch input: {text}"))
 }
 
-/// What clients of a Go server read as the type of a JSON value.
-fn type_name(raw: &RawValue) -> &'static str {
-    match raw.get().as_bytes().first() {
-        Some(b'"') => "string",
-        Some(b'{') => "map[string]interface {}",
-        Some(b'[') => "[]interface {}",
-        Some(b't' | b'f') => "bool",
-        Some(b'n') | None => "<nil>",
-        Some(_) => "json.Number",
-    }
+/// Whether a JSON value is a number.
+fn is_number(raw: &RawValue) -> bool {
+    raw.get().starts_with(|first: char| first == '-' || first.is_ascii_digit())
 }
 
 #[derive(Deserialize)]

@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::{FromItem, Mistakes, Name, Needs, Text, malformed, type_name};
+use super::{FromItem, Mistakes, Name, Needs, Text, is_number, malformed, type_name};
 use crate::core::failure::Failure;
 
 /// One item.
@@ -64,6 +64,8 @@ impl<'a> FromItem<'a> for TextItem<'a> {
         for (name, value) in members.0 {
             let text = match value.get() {
                 "null" => Cow::Borrowed(""),
+                // The API reads numbers as their text here, so a client may number its references.
+                number if is_number(value) => Cow::Borrowed(number),
                 text => match serde_json::from_str::<Text<'a>>(text) {
                     Ok(Text(text)) => text,
                     Err(_) => {
@@ -110,7 +112,11 @@ mod tests {
         read("{}", &empty).unwrap();
         read("null", &empty).unwrap();
         read(r#"{"input":null,"other":"x"}"#, &|item| assert_eq!(item.input.as_deref(), Some(""))).unwrap();
-        for bad in ["17", "\"x\"", "{\"input\":[\"x\"]}", "{\"other\":1}"] {
+        read(r#"{"input":17,"reference":1.50}"#, &|item| {
+            assert_eq!((item.input.as_deref(), item.reference.as_deref()), (Some("17"), Some("1.50")));
+        })
+        .unwrap();
+        for bad in ["17", "\"x\"", "{\"input\":[\"x\"]}", "{\"other\":true}"] {
             assert_eq!(read(bad, &|_| ()).unwrap_err().kind(), crate::core::failure::Kind::Internal, "{bad}");
         }
     }

@@ -63,3 +63,28 @@ async fn an_hmac_of_a_negative_version_is_refused_as_that() {
     let refused = bench.refused("hmac/k", json!({ "input": "YQ==", "key_version": 1 })).await;
     assert_eq!(refused, "cannot generate HMAC: version is too old (disallowed by policy)");
 }
+
+#[tokio::test]
+async fn items_of_rewraps_and_signatures_may_hold_numbers_for_texts() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({})).await;
+    bench.post("keys/e", json!({ "type": "ed25519" })).await;
+    let ciphertext = bench.encrypt("k", "text").await;
+    let items = json!([{ "Ciphertext": ciphertext, "reference": 5 }, null, { "ciphertext": 7, "plaintext": null }]);
+    let results = bench.post("rewrap/k", json!({ "batch_input": items })).await["batch_results"].clone();
+    assert_eq!((&results[0]["key_version"], &results[0]["reference"]), (&json!(1), &json!("5")));
+    assert_eq!(results[1], json!({ "error": "missing ciphertext to decrypt", "reference": "" }));
+    assert_eq!(results[2]["error"], "invalid ciphertext: no prefix");
+    for (path, item) in
+        [("sign/e", json!({ "input": "YQ==", "reference": 5 })), ("hmac/e", json!({ "input": "YQ==", "reference": 5 }))]
+    {
+        let results = bench.post(path, json!({ "batch_input": [item] })).await["batch_results"].clone();
+        assert_eq!(results[0]["reference"], "5", "{path}");
+    }
+    let items = json!([{ "context": true, "reference": [], "key_version": 1.5 }]);
+    let refused = bench.refused("encrypt/k", json!({ "batch_input": items })).await;
+    let lines: Vec<&str> = refused.lines().collect();
+    assert_eq!(lines.len(), 4, "{refused}");
+    assert!(lines[1].starts_with("'[0].plaintext' missing") && lines[3].starts_with("'[0].reference' expected"), "{refused}");
+    assert_eq!(lines[2], "error decoding json.Number into [0].key_version: strconv.ParseInt: parsing \"1.5\": invalid syntax");
+}
