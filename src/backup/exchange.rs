@@ -160,6 +160,10 @@ impl Storage for Exchange {
         }
     }
 
+    fn doubts(&self) -> u64 {
+        self.current.load().as_ref().map_or(0, |store| store.doubts())
+    }
+
     fn snapshot(&self) -> SnapshotFuture {
         match &*self.current.load() {
             Some(store) => store.snapshot(),

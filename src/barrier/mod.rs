@@ -16,9 +16,11 @@ mod keyring;
 mod large;
 mod outcome;
 mod record;
+mod sure;
 mod txn;
 mod view;
 
+use std::future::Future;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
@@ -37,6 +39,7 @@ use crate::storage::{self, Expect, Names, Storage, StorageError, Version};
 
 pub use doubt::InDoubt;
 pub use keyring::{DEFAULT_MAX_OPERATIONS, KeyStatus, MIN_INTERVAL, MIN_MAX_OPERATIONS, RotateConfig};
+pub use sure::{note_commit, on_own_task};
 pub use txn::{Entry, Stamp, Txn};
 pub use view::View;
 
@@ -333,7 +336,17 @@ impl Barrier {
     /// what the store says: after a failure it may tell, for as long as it cannot be opened afresh, what will not last.
     pub async fn confirm(&self, paths: &[&str]) -> Result<(), BarrierError> {
         outcome::confirm(self.storage.as_ref(), paths.iter().copied()).await?;
+        note_commit();
         Ok(())
+    }
+
+    /// Runs work that is to change something, and tells whether its success is sure: it committed something, or it committed nothing and
+    /// the store was certain of what it holds all the time.
+    pub async fn surely<F: Future>(&self, work: F) -> (F::Output, bool) {
+        let before = self.storage.doubts();
+        let (done, committed) = sure::watched(work).await;
+        let certain = before.is_multiple_of(2) && self.storage.doubts() == before;
+        (done, committed || certain)
     }
 
     /// Commits, and finds out what became of it when the store could not tell. The first `raw` writes are not encrypted.
@@ -349,6 +362,7 @@ impl Barrier {
         match outcome {
             Outcome::Landed(version) => {
                 tracing::warn!(%error, "a write took effect although the store had failed");
+                note_commit();
                 Ok(version)
             }
             Outcome::NotWritten => Err(BarrierError::NotWritten(error)),
@@ -414,7 +428,7 @@ impl Barrier {
         let own = txn.writes.iter().any(|(path, _)| OWN.iter().any(|folder| path.starts_with(folder)));
         let commit = self.storage.commit(txn);
         if !own {
-            return commit.await;
+            return commit.await.inspect(|_| note_commit());
         }
         let changes = Arc::clone(&self.changes);
         let counted = async move {
@@ -424,10 +438,11 @@ impl Barrier {
             done
         };
         // The store goes on with it when nobody waits for it any more, and then too it is to be counted.
-        match tokio::runtime::Handle::try_current() {
+        let done = match tokio::runtime::Handle::try_current() {
             Ok(runtime) => runtime.spawn(counted).await.unwrap_or(Err(StorageError::Closed)),
             Err(_none) => counted.await,
-        }
+        };
+        done.inspect(|_| note_commit())
     }
 
     fn loaded(&self) -> Result<Arc<Keyring>, BarrierError> {

@@ -6,16 +6,20 @@
 use std::sync::Arc;
 
 use super::{
-    Core,
+    Core, Settings,
+    clock::Clock,
     flood_tests::audited,
     mount_table::new_entry,
     mounts::Table,
     request::{Operation, Request},
     route::{Access, RouteInfo, Verb},
-    testing::unsealed_core,
+    testing::{unsealed_core, unsealed_core_over},
     tokens::TokenSpec,
 };
-use crate::secret::SecretString;
+use crate::{
+    secret::SecretString,
+    storage::faults::{Faulty, Plan, io},
+};
 
 /// One operation of one route on a path that leads to it.
 struct Probe {
@@ -78,13 +82,18 @@ fn probes_of(prefix: &str, routes: Vec<RouteInfo>) -> Vec<Probe> {
 /// A core with one mount of every kind, and all that can be asked of it.
 async fn everything() -> (Arc<Core>, Vec<Probe>) {
     let core = unsealed_core().await;
+    let probes = everything_of(&core).await;
+    (core, probes)
+}
+
+async fn everything_of(core: &Arc<Core>) -> Vec<Probe> {
     let active = core.active().unwrap();
     for (path, kind, version) in [("kv1/", "kv", "1"), ("kv2/", "kv", "2"), ("transit/", "transit", "")] {
         let mut entry = new_entry(Table::Secret, path, kind);
         if !version.is_empty() {
             entry.options.insert("version".into(), version.into());
         }
-        active.mounts.mount(&core, entry).await.unwrap();
+        active.mounts.mount(core, entry).await.unwrap();
     }
     let mut probes = Vec::new();
     for mounted in active.router.all() {
@@ -99,7 +108,7 @@ async fn everything() -> (Arc<Core>, Vec<Probe>) {
             probe.access = mounted.engine.access(found.route);
         }
     }
-    (core, probes)
+    probes
 }
 
 /// What the tables hold that answer before any mount is looked at.
@@ -470,4 +479,56 @@ async fn what_opens_only_sometimes_is_closed_otherwise() {
     for path in ["sys/storage/raft/snapshot", "sys/storage/raft/snapshot-force"] {
         assert_eq!(ask(Operation::Update, path, false).await.status, 503, "{path}");
     }
+}
+
+/// After a write whose end is not known an operation may find nothing to do only because what was written does not show yet.
+#[tokio::test]
+async fn no_change_is_answered_as_done_before_the_store_is_certain_again() {
+    let backend = Faulty::new();
+    let (core, made) = unsealed_core_over(Arc::new(backend.start()), Clock::system(), Settings::default()).await;
+    let probes = everything_of(&core).await;
+    let root = SecretString::new(made.root_token.clone());
+    let active = core.active().unwrap();
+    let changes = |probe: &Probe| {
+        let (mounted, rest) = active.router.find(&probe.path)?;
+        Some(mounted.engine.changes(mounted.engine.resolve(rest)?.route, Verb::of(probe.operation)?))
+    };
+    let ask = async |operation, path: &str, body: &str| {
+        let mut request = Request::internal(operation, path, body.to_owned());
+        request.token = Some(root.duplicate());
+        core.handle(request).await.status
+    };
+    for (path, body) in [("transit/keys/k", "{}"), ("kv2/data/x", r#"{"data": {}}"#), ("kv2/config", r#"{"max_versions": 3}"#)] {
+        assert!(ask(Operation::Update, path, body).await < 300);
+    }
+    backend.plan(Plan::Hidden(io()));
+    backend.stay_closed(u32::MAX);
+    assert!(ask(Operation::Update, "kv1/x", r#"{"a": 1}"#).await >= 500);
+    let mut asked = 0;
+    for probe in probes.iter().filter(|probe| changes(probe) == Some(true) && !is_direct(probe)) {
+        for body in ["", r#"{"versions": [7]}"#, r#"{"accessor": "x", "lease_id": "x", "token": "x"}"#] {
+            let status = ask(probe.operation, &probe.path, body).await;
+            assert!(status >= 400, "{:?} {} {body}: {status}", probe.operation, probe.path);
+        }
+        asked += 1;
+    }
+    assert!(asked > 60, "only {asked} changes were found");
+    // What only reads or computes goes on.
+    for (operation, path, body) in [
+        (Operation::Update, "transit/encrypt/k", r#"{"plaintext": "AAAA"}"#),
+        (Operation::Update, "auth/token/lookup-self", ""),
+        (Operation::Update, "sys/tools/random/4", ""),
+        (Operation::Read, "kv2/data/x", ""),
+    ] {
+        assert_eq!(ask(operation, path, body).await, 200, "{path}");
+    }
+    backend.stay_closed(0);
+    let until = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    while ask(Operation::Delete, "kv1/other", "").await != 204 {
+        assert!(tokio::time::Instant::now() < until, "the store stays in doubt");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(ask(Operation::Read, "kv1/x", "").await, 200, "it came up");
+    assert_eq!(ask(Operation::Delete, "kv1/x", "").await, 204);
+    assert_eq!(ask(Operation::Read, "kv1/x", "").await, 404);
 }

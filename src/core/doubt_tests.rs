@@ -144,3 +144,48 @@ async fn what_the_store_holds_after_a_change_of_unknown_end_counts_once_it_answe
         }
     }
 }
+
+/// What failed at its sync and shows only once the store is open again is not taken for absent, and not for present, meanwhile.
+#[tokio::test]
+async fn what_finds_nothing_to_do_while_a_write_is_in_doubt_is_not_done() {
+    use Operation::{Delete, Update};
+    let cases = [
+        ("old/new", json!({"x": 1}), Delete, "old/new", json!({})),
+        ("two/data/new", json!({"data": {"x": 1}}), Delete, "two/data/new", json!({})),
+        ("two/data/new", json!({"data": {"x": 1}}), Delete, "two/metadata/new", json!({})),
+        ("two/data/new", json!({"data": {"x": 1}}), Update, "two/destroy/new", json!({"versions": [1]})),
+        ("two/delete/there", json!({"versions": [1]}), Update, "two/undelete/there", json!({"versions": [1]})),
+        ("cubbyhole/new", json!({"x": 1}), Delete, "cubbyhole/new", json!({})),
+        (
+            "transit/keys/k/config",
+            json!({"deletion_allowed": true}),
+            Update,
+            "transit/keys/k/config",
+            json!({"deletion_allowed": false}),
+        ),
+        ("auth/token/roles/new", json!({"orphan": true}), Delete, "auth/token/roles/new", json!({})),
+    ];
+    for (written, body, operation, path, change) in cases {
+        let server = server().await;
+        server.done("sys/mounts/two", json!({"type": "kv", "options": {"version": "2"}})).await;
+        server.done("sys/mounts/transit", json!({"type": "transit"})).await;
+        server.done("two/data/there", json!({"data": {"x": 1}})).await;
+        server.done("transit/keys/k", json!({})).await;
+        server.backend.plan(Plan::Hidden(io()));
+        server.backend.stay_closed(u32::MAX);
+        let (status, _) = server.ask(&server.root, Update, written, &body).await;
+        assert!(status >= 500, "{written}: {status}");
+        let (status, answer) = server.ask(&server.root, operation, path, &change).await;
+        assert!(status >= 500, "{path}: {status} {answer}");
+        server.backend.stay_closed(0);
+        let again = async || server.ask(&server.root, operation, path, &change).await;
+        for _ in 0..100 {
+            if again().await.0 < 300 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let (status, answer) = again().await;
+        assert!(status < 300, "{path}: {status} {answer}");
+    }
+}

@@ -117,6 +117,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Whether a verb changes nothing on this route.
     fn only_reads(&self, route: usize, verb: Verb) -> bool;
 
+    /// Whether the verb changes what is stored on that route, so that its success says that something is so from now on.
+    fn changes(&self, route: usize, verb: Verb) -> bool;
+
     /// Whether a write to this route creates; `None` where the route makes no difference.
     async fn exists(&self, route: usize, call: &Call<'_>) -> Result<Option<bool>, Failure>;
 
@@ -162,6 +165,11 @@ impl<E: Routed> Engine for E {
     fn only_reads(&self, route: usize, verb: Verb) -> bool {
         let spec = E::table().route(route).and_then(|route| route.operations.iter().find(|spec| spec.verb == verb));
         spec.is_some_and(|spec| verb.only_reads() && !spec.makes)
+    }
+
+    fn changes(&self, route: usize, verb: Verb) -> bool {
+        let spec = E::table().route(route).and_then(|route| route.operations.iter().find(|spec| spec.verb == verb));
+        spec.is_some_and(|spec| !verb.only_reads() && !spec.computes)
     }
 
     async fn exists(&self, route: usize, call: &Call<'_>) -> Result<Option<bool>, Failure> {

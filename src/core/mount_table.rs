@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     auth,
-    barrier::{Barrier, Entry, InDoubt, Txn, View},
+    barrier::{Barrier, Entry, InDoubt, Txn, View, on_own_task},
     engines::{self, MountContext},
     storage::{Expect, StorageError},
 };
@@ -242,7 +242,7 @@ impl MountTable {
         let txn = Txn::new().put(format!("{MOUNTS}{}", entry.uuid), encode(&entry)?);
         let (view, in_doubt) = (self.view.clone(), Arc::clone(&self.in_doubt));
         // On a task of its own: what stands still does so until the commit is there, also when the caller goes away.
-        let committed = tokio::spawn(async move {
+        let committed = on_own_task(async move {
             let _still = still;
             in_doubt.commit(&view, txn).await
         });

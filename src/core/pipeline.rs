@@ -28,6 +28,10 @@ use crate::{
     wire::json::RawObject,
 };
 
+/// Nothing was written by the request, and what others wrote may come up yet.
+const IN_DOUBT: &str = "the store failed at a write of which nobody knows yet whether it took effect, so it is not certain that there is \
+     nothing to do; it is being opened again: try again";
+
 impl Core {
     /// Answers a request. Never panics on what came from a client; a failure is an answer too.
     pub async fn handle(self: &Arc<Self>, mut request: Request) -> Answer {
@@ -172,7 +176,7 @@ impl Core {
         if !only_reads && let Some(recording) = recording.take() {
             recording.written().await?;
         }
-        let mut result = self.run(request, &body, &target, &caller, operation).await;
+        let mut result = self.run_surely(request, &body, &target, &caller, operation).await;
         if target.is_login(operation)
             && let Err(failure) = &result
             && matches!(failure.kind(), Kind::Denied | Kind::Invalid)
@@ -335,6 +339,25 @@ impl Core {
         mounted.engine.exists(found.route, &call).await
     }
 
+    /// Runs it; a change that found nothing to write is answered as done only when it is sure that there was nothing.
+    async fn run_surely(
+        &self,
+        request: &Request,
+        body: &RawObject<'_>,
+        target: &Target<'_>,
+        caller: &Caller,
+        operation: Operation,
+    ) -> Result<Reply, Failure> {
+        let work = self.run(request, body, target, caller, operation);
+        if !target.changes(operation) {
+            return work.await;
+        }
+        match self.barrier.surely(work).await {
+            (Ok(_), false) => Err(Failure::unavailable(IN_DOUBT)),
+            (result, _) => result,
+        }
+    }
+
     async fn run(
         &self,
         request: &Request,
@@ -466,6 +489,12 @@ impl<'p> Target<'p> {
     fn only_reads(&self, operation: Operation) -> bool {
         let (Some(mounted), Some(found)) = (&self.mounted, &self.found) else { return false };
         Verb::of(operation).is_some_and(|verb| mounted.engine.only_reads(found.route, verb))
+    }
+
+    /// Whether the operation is to change something there.
+    fn changes(&self, operation: Operation) -> bool {
+        let (Some(mounted), Some(found)) = (&self.mounted, &self.found) else { return false };
+        Verb::of(operation).is_some_and(|verb| mounted.engine.changes(found.route, verb))
     }
 
     /// Whether it is an auth method that is to tell whether a caller is who they say.

@@ -91,6 +91,9 @@ pub struct OperationSpec<E: 'static> {
     pub fields: &'static [Field],
     /// Whether it changes something although its verb only reads: it makes what it shows when it is first asked for.
     pub makes: bool,
+    /// Whether it changes nothing in the store although its verb writes, but for what it counts or makes on the way: what it answers
+    /// says nothing of a change.
+    pub computes: bool,
     /// The code.
     pub run: Handler<E>,
 }
@@ -99,6 +102,12 @@ impl<E> OperationSpec<E> {
     /// Of a reading verb that makes what it shows.
     pub const fn making(mut self) -> Self {
         self.makes = true;
+        self
+    }
+
+    /// Of a writing verb that only computes or looks up.
+    pub const fn computing(mut self) -> Self {
+        self.computes = true;
         self
     }
 }
@@ -275,6 +284,7 @@ macro_rules! op {
             summary: $summary,
             fields: <$params as $crate::wire::field::Params>::FIELDS,
             makes: false,
+            computes: false,
             run: |engine, call| {
                 Box::pin(async move {
                     let input = call.input();
@@ -294,6 +304,7 @@ macro_rules! op {
             summary: $summary,
             fields: &[],
             makes: false,
+            computes: false,
             run: |engine, call| Box::pin($handler(engine, call)),
         }
     };

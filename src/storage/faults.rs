@@ -27,6 +27,8 @@ pub(crate) enum Plan {
     Lost(Fault),
     /// All of the batch reaches the disk, and yet the sync fails.
     Landed(Fault),
+    /// As landed, and readers see it once the engine was opened afresh, not before: so do the engines on disk.
+    Hidden(Fault),
     Panic,
 }
 
@@ -36,6 +38,7 @@ pub(crate) struct Faulty {
     map: Arc<Map>,
     /// For the next batches; all later ones are good.
     plans: Arc<Mutex<VecDeque<Plan>>>,
+    hidden: Arc<Mutex<Vec<Write>>>,
     /// Held by a test to gather a batch behind the one under way.
     gate: Arc<Mutex<()>>,
     reopenings: Arc<AtomicU32>,
@@ -47,6 +50,7 @@ impl Faulty {
         Self {
             map: Arc::default(),
             plans: Arc::default(),
+            hidden: Arc::default(),
             gate: Arc::default(),
             reopenings: Arc::default(),
             failing_reopenings: Arc::default(),
@@ -97,6 +101,10 @@ impl Backend for Faulty {
             Plan::Good => self.map.apply(batch),
             Plan::Lost(fault) => Err(fault),
             Plan::Landed(fault) => self.map.apply(batch).and(Err(fault)),
+            Plan::Hidden(fault) => {
+                *self.hidden.lock() = batch;
+                Err(fault)
+            }
             Plan::Panic => panic!("planned"),
         }
     }
@@ -108,7 +116,7 @@ impl Backend for Faulty {
             self.failing_reopenings.store(failing - 1, Ordering::SeqCst);
             return Err(io());
         }
-        Ok(())
+        self.map.apply(std::mem::take(&mut *self.hidden.lock()))
     }
 }
 
@@ -172,6 +180,30 @@ fn while_the_engine_cannot_be_reopened_writes_fail_and_reads_go_on() {
     }
     commit(&store, put("b")).unwrap();
     assert_eq!(backend.reopenings.load(Ordering::SeqCst), 4);
+}
+
+#[test]
+fn doubts_are_odd_from_a_failed_write_until_the_engine_is_open_again() {
+    for end in [Plan::Lost(io()), Plan::Hidden(io())] {
+        let backend = Faulty::new();
+        let store = backend.start();
+        commit(&store, put("a")).unwrap();
+        assert_eq!(store.doubts(), 0);
+        let landed = matches!(end, Plan::Hidden(_));
+        backend.plan(end);
+        backend.stay_closed(u32::MAX);
+        commit(&store, put("b")).unwrap_err();
+        assert_eq!((store.doubts(), store.get("b").unwrap()), (1, None));
+        let absent = || Txn::new().check("b", Expect::Absent);
+        assert!(matches!(commit(&store, absent()), Err(StorageError::Io(_))), "what only checks waits for certainty too");
+        backend.stay_closed(0);
+        assert_eq!(commit(&store, absent()).is_ok(), !landed);
+        assert_eq!((store.doubts(), store.get("b").unwrap().is_some()), (2, landed));
+        // An engine that is opened afresh at once.
+        backend.plan(Plan::Lost(io()));
+        commit(&store, put("c")).unwrap_err();
+        assert_eq!(store.doubts(), 4);
+    }
 }
 
 #[test]

@@ -35,6 +35,7 @@ use super::{
 };
 use crate::relay::{Teller, receipt};
 use committer::Committer;
+use recovery::Broken;
 
 /// The record that holds the last version given. No UTF-8 key holds the byte 0xFF, so no caller can reach it, and it
 /// sorts behind every record. Its value is the census.
@@ -58,6 +59,7 @@ pub struct Store {
     thread: Option<JoinHandle<()>>,
     syncs: Arc<AtomicU64>,
     lost: Arc<OnceLock<String>>,
+    doubts: Arc<AtomicU64>,
     check: Arc<Check>,
     listings: Arc<Listings>,
 }
@@ -86,6 +88,7 @@ impl Store {
         let backend: Arc<dyn Backend> = Arc::new(backend);
         let syncs = Arc::new(AtomicU64::new(0));
         let lost = Arc::new(OnceLock::new());
+        let doubts = Arc::new(AtomicU64::new(0));
         let patience = match backend.trust() {
             Trust::Proven => Duration::ZERO,
             Trust::Counted { patience, .. } => patience,
@@ -98,7 +101,7 @@ impl Store {
             mark,
             sequence: 0,
             census: Census::default(),
-            broken: false,
+            broken: Broken::new(doubts.clone()),
             syncs: syncs.clone(),
             lost: lost.clone(),
             snapshots: Snapshots::default(),
@@ -112,7 +115,7 @@ impl Store {
             .name("storage".into())
             .spawn(move || committer.run(&waiting))
             .map_err(|error| StorageError::Io(format!("starting the storage thread: {error}")))?;
-        Ok(Self { backend, jobs: Some(jobs), thread: Some(thread), syncs, lost, check, listings })
+        Ok(Self { backend, jobs: Some(jobs), thread: Some(thread), syncs, lost, doubts, check, listings })
     }
 
     /// How many batches were synced since the store was opened.
@@ -226,6 +229,10 @@ impl Storage for Store {
         // A failed send drops the job, and with it `answer`: the future then says `Closed`.
         let _ = self.jobs.as_ref().map(|jobs| jobs.send(Work::Commit(Job { txn, answer })));
         Box::pin(async move { answered.await.unwrap_or(Err(StorageError::Closed)) })
+    }
+
+    fn doubts(&self) -> u64 {
+        self.doubts.load(Ordering::Acquire)
     }
 
     fn snapshot(&self) -> SnapshotFuture {

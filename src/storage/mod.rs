@@ -204,6 +204,12 @@ pub trait Storage: Send + Sync + 'static {
     /// commit goes on when the future is dropped.
     fn commit(&self, txn: Txn) -> CommitFuture;
 
+    /// Grows by one when a write or sync fails, so that nobody knows what of it is durable, and by one when the engine was opened afresh
+    /// since: while it is odd, reads show what was durable before, and what failed may come up yet.
+    fn doubts(&self) -> u64 {
+        0
+    }
+
     /// All records as of one commit: every commit handed in before is in it, none handed in later. Writes go on while it
     /// is read; memory is bounded (see [`Snapshot::page`]).
     fn snapshot(&self) -> SnapshotFuture {
@@ -278,7 +284,7 @@ pub fn wait_until_closed(config: &StorageConfig) -> Result<(), StorageError> {
         (Kind::Sled, Some(path)) => {
             let waited = generation::current(path, sled::is_of_sled)
                 .and_then(|current| sled::wait_for_own_predecessor(&generation::place(path, current)));
-            waited.map_err(|error| StorageError::Io(format!("{}: {error}", path.display())))
+            waited.map(drop).map_err(|error| StorageError::Io(format!("{}: {error}", path.display())))
         }
         _ => Ok(()),
     }

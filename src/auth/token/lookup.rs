@@ -28,7 +28,7 @@ pub(super) static ROUTES: &[Route<TokenAuth>] = &[
         exists: None,
         operations: &[
             op!(Read, "Look up the calling token", lookup_self, TokenParam),
-            op!(Write, "Look up the calling token", lookup_self, TokenParam),
+            op!(Write, "Look up the calling token", lookup_self, TokenParam).computing(),
         ],
     },
     Route {
@@ -36,14 +36,17 @@ pub(super) static ROUTES: &[Route<TokenAuth>] = &[
         access: Access::Token,
         help: "Shows a token by its accessor.",
         exists: None,
-        operations: &[op!(Write, "Look up a token by accessor", lookup_accessor, AccessorParam)],
+        operations: &[op!(Write, "Look up a token by accessor", lookup_accessor, AccessorParam).computing()],
     },
     Route {
         patterns: &["lookup"],
         access: Access::Token,
         help: "Shows a token.",
         exists: None,
-        operations: &[op!(Read, "Look up a token", lookup, TokenParam), op!(Write, "Look up a token", lookup, TokenParam)],
+        operations: &[
+            op!(Read, "Look up a token", lookup, TokenParam),
+            op!(Write, "Look up a token", lookup, TokenParam).computing(),
+        ],
     },
     Route {
         patterns: &["accessors/?"],

@@ -27,7 +27,7 @@ use super::{
     template::TemplateIdentity,
 };
 use crate::{
-    barrier::{BarrierError, Entry, InDoubt, Txn, View},
+    barrier::{BarrierError, Entry, InDoubt, Txn, View, on_own_task},
     core::failure::Failure,
     storage::StorageError,
 };
@@ -298,7 +298,7 @@ impl PolicyStore {
     /// store still writes, and what was compiled before must not outlive that.
     async fn commit(&self, txn: Txn) -> Result<(), BarrierError> {
         let (view, generation, in_doubt) = (self.view.clone(), self.generation.clone(), self.in_doubt.clone());
-        let task = tokio::spawn(async move {
+        let task = on_own_task(async move {
             let result = in_doubt.commit(&view, txn).await;
             generation.fetch_add(1, Ordering::AcqRel);
             result

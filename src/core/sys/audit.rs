@@ -43,7 +43,7 @@ pub const ROUTES: &[Route<System>] = &[
         access: Access::Token,
         help: "Gives the HMAC that the records of an audit device show for a value.",
         exists: None,
-        operations: &[op!(Write, "HMAC of a value", hash, HashParams)],
+        operations: &[op!(Write, "HMAC of a value", hash, HashParams).computing()],
     },
     Route {
         patterns: &["config/auditing/request-headers"],

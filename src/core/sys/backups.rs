@@ -29,7 +29,7 @@ pub const ROUTES: &[Route<System>] = &[
         access: Access::Sudo,
         help: "Tells whether a backup is authentic, by the digest and code at its end.",
         exists: None,
-        operations: &[op!(Write, "Check the end of a backup", verify, VerifyParams)],
+        operations: &[op!(Write, "Check the end of a backup", verify, VerifyParams).computing()],
     },
 ];
 

@@ -64,7 +64,7 @@ pub const ROUTES: &[Route<System>] = &[
         access: Access::Token,
         help: "Reads a part of the configuration again.",
         exists: None,
-        operations: &[op!(Write, "Reload", reload, ReloadParams)],
+        operations: &[op!(Write, "Reload", reload, ReloadParams).computing()],
     },
 ];
 

@@ -34,7 +34,7 @@ pub static ROUTES: &[Route<System>] = &[
         access: Access::Token,
         help: "Shows times of a lease.",
         exists: None,
-        operations: &[op!(Write, "Look up a lease", lookup, LeaseId)],
+        operations: &[op!(Write, "Look up a lease", lookup, LeaseId).computing()],
     },
     Route {
         patterns: &["leases/renew", "leases/renew/{url_lease_id:rest}", "renew", "renew/{url_lease_id:rest}"],

@@ -27,7 +27,7 @@ pub const ROUTES: &[Route<System>] = &[Route {
     exists: None,
     operations: &[
         op!(Read, "The OpenAPI document", document, OpenApiParams),
-        op!(Write, "The OpenAPI document", document, OpenApiParams),
+        op!(Write, "The OpenAPI document", document, OpenApiParams).computing(),
     ],
 }];
 

@@ -103,14 +103,14 @@ pub const ROUTES: &[Route<System>] = &[
         access: Access::Sudo,
         help: "Seals the server until it is unsealed or restarted.",
         exists: None,
-        operations: &[op!(Write, "Seal the server", seal, NoParams)],
+        operations: &[op!(Write, "Seal the server", seal, NoParams).computing()],
     },
     Route {
         patterns: &["step-down"],
         access: Access::Sudo,
         help: "Gives up leadership; a server without high availability has nobody to give it to.",
         exists: None,
-        operations: &[op!(Write, "Step down", step_down, NoParams)],
+        operations: &[op!(Write, "Step down", step_down, NoParams).computing()],
     },
     Route {
         patterns: &["key-status"],

@@ -27,7 +27,7 @@ pub const ROUTES: &[Route<System>] = &[
         access: Access::Token,
         help: "Hashes data.",
         exists: None,
-        operations: &[op!(Write, "Hash data", hash, HashParams)],
+        operations: &[op!(Write, "Hash data", hash, HashParams).computing()],
     },
     Route {
         patterns: &[
@@ -39,14 +39,14 @@ pub const ROUTES: &[Route<System>] = &[
         access: Access::Token,
         help: "Gives random bytes.",
         exists: None,
-        operations: &[op!(Write, "Random bytes", random, RandomParams)],
+        operations: &[op!(Write, "Random bytes", random, RandomParams).computing()],
     },
     Route {
         patterns: &["decode-token"],
         access: Access::Anyone,
         help: "Decodes the root token that generate-root gave, with its one-time password.",
         exists: None,
-        operations: &[op!(Write, "Decode a root token", decode_token, DecodeParams)],
+        operations: &[op!(Write, "Decode a root token", decode_token, DecodeParams).computing()],
     },
 ];
 

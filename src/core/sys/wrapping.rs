@@ -44,7 +44,7 @@ pub static ROUTES: &[Route<System>] = &[
         exists: None,
         operations: &[
             op!(Read, "Look up the calling wrapping token", lookup, WrappingToken),
-            op!(Write, "Look up a wrapping token", lookup, WrappingToken),
+            op!(Write, "Look up a wrapping token", lookup, WrappingToken).computing(),
         ],
     },
     Route {

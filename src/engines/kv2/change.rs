@@ -90,13 +90,18 @@ impl<'a> State<'a> {
         Ok(Self { keys, key, read, record, written, dropped, passed_given: false, changed: false })
     }
 
-    /// The transaction that stores what was changed, if anything was.
-    pub fn into_txn(self) -> Result<Option<Txn>, Failure> {
-        if !self.changed {
-            return Ok(None);
-        }
+    /// The transaction that stores what was changed. Where nothing was, it demands that the key is as it was read: what is answered
+    /// rests on that, and after a failure the store may show what will not last.
+    pub fn into_txn(self) -> Result<Txn, Failure> {
         let path = key_path(self.key);
+        if !self.changed && path.ends_with('/') {
+            // No key has such a name.
+            return Ok(Txn::new());
+        }
         let mut txn = Txn::new().check(&path, self.read);
+        if !self.changed {
+            return Ok(txn);
+        }
         let latest = self.record.as_ref().map(|record| record.current);
         for number in self.dropped {
             let path = version_path(self.key, number);
@@ -112,10 +117,10 @@ impl<'a> State<'a> {
         for (number, data) in self.written {
             txn = txn.put_secret(version_path(self.key, number), data);
         }
-        Ok(Some(match self.record {
+        Ok(match self.record {
             Some(record) => txn.put(path, record.encode()?),
             None => txn.delete(path),
-        }))
+        })
     }
 
     /// Applies a change, or refuses it and stays as it is.

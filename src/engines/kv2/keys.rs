@@ -22,7 +22,7 @@ use super::{
     },
 };
 use crate::{
-    barrier::{BarrierError, Entry, Txn, View},
+    barrier::{BarrierError, Entry, Txn, View, note_commit},
     core::{
         clock::Clock,
         failure::{Failure, Kind},
@@ -173,9 +173,11 @@ impl Keys {
         if idle {
             tokio::spawn(Arc::clone(self).work(key.to_owned()));
         }
-        answered
+        let answer = answered
             .await
-            .unwrap_or_else(|_| Err(Failure::unavailable("the change was interrupted; it may or may not have been made")))
+            .unwrap_or_else(|_| Err(Failure::unavailable("the change was interrupted; it may or may not have been made")));
+        // By another task.
+        answer.inspect(|_| note_commit())
     }
 
     async fn work(self: Arc<Self>, key: String) {
@@ -235,9 +237,7 @@ impl Keys {
         let config = self.config()?;
         let mut state = State::read(self, key)?;
         let answers = batch.iter().map(|waiting| state.apply(&waiting.change, &config)).collect();
-        if let Some(txn) = state.into_txn()? {
-            self.commit(txn).await?;
-        }
+        self.commit(state.into_txn()?).await?;
         Ok(answers)
     }
 

@@ -36,7 +36,7 @@ use super::{
     usage::Usage,
 };
 use crate::{
-    barrier::{BarrierError, Entry, Stamp, Txn, View},
+    barrier::{BarrierError, Entry, Stamp, Txn, View, on_own_task},
     core::{failure::Failure, route::BoxFuture},
     hsm::{self, HsmError},
     secret::SecretBytes,
@@ -231,7 +231,7 @@ impl Store {
     async fn commit(self: &Arc<Self>, name: &str, before: Option<Arc<Key>>, txn: Txn) -> Result<Option<Arc<Key>>, Conflicted> {
         let store = Arc::clone(self);
         let name = name.to_owned();
-        let task = tokio::spawn(stack::overwriting(async move {
+        let task = on_own_task(stack::overwriting(async move {
             let _moves = store.fence.read().await;
             let committed = store.view.commit(txn).await;
             let refreshed = store.refresh(&name);

@@ -14,6 +14,7 @@ use std::{
 use super::{
     Answer, Job, MAX_BATCH_BYTES, MAX_BATCH_TXNS, RETRY, SEQUENCE, Work, failed_at,
     records::{refuse_odd, size, stored_version},
+    recovery::Broken,
     refuse_when_lost,
 };
 use crate::{
@@ -42,8 +43,7 @@ pub(super) struct Committer {
     pub(super) sequence: Version,
     /// Of what is durable.
     pub(super) census: Census,
-    /// The engine failed and could not be reopened yet.
-    pub(super) broken: bool,
+    pub(super) broken: Broken,
     pub(super) syncs: Arc<AtomicU64>,
     /// Why nothing is served any more, once acknowledged writes are known to be gone.
     pub(super) lost: Arc<OnceLock<String>>,
@@ -101,7 +101,7 @@ impl Committer {
     /// Waits for work; spends the time on a compaction when there is one. `None` when the store was dropped.
     fn next(&mut self, waiting: &mpsc::Receiver<Work>) -> Option<Work> {
         loop {
-            if self.broken {
+            if self.broken.is() {
                 match waiting.recv_timeout(RETRY) {
                     Ok(work) => return Some(work),
                     Err(mpsc::RecvTimeoutError::Disconnected) => return None,
@@ -127,7 +127,7 @@ impl Committer {
             match waiting.recv_timeout(sleep.map_or(RETRY, |sleep| sleep.min(RETRY))) {
                 Ok(work) => return Some(work),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return None,
-                Err(mpsc::RecvTimeoutError::Timeout) if self.backend.is_failing() => self.broken = true,
+                Err(mpsc::RecvTimeoutError::Timeout) if self.backend.is_failing() => self.broken.set(true),
                 Err(mpsc::RecvTimeoutError::Timeout) if sleep.is_some_and(|sleep| sleep <= RETRY) => self.compact(),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
@@ -135,17 +135,17 @@ impl Committer {
     }
 
     fn compact(&mut self) {
-        if self.broken || self.lost.get().is_some() {
+        if self.broken.is() || self.lost.get().is_some() {
             return self.compaction.abandon(&*self.backend, &Fault::Io("the engine failed".into()));
         }
         self.compaction.look(&*self.backend, self.census);
         if let Progress::Unsure = self.compaction.step(&*self.backend, self.census) {
-            self.broken = true;
+            self.broken.set(true);
         }
     }
 
     fn snapshot(&mut self) -> Result<Snapshot, StorageError> {
-        if self.broken {
+        if self.broken.is() {
             self.reopen()?;
         }
         refuse_when_lost(&self.lost)?;
@@ -153,8 +153,10 @@ impl Committer {
     }
 
     fn commit(&mut self, jobs: Vec<Job>) {
-        self.broken |= self.backend.is_failing();
-        let ready = if self.broken { self.reopen().map(drop) } else { Ok(()) };
+        if self.backend.is_failing() {
+            self.broken.set(true);
+        }
+        let ready = if self.broken.is() { self.reopen().map(drop) } else { Ok(()) };
         if let Err(error) = ready.and_then(|()| refuse_when_lost(&self.lost)) {
             answer_all(jobs.into_iter().map(|job| job.answer), &error);
             return;

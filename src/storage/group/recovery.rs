@@ -1,6 +1,12 @@
 //! The engine started afresh after a failure, and what it holds taken over.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use tracing::{error, info};
 
@@ -12,12 +18,35 @@ use crate::storage::{
     space::Space,
 };
 
+/// Whether the engine failed and could not be opened afresh yet, shown to others as [`Storage::doubts`](crate::storage::Storage::doubts).
+pub(super) struct Broken {
+    now: bool,
+    doubts: Arc<AtomicU64>,
+}
+
+impl Broken {
+    pub(super) fn new(doubts: Arc<AtomicU64>) -> Self {
+        Self { now: false, doubts }
+    }
+
+    pub(super) fn is(&self) -> bool {
+        self.now
+    }
+
+    pub(super) fn set(&mut self, broken: bool) {
+        if self.now != broken {
+            self.now = broken;
+            self.doubts.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
 impl Committer {
     /// After a failed batch: starts the engine afresh and finds the error to tell.
     pub(super) fn recover(&mut self, fault: Fault) -> StorageError {
         error!(?fault, "writing to the store failed; the engine is reopened");
         let given = self.sequence;
-        self.broken = true;
+        self.broken.set(true);
         let full = match (&fault, &mut self.space) {
             (Fault::Full(_), Some(space)) => Some(space.met_full_disk()),
             _ => None,
@@ -53,7 +82,7 @@ impl Committer {
         match found {
             Ok(found) => {
                 self.listings.end_all();
-                self.broken = false;
+                self.broken.set(false);
                 info!(sequence = found, "the store is open again");
                 Ok(found)
             }
