@@ -21,7 +21,7 @@ use thiserror::Error;
 use super::{
     file::Target,
     options::{FileOptions, OptionError},
-    queue::{self, Job},
+    queue::{self, MOST_BYTES, Record},
     salt::Salt,
 };
 use crate::relay::{self, Receipt, Teller, receipt};
@@ -34,8 +34,8 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 /// Why a device did not take a record.
 #[derive(Debug, Error)]
 pub enum DeviceError {
-    /// More records wait than the queue holds.
-    #[error("its queue is full")]
+    /// More bytes of records wait than the queue holds.
+    #[error("its queue is full: records come faster than it writes them")]
     Full,
     /// The write before this one has not come back.
     #[error("it has been stuck for {0:?}")]
@@ -131,7 +131,7 @@ impl Device {
     /// [`OptionError`] for options that cannot be used.
     pub fn start(record: DeviceRecord, salt: Salt, allowed: &[String]) -> Result<Arc<Self>, OptionError> {
         let options = FileOptions::parse(&record.options)?;
-        let (queue, jobs) = queue::channel();
+        let (queue, waiting) = queue::channel(MOST_BYTES);
         let health = Arc::new(Health {
             path: record.path.clone(),
             epoch: Instant::now(),
@@ -141,7 +141,7 @@ impl Device {
         let target = Target::new(options.clone(), allowed.to_vec());
         let writer = Arc::clone(&health);
         // Without a thread every record fails with `Gone`, which says it.
-        if let Err(error) = std::thread::Builder::new().name("audit".into()).spawn(move || write(target, &jobs, &writer)) {
+        if let Err(error) = std::thread::Builder::new().name("audit".into()).spawn(move || write(target, &waiting, &writer)) {
             tracing::error!(%error, "the writer of an audit device cannot be started");
         }
         Ok(Arc::new(Self { record, options, salt, queue, health }))
@@ -153,7 +153,7 @@ impl Device {
             return Sent(Err(DeviceError::Stuck(stuck)));
         }
         let (teller, written) = receipt();
-        Sent(self.queue.push(Job::Write(line, teller)).map(|()| written))
+        Sent(self.queue.push(Record { line, teller }).map(|()| written))
     }
 
     /// Waits for a record, at most until the deadline.
@@ -178,11 +178,9 @@ impl Device {
         result
     }
 
-    /// Closes the file after the records that wait; the next record opens it again.
+    /// Closes the file, however much waits for it; the next record opens it again.
     pub fn reopen(&self) {
-        if self.queue.push(Job::Reopen).is_err() {
-            tracing::warn!(device = %self.record.path, "the audit device is stuck and cannot reopen its file");
-        }
+        self.queue.reopen();
     }
 }
 
@@ -192,39 +190,35 @@ type Waiting = (usize, Teller<io::Result<()>>);
 /// The writer's thread; it ends with the device. Records that wait are written together.
 fn write(mut target: Target, queue: &queue::Receiver, health: &Health) {
     let mut lines = Vec::new();
-    while let Some(jobs) = queue.take() {
+    while let Some(records) = queue.take() {
         health.start();
-        let mut jobs = jobs.into_iter().peekable();
-        while jobs.peek().is_some() {
-            let mut waiting: Vec<Waiting> = Vec::new();
-            let mut reopen = false;
-            while !reopen
-                && lines.len() < TOGETHER
-                && let Some(job) = jobs.next()
-            {
-                match job {
-                    Job::Write(line, teller) => {
-                        lines.extend_from_slice(&line);
-                        waiting.push((lines.len(), teller));
-                    }
-                    // After the records before it.
-                    Job::Reopen => reopen = true,
-                }
-            }
-            if !waiting.is_empty() {
-                let (result, written) = target.append(&lines);
-                health.note(result.as_ref().err().map(|error| error as &(dyn std::error::Error + 'static)));
-                if result.is_err() {
-                    // What was replaced or repaired meanwhile is found by opening it anew.
-                    target.close_after_failure();
-                }
-                answer(waiting, &result, written);
-                // The next one of the same lot is begun now.
-                health.start();
-            }
-            if reopen {
+        let mut records = records.into_iter().peekable();
+        loop {
+            if queue.reopens() {
                 target.close();
             }
+            if records.peek().is_none() {
+                break;
+            }
+            let mut waiting: Vec<Waiting> = Vec::new();
+            let mut cost = 0;
+            while lines.len() < TOGETHER
+                && let Some(record) = records.next()
+            {
+                cost += record.cost();
+                lines.extend_from_slice(&record.line);
+                waiting.push((lines.len(), record.teller));
+            }
+            let (result, written) = target.append(&lines);
+            health.note(result.as_ref().err().map(|error| error as &(dyn std::error::Error + 'static)));
+            if result.is_err() {
+                // What was replaced or repaired meanwhile is found by opening it anew.
+                target.close_after_failure();
+            }
+            queue.written(cost);
+            answer(waiting, &result, written);
+            // The next one of the same lot is begun now.
+            health.start();
             lines.clear();
             lines.shrink_to(TOGETHER);
         }
@@ -266,17 +260,17 @@ mod tests {
     fn records_that_wait_are_written_in_order_and_each_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.log");
-        let (queue, jobs) = queue::channel();
+        let (queue, jobs) = queue::channel(MOST_BYTES);
         let mut waiting = Vec::new();
         let mut expected = String::new();
         for number in 0..500 {
             let line = format!("{number}{}\n", "z".repeat(1000));
             expected.push_str(&line);
             let (teller, written) = receipt();
-            queue.push(Job::Write(line.into_bytes(), teller)).unwrap();
+            queue.push(Record { line: line.into_bytes(), teller }).unwrap();
             waiting.push(written);
             if number == 250 {
-                queue.push(Job::Reopen).unwrap();
+                queue.reopen();
             }
         }
         drop(queue);

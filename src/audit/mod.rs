@@ -12,7 +12,14 @@ mod queue;
 mod redact;
 mod salt;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -32,7 +39,7 @@ use crate::{
     storage::StorageError,
 };
 pub use device::{DEADLINE, DeviceRecord};
-use device::{Device, Sent};
+use device::{Device, DeviceError, Sent};
 use entry::Formatter;
 pub use options::OptionError;
 use salt::Salt;
@@ -83,6 +90,8 @@ pub struct Broker {
     view: ArcSwapOption<View>,
     /// Changes are made one at a time; requests never take it.
     changing: Mutex<()>,
+    /// How often files were to be opened anew.
+    reopenings: AtomicU64,
     in_doubt: InDoubt,
 }
 
@@ -96,6 +105,7 @@ impl Broker {
             headers: ArcSwap::default(),
             view: ArcSwapOption::empty(),
             changing: Mutex::new(()),
+            reopenings: AtomicU64::new(0),
             in_doubt: InDoubt::default(),
         }
     }
@@ -175,6 +185,7 @@ impl Broker {
 
     /// Lets every device open its file anew (SIGHUP, after log rotation).
     pub fn reopen(&self) {
+        self.reopenings.fetch_add(1, Ordering::SeqCst);
         for device in self.devices.load().iter() {
             device.reopen();
         }
@@ -206,6 +217,7 @@ impl Broker {
     /// # Errors
     /// For a path in use, wrong options, and a device that cannot be written to.
     pub async fn enable(&self, record: DeviceRecord) -> Result<(), Failure> {
+        let reopenings = self.reopenings.load(Ordering::SeqCst);
         let _one = self.changing.lock().await;
         self.settle_changes().await?;
         let devices = self.devices.load_full();
@@ -227,6 +239,10 @@ impl Broker {
         devices.push(device);
         devices.sort_by(|a, b| a.record.path.cmp(&b.record.path));
         self.devices.store(Arc::new(devices));
+        if self.reopenings.load(Ordering::SeqCst) != reopenings {
+            // It did not reach the new device, whose probe may have opened the file that was rotated away.
+            self.reopen();
+        }
         Ok(())
     }
 
@@ -300,8 +316,7 @@ impl Held<'_> {
     /// # Errors
     /// [`Recording::written`] tells.
     pub fn request(&mut self, exchange: Exchange<'_>, refused: Option<&Failure>) -> Result<Recording, Failure> {
-        let mut recording =
-            Recording::begin("internal error: no audit device could record the request, so it was not carried out");
+        let mut recording = Recording::begin(Step::Request);
         let Some(devices) = self.devices() else { return Ok(recording) };
         let now = self.broker.clock.now();
         let headers = self.broker.headers.load();
@@ -320,7 +335,7 @@ impl Held<'_> {
     /// # Errors
     /// [`Recording::written`] tells.
     pub fn response(&mut self, exchange: Exchange<'_>, outcome: Outcome<'_>) -> Result<Recording, Failure> {
-        let mut recording = Recording::begin("internal error: no audit device could record the answer, so it is not sent");
+        let mut recording = Recording::begin(Step::Answer);
         let Some(devices) = self.devices() else { return Ok(recording) };
         let now = self.broker.clock.now();
         let headers = self.broker.headers.load();
@@ -337,47 +352,70 @@ impl Held<'_> {
     }
 }
 
+/// What is recorded of an exchange.
+#[derive(Clone, Copy)]
+enum Step {
+    Request,
+    Answer,
+}
+
+impl Step {
+    /// Why it stops when no device takes its record.
+    fn failed(self, overloaded: bool) -> Failure {
+        let (what, so) = match self {
+            Self::Request => ("request", "it was not carried out"),
+            Self::Answer => ("answer", "it is not sent"),
+        };
+        if overloaded {
+            return Failure::unavailable(format!(
+                "the server is overloaded: too many audit records wait to be written for the {what} to be recorded, so {so}; try again later"
+            ));
+        }
+        Failure::listed(Kind::Internal, format!("internal error: no audit device could record the {what}, so {so}"))
+    }
+}
+
 /// A record that every device has in its queue.
 #[must_use]
 pub struct Recording {
     on_its_way: Vec<(Arc<Device>, Sent)>,
-    /// Whether any device is to have it.
-    wanted: bool,
-    failed: &'static str,
+    step: Step,
 }
 
 impl Recording {
-    fn begin(failed: &'static str) -> Self {
-        Self { on_its_way: Vec::new(), wanted: false, failed }
+    fn begin(step: Step) -> Self {
+        Self { on_its_way: Vec::new(), step }
     }
 
     fn send(&mut self, device: &Arc<Device>, line: Vec<u8>) {
-        self.wanted = true;
         self.on_its_way.push((Arc::clone(device), device.send(line)));
     }
 
     /// Waits until one device has written it: one is enough.
     ///
     /// # Errors
-    /// When devices are enabled and none took the record in time: the request must not go on, the answer not be sent.
+    /// When devices are enabled and none took the record in time: the request must not go on, the answer not be sent. It is the server's
+    /// load where one of them has more waiting than it may hold, else something is wrong with all of them.
     pub async fn written(mut self) -> Result<(), Failure> {
-        let written = match (self.on_its_way.pop(), self.on_its_way.is_empty()) {
-            (None, _) => !self.wanted,
-            (Some((device, sent)), true) => device.written(sent).await.is_ok(),
+        let step = self.step;
+        let is_full = |error: &DeviceError| matches!(error, DeviceError::Full);
+        match (self.on_its_way.pop(), self.on_its_way.is_empty()) {
+            (None, _) => Ok(()),
+            (Some((device, sent)), true) => device.written(sent).await.map_err(|error| step.failed(is_full(&error))),
             (Some(last), false) => {
                 let all = self.on_its_way.into_iter().chain([last]);
                 let mut waiting: FuturesUnordered<_> =
                     all.map(|(device, sent)| async move { device.written(sent).await }).collect();
+                let mut overloaded = false;
                 loop {
                     match waiting.next().await {
-                        Some(Ok(())) => break true,
-                        Some(Err(_)) => {}
-                        None => break false,
+                        Some(Ok(())) => return Ok(()),
+                        Some(Err(error)) => overloaded |= is_full(&error),
+                        None => return Err(step.failed(overloaded)),
                     }
                 }
             }
-        };
-        if written { Ok(()) } else { Err(Failure::listed(Kind::Internal, self.failed)) }
+        }
     }
 }
 

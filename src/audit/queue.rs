@@ -1,4 +1,7 @@
 //! The records that wait for one device, and who wakes its writer.
+//!
+//! How many wait is bounded by their bytes alone: requests in flight are bounded where they come in, and each of them finds room for its
+//! records however many come at once, unless these are far larger than records are.
 
 use std::sync::Arc;
 
@@ -7,17 +10,27 @@ use parking_lot::{Condvar, Mutex};
 use super::device::DeviceError;
 use crate::relay::{self, Teller};
 
-/// Records that wait for one device, besides those that its writer has taken.
-const QUEUE: usize = 1024;
+/// Bytes of records that one device has not yet written. All requests that may be in flight (`http::limits`) with both of their records
+/// find room for 6 KiB each; most need less than one.
+pub const MOST_BYTES: usize = 128 << 20;
+/// What a record costs beside its text.
+const RECORD_COST: usize = 256;
 /// So many are not kept waiting for others any longer.
 const ENOUGH: usize = 64;
 
-/// What a writer is to do.
-pub enum Job {
-    /// Append a line, and say how it went.
-    Write(Vec<u8>, Teller<std::io::Result<()>>),
-    /// Open the file anew.
-    Reopen,
+/// A line to append, and who is told how it went.
+pub struct Record {
+    /// The line.
+    pub line: Vec<u8>,
+    /// Who waits for it.
+    pub teller: Teller<std::io::Result<()>>,
+}
+
+impl Record {
+    /// The bytes that it holds.
+    pub fn cost(&self) -> usize {
+        self.line.capacity() + RECORD_COST
+    }
 }
 
 /// A device's end: when it goes, the writer ends after what waits.
@@ -27,18 +40,23 @@ pub struct Sender(Arc<Queue>);
 /// The writer's end: when it goes, nothing is taken any longer.
 pub struct Receiver(Arc<Queue>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
+    most_bytes: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    jobs: Vec<Job>,
+    records: Vec<Record>,
+    /// What these cost, and those that the writer has taken and not yet written.
+    bytes: usize,
+    /// The file is to be opened anew. Not a record among others: it is never too much, and no record after it goes to the old file.
+    reopen: bool,
     /// The writer waits for a wake-up.
     sleeps: bool,
-    /// The first job of those that wait is going to be announced.
+    /// The first of the records that wait is going to be announced.
     led: bool,
     /// What waits may be taken.
     announced: bool,
@@ -48,32 +66,33 @@ struct State {
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("jobs", &self.jobs.len()).field("closed", &self.closed).finish_non_exhaustive()
+        f.debug_struct("State").field("records", &self.records.len()).field("closed", &self.closed).finish_non_exhaustive()
     }
 }
 
-/// A queue with its two ends.
-pub fn channel() -> (Sender, Receiver) {
-    let queue = Arc::new(Queue::default());
+/// A queue for so many bytes of records, with its two ends.
+pub fn channel(most_bytes: usize) -> (Sender, Receiver) {
+    let queue = Arc::new(Queue { most_bytes, state: Mutex::default(), changed: Condvar::new() });
     (Sender(Arc::clone(&queue)), Receiver(queue))
 }
 
 impl Sender {
-    /// Puts a job at the end. Its writer takes it when those that are ready beside it were put behind it, even if it is awake: else it
+    /// Puts a record at the end. Its writer takes it when those that are ready beside it were put behind it, even if it is awake: else it
     /// would take them one by one, and a write for each is dearer than the wait.
     ///
     /// # Errors
     /// [`DeviceError::Full`] and [`DeviceError::Gone`].
-    pub fn push(&self, job: Job) -> Result<(), DeviceError> {
+    pub fn push(&self, record: Record) -> Result<(), DeviceError> {
         let mut state = self.0.state.lock();
         if state.closed {
             return Err(DeviceError::Gone);
         }
-        if state.jobs.len() >= QUEUE {
+        if state.bytes >= self.0.most_bytes {
             return Err(DeviceError::Full);
         }
-        state.jobs.push(job);
-        if state.jobs.len() >= ENOUGH {
+        state.bytes += record.cost();
+        state.records.push(record);
+        if state.records.len() >= ENOUGH {
             self.0.announce(&mut state);
         }
         let leads = !std::mem::replace(&mut state.led, true);
@@ -84,6 +103,13 @@ impl Sender {
         }
         Ok(())
     }
+
+    /// Lets the writer open its file anew before it writes the next record, at once when it has nothing to do.
+    pub fn reopen(&self) {
+        let mut state = self.0.state.lock();
+        state.reopen = true;
+        self.0.wake(&mut state);
+    }
 }
 
 impl Drop for Sender {
@@ -93,22 +119,30 @@ impl Drop for Sender {
 }
 
 impl Receiver {
-    /// What waits, in its order, as soon as there is something; `None` when the device is gone and nothing is left.
-    pub fn take(&self) -> Option<Vec<Job>> {
+    /// What waits, in its order, as soon as there is something, or [`Receiver::reopens`]; `None` when the device is gone and nothing is left.
+    pub fn take(&self) -> Option<Vec<Record>> {
         let mut state = self.0.state.lock();
-        while !state.announced {
-            if state.closed {
-                // Nobody is left who could announce what was put last.
-                break;
-            }
+        // Once it is closed nobody is left who could announce what was put last.
+        while !(state.announced || state.reopen || state.closed) {
             state.sleeps = true;
             self.0.changed.wait(&mut state);
         }
-        if state.jobs.is_empty() {
+        if state.records.is_empty() && !state.reopen {
             return None;
         }
         (state.sleeps, state.led, state.announced) = (false, false, false);
-        Some(std::mem::take(&mut state.jobs))
+        Some(std::mem::take(&mut state.records))
+    }
+
+    /// Whether the file is to be opened anew; said once.
+    pub fn reopens(&self) -> bool {
+        std::mem::take(&mut self.0.state.lock().reopen)
+    }
+
+    /// Makes room for others: records of this cost are written.
+    pub fn written(&self, cost: usize) {
+        let mut state = self.0.state.lock();
+        state.bytes = state.bytes.saturating_sub(cost);
     }
 }
 
@@ -116,7 +150,7 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         self.0.close();
         // Who waits for these hears that the writer is gone.
-        let left = std::mem::take(&mut self.0.state.lock().jobs);
+        let left = std::mem::take(&mut self.0.state.lock().records);
         drop(left);
     }
 }
@@ -124,6 +158,10 @@ impl Drop for Receiver {
 impl Queue {
     fn announce(&self, state: &mut State) {
         state.announced = true;
+        self.wake(state);
+    }
+
+    fn wake(&self, state: &mut State) {
         if std::mem::take(&mut state.sleeps) {
             self.changed.notify_one();
         }
@@ -132,7 +170,7 @@ impl Queue {
     /// Lets the writer take what waits; all of it may have been announced before, and be on its way.
     fn announce_waiting(&self) {
         let mut state = self.state.lock();
-        if !state.jobs.is_empty() {
+        if !state.records.is_empty() {
             self.announce(&mut state);
         }
     }
@@ -153,23 +191,21 @@ mod tests {
     use crate::relay::receipt;
 
     fn write(queue: &Sender, text: &str) -> Result<(), DeviceError> {
-        queue.push(Job::Write(text.as_bytes().to_vec(), receipt().0))
+        queue.push(Record { line: text.as_bytes().to_vec(), teller: receipt().0 })
     }
 
-    fn text(jobs: Vec<Job>) -> String {
-        let lines = jobs.into_iter().map(|job| match job {
-            Job::Write(line, _) => String::from_utf8(line).unwrap(),
-            Job::Reopen => "|".into(),
-        });
-        lines.collect()
+    fn text(records: Vec<Record>) -> String {
+        records.into_iter().map(|record| String::from_utf8(record.line).unwrap()).collect()
     }
 
     /// A writer on a thread of its own that gives back what it took, lot by lot.
-    fn writer(jobs: Receiver) -> std::sync::mpsc::Receiver<String> {
+    fn writer(waiting: Receiver) -> std::sync::mpsc::Receiver<String> {
         let (lots, taken) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            while let Some(lot) = jobs.take() {
-                lots.send(text(lot)).unwrap();
+            while let Some(lot) = waiting.take() {
+                let reopened = if waiting.reopens() { "|" } else { "" };
+                waiting.written(lot.iter().map(Record::cost).sum());
+                lots.send(format!("{reopened}{}", text(lot))).unwrap();
             }
         });
         taken
@@ -194,14 +230,13 @@ mod tests {
 
     #[test]
     fn a_sleeping_writer_is_woken_once_for_all_that_came_beside_the_first() {
-        let (queue, jobs) = channel();
-        let taken = writer(jobs);
+        let (queue, waiting) = channel(MOST_BYTES);
+        let taken = writer(waiting);
         served(async {
             for _ in 0..100 {
                 sleeping(&queue);
                 write(&queue, "a").unwrap();
                 write(&queue, "b").unwrap();
-                queue.push(Job::Reopen).unwrap();
                 // Another task that is ready.
                 yield_now().await;
                 write(&queue, "c").unwrap();
@@ -212,7 +247,7 @@ mod tests {
                         Err(_) => tokio::time::sleep(std::time::Duration::from_micros(100)).await,
                     }
                 };
-                assert_eq!(lot, "ab|c");
+                assert_eq!(lot, "abc");
             }
         });
         drop(queue);
@@ -221,8 +256,8 @@ mod tests {
 
     #[test]
     fn many_are_not_kept_waiting() {
-        let (queue, jobs) = channel();
-        let taken = writer(jobs);
+        let (queue, waiting) = channel(MOST_BYTES);
+        let taken = writer(waiting);
         served(async {
             sleeping(&queue);
             (0..ENOUGH).for_each(|_| write(&queue, "x").unwrap());
@@ -233,8 +268,8 @@ mod tests {
 
     #[test]
     fn nothing_is_left_behind_whatever_the_order() {
-        let (queue, jobs) = channel();
-        let taken = writer(jobs);
+        let (queue, waiting) = channel(MOST_BYTES);
+        let taken = writer(waiting);
         let queue = &queue;
         std::thread::scope(|scope| {
             for with_relay in [false, true, false, true] {
@@ -242,7 +277,7 @@ mod tests {
                     let asking = async {
                         for _ in 0..2000 {
                             let (teller, written) = receipt();
-                            queue.push(Job::Write(b"x".to_vec(), teller)).unwrap();
+                            queue.push(Record { line: b"x".to_vec(), teller }).unwrap();
                             // The writer of this test drops it: what counts is that it was taken.
                             assert!(written.await.is_none());
                         }
@@ -260,13 +295,53 @@ mod tests {
     }
 
     #[test]
-    fn is_bounded_and_says_when_its_writer_is_gone() {
-        let (queue, jobs) = channel();
-        for _ in 0..QUEUE {
+    fn is_bounded_by_bytes_until_they_are_written_and_says_when_its_writer_is_gone() {
+        let (queue, waiting) = channel(100 * (RECORD_COST + 1));
+        for _ in 0..100 {
             write(&queue, "x").unwrap();
         }
         assert!(matches!(write(&queue, "x"), Err(DeviceError::Full)));
-        drop(jobs);
+        let taken = waiting.take().unwrap();
+        assert!(matches!(write(&queue, "x"), Err(DeviceError::Full)), "what is being written counts");
+        waiting.written(taken.first().unwrap().cost());
+        write(&queue, "x").unwrap();
+        assert!(matches!(write(&queue, "x"), Err(DeviceError::Full)));
+        waiting.written(taken.iter().skip(1).map(Record::cost).sum());
+        // One that is longer than all there is room for is taken too: it is the next one that is not.
+        write(&queue, &"x".repeat(100_000)).unwrap();
+        assert!(matches!(write(&queue, "x"), Err(DeviceError::Full)));
+        drop(waiting);
         assert!(matches!(write(&queue, "x"), Err(DeviceError::Gone)));
+    }
+
+    #[test]
+    fn all_requests_that_may_be_in_flight_find_room_for_both_records() {
+        let (queue, waiting) = channel(MOST_BYTES);
+        let line = "x".repeat(6 << 10);
+        for _ in 0..20_000 {
+            write(&queue, &line).unwrap();
+        }
+        assert_eq!(waiting.take().unwrap().len(), 20_000);
+    }
+
+    #[test]
+    fn a_reopening_is_heard_however_full_the_queue_is_and_whether_or_not_the_writer_sleeps() {
+        let (queue, waiting) = channel(1);
+        write(&queue, "x").unwrap();
+        assert!(matches!(write(&queue, "x"), Err(DeviceError::Full)));
+        queue.reopen();
+        // While the writer is at something else.
+        let lot = waiting.take().unwrap();
+        assert!(lot.len() == 1 && waiting.reopens() && !waiting.reopens());
+        queue.reopen();
+        assert!(matches!(write(&queue, "x"), Err(DeviceError::Full)), "nothing is written yet");
+        assert!(waiting.reopens(), "between two writes of one lot");
+        waiting.written(lot.iter().map(Record::cost).sum());
+        let taken = writer(waiting);
+        sleeping(&queue);
+        queue.reopen();
+        assert_eq!(taken.recv().unwrap(), "|", "at once, without a record");
+        drop(queue);
+        assert!(taken.recv().is_err());
     }
 }

@@ -292,3 +292,45 @@ async fn paths_of_devices_do_not_nest() {
     }
     broker.enable(record("a/other/", &path, &[])).await.unwrap();
 }
+
+#[tokio::test]
+async fn more_records_than_a_device_may_hold_are_the_servers_load_and_no_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    let mut reader = std::fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
+    let broker = broker(folder.path(), &[]).await;
+    broker.enable(record("slow/", fifo.to_str().unwrap(), &[])).await.unwrap();
+    let device = Arc::clone(broker.devices.load().first().unwrap());
+    // More than a pipe holds, so that it is being written; then what is taken for a hundred MiB and is empty.
+    let written = [vec![b'\n'; 1 << 20], Vec::with_capacity(queue::MOST_BYTES)].map(|line| device.send(line));
+    let refused = exchange(&broker).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.text().contains("overloaded")), (Kind::Unavailable, true), "{refused}");
+    // The reader goes on, and so does everything else.
+    let reading = std::thread::spawn(move || {
+        let mut read = 0;
+        while read < 1 << 20 {
+            read += std::io::Read::read(&mut reader, &mut [0; 65536]).unwrap();
+        }
+        reader
+    });
+    for sent in written {
+        device.written(sent).await.unwrap();
+    }
+    let _reader = reading.join().unwrap();
+    exchange(&broker).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_rotation_reaches_the_file_of_a_device_that_is_just_being_enabled() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path());
+    let broker = broker(folder.path(), &[]).await;
+    // The second is done while the first waits for the probe to be written.
+    let (enabled, ()) = tokio::join!(broker.enable(record("a/", &path, &[])), async { broker.reopen() });
+    enabled.unwrap();
+    let rotated = format!("{path}.1");
+    std::fs::rename(&path, &rotated).unwrap();
+    exchange(&broker).await.unwrap();
+    assert_eq!((lines(&rotated).len(), lines(&path).len()), (1, 2));
+}

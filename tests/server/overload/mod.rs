@@ -2,6 +2,7 @@
 //!
 //! `SOS_TEST_CONNECTIONS` sets how many connections are opened at once (at most what the descriptor limit allows).
 
+mod audit;
 mod authentication;
 mod bodies;
 mod connections;
