@@ -424,7 +424,7 @@ impl Core {
         };
         let mut info = wrapping::wrap(&active.tokens, inner, status, ttl, &request.path, accessor).await?;
         if request.wrap_as_jwt {
-            info.token = active.tokens.wrapping_jwt(&info)?;
+            info.token = active.tokens.wrapping_jwt(&info, &self.settings.api_addr)?;
         }
         Ok(Reply { wrap_info: Some(Box::new(info)), ..Reply::default() })
     }

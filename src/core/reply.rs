@@ -138,7 +138,7 @@ impl Reply {
             && self.auth.is_none()
             && self.wrap_info.is_none()
             && self.lease_duration.is_none()
-            && self.status.is_none_or(|status| status == 204)
+            && self.status.is_none_or(|status| matches!(status, 202 | 204))
     }
 }
 

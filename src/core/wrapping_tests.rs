@@ -60,7 +60,7 @@ async fn wrapped_answers_end_with_their_time() {
 async fn jwts_stand_for_the_token_inside() {
     let (store, _, _) = store().await;
     let info = wrapped(&store).await;
-    let jwt = store.wrapping_jwt(&info).unwrap();
+    let jwt = store.wrapping_jwt(&info, "").unwrap();
     assert_eq!(store.lookup(&jwt).unwrap().unwrap().accessor, info.accessor);
     assert!(unwrap(&store, &jwt).await.is_ok());
     assert!(unwrap(&store, &info.token).await.is_err());
@@ -70,9 +70,9 @@ async fn jwts_stand_for_the_token_inside() {
 async fn only_the_signature_of_a_live_token_is_verified() {
     let (store, _, _) = store().await;
     let info = wrapped(&store).await;
-    let jwt = store.wrapping_jwt(&info).unwrap();
+    let jwt = store.wrapping_jwt(&info, "").unwrap();
     // The live token inside another one's signature opens nothing.
-    let other = store.wrapping_jwt(&wrapped(&store).await).unwrap();
+    let other = store.wrapping_jwt(&wrapped(&store).await, "").unwrap();
     let (claims, signature) = (jwt.expose().rsplit_once('.').unwrap().0, other.expose().rsplit_once('.').unwrap().1);
     let forged = SecretString::new(format!("{claims}.{signature}"));
     assert!(store.lookup(&forged).unwrap().is_none());
@@ -81,9 +81,9 @@ async fn only_the_signature_of_a_live_token_is_verified() {
     let before = store.verifications();
     assert!(store.lookup(&jwt).unwrap().is_none(), "used up");
     let nobodys = WrapInfo { token: SecretString::new("hvs.nobody".into()), ..wrapped(&store).await };
-    assert!(store.lookup(&store.wrapping_jwt(&nobodys).unwrap()).unwrap().is_none());
+    assert!(store.lookup(&store.wrapping_jwt(&nobodys, "").unwrap()).unwrap().is_none());
     let root = WrapInfo { token: store.create_root(None).await.unwrap(), ..nobodys };
-    assert!(store.lookup(&store.wrapping_jwt(&root).unwrap()).unwrap().is_none(), "not a wrapping token");
+    assert!(store.lookup(&store.wrapping_jwt(&root, "").unwrap()).unwrap().is_none(), "not a wrapping token");
     assert!(store.lookup(&SecretString::new(format!("x.y.{}", "A".repeat(176)))).unwrap().is_none());
     assert_eq!(store.verifications(), before);
 }

@@ -445,6 +445,8 @@ impl FromField for Object {
     fn from_json(raw: &RawValue) -> Result<Self, String> {
         match parse(raw)? {
             Value::Object(map) => Ok(Self(map)),
+            // Some clients write an empty object as an empty list.
+            Value::Array(list) if list.is_empty() => Ok(Self::default()),
             _ => Err(format!("'' expected type 'map[string]interface {{}}', got unconvertible type '{}'", type_name(raw))),
         }
     }
@@ -592,6 +594,7 @@ mod tests {
             (one("a", "1"), one("a", "1"), one("a", "1,b=2"))
         );
         assert_eq!((pairs("{}"), pairs("[]")), (Ok(vec![]), Ok(vec![])));
+        assert!(Object::from_json(&raw("[]")).is_ok() && Object::from_json(&raw("[1]")).is_err());
         assert_eq!(pairs("\"\""), Err("invalid key pair \"\"".to_owned()));
     }
 

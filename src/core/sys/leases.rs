@@ -123,8 +123,8 @@ crate::params! {
         lease_id: String,
         /// The lease, as part of the path.
         url_lease_id: String,
-        /// Whether to wait for the revocation.
-        sync: bool,
+        /// Whether to wait for the revocation, as is the default.
+        sync: Option<bool>,
     }
 }
 
@@ -133,8 +133,8 @@ crate::params! {
     struct RevokePrefix {
         /// The path that leases lie below.
         prefix: String,
-        /// Whether to wait for the revocation.
-        sync: bool,
+        /// Whether to wait for the revocation, as is the default.
+        sync: Option<bool>,
     }
 }
 
@@ -204,9 +204,9 @@ async fn renew(system: &System, _: &Call<'_>, params: RenewLease) -> Result<Repl
     Err(Failure::invalid(text))
 }
 
-/// The revocation is done when this answers, also where the client did not ask to wait; clients are told 202 then.
-fn revoked(sync: bool) -> Reply {
-    if sync { Reply::empty() } else { Reply::empty().with_status(202) }
+/// The revocation is done when this answers, also where the client asked not to wait; clients are told 202 then.
+fn revoked(sync: Option<bool>) -> Reply {
+    if sync.unwrap_or(true) { Reply::empty() } else { Reply::empty().with_status(202) }
 }
 
 async fn revoke(system: &System, _: &Call<'_>, params: RevokeLease) -> Result<Reply, Failure> {

@@ -180,6 +180,9 @@ struct ShownConfig<'a> {
 pub struct Shown<'a> {
     accessor: &'a str,
     config: ShownConfig<'a>,
+    /// Of engines that clients mount; the built-in mounts have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deprecation_status: Option<&'static str>,
     description: &'a str,
     external_entropy_access: bool,
     local: bool,
@@ -211,6 +214,7 @@ impl<'a> Shown<'a> {
                 allowed_response_headers: &config.allowed_response_headers,
                 token_type: &config.token_type,
             },
+            deprecation_status: matches!(entry.kind.as_str(), "kv" | "transit").then_some("supported"),
             description: &entry.description,
             external_entropy_access: entry.external_entropy_access,
             local: entry.local,

@@ -114,14 +114,15 @@ async fn lookup(system: &System, call: &Call<'_>, params: WrappingToken) -> Resu
 }
 
 async fn rewrap(system: &System, call: &Call<'_>, params: WrappingToken) -> Result<Reply, Failure> {
-    let active = system.active()?;
+    let core = system.core()?;
+    let active = core.active()?;
     let Unwrapped { envelope, record } = take(&active.tokens, call, params).await?;
     let old = Duration::from_secs(record.creation_ttl.max(1));
     let ttl = call.request.wrap_ttl.filter(|ttl| !ttl.is_zero()).map_or(old, |wanted| wanted.min(old));
     let mut info =
         wrapping::wrap(&active.tokens, envelope, record.status, ttl, &record.creation_path, record.wrapped_accessor).await?;
     if call.request.wrap_as_jwt {
-        info.token = active.tokens.wrapping_jwt(&info)?;
+        info.token = active.tokens.wrapping_jwt(&info, &core.settings.api_addr)?;
     }
     Ok(Reply { wrap_info: Some(Box::new(info)), ..Reply::default() })
 }

@@ -21,11 +21,15 @@ const SIGNATURE_LEN: usize = 132;
 
 #[derive(Serialize, Deserialize)]
 struct Claims<'a> {
+    /// Of the token inside, where the answer grants one.
     accessor: &'a str,
+    /// Where to unwrap it.
+    addr: &'a str,
     creation_path: &'a str,
     exp: i64,
     iat: i64,
     jti: &'a str,
+    nbf: i64,
     #[serde(rename = "type")]
     kind: &'a str,
 }
@@ -64,14 +68,17 @@ impl JwtKey {
         })
     }
 
-    /// The JWT that carries a wrapping token issued at `iat` (Unix seconds).
-    pub(super) fn sign(&self, info: &WrapInfo, iat: i64) -> Result<SecretString, Failure> {
+    /// The JWT that carries a wrapping token issued at `iat` (Unix seconds), to be unwrapped at `addr`.
+    pub(super) fn sign(&self, info: &WrapInfo, iat: i64, addr: &str) -> Result<SecretString, Failure> {
         let claims = Claims {
-            accessor: &info.accessor,
+            accessor: info.wrapped_accessor.as_deref().unwrap_or_default(),
+            addr,
             creation_path: &info.creation_path,
             exp: iat.saturating_add(i64::try_from(info.ttl).unwrap_or(i64::MAX)),
             iat,
             jti: info.token.expose(),
+            // Clocks differ a little.
+            nbf: iat.saturating_sub(5),
             kind: WRAPPING,
         };
         let claims = SecretBytes::new(serde_json::to_vec(&claims).map_err(Failure::internal)?);
@@ -141,9 +148,13 @@ mod tests {
         let open =
             |key: &JwtKey, text: &str| Claimed::read(text).filter(|claimed| key.verify(claimed)).map(|claimed| claimed.token);
         let key = JwtKey::new(&JwtKey::generate().unwrap()).unwrap();
-        let jwt = key.sign(&info(), 1_700_000_000).unwrap();
+        let jwt = key.sign(&info(), 1_700_000_000, "https://sos:8200").unwrap();
         assert!(is_jwt(jwt.expose()) && !is_jwt("hvs.abc"));
         assert!(open(&key, jwt.expose()).unwrap().same_as("hvs.abc"));
+        let claims = URL_SAFE_NO_PAD.decode(jwt.expose().split('.').nth(1).unwrap()).unwrap();
+        let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
+        assert_eq!((&claims["accessor"], &claims["addr"]), (&"".into(), &"https://sos:8200".into()));
+        assert_eq!((&claims["nbf"], &claims["exp"]), (&1_699_999_995_i64.into(), &1_700_000_060_i64.into()));
         let other = JwtKey::new(&JwtKey::generate().unwrap()).unwrap();
         assert!(open(&other, jwt.expose()).is_none());
         let mut forged = jwt.expose().to_owned();

@@ -250,8 +250,8 @@ impl TokenStore {
     }
 
     /// A wrapping token in the form of a JWT.
-    pub fn wrapping_jwt(&self, info: &WrapInfo) -> Result<SecretString, Failure> {
-        self.jwt.sign(info, self.now().div_euclid(1_000_000_000))
+    pub fn wrapping_jwt(&self, info: &WrapInfo, addr: &str) -> Result<SecretString, Failure> {
+        self.jwt.sign(info, self.now().div_euclid(1_000_000_000), addr)
     }
 
     /// The time that the store goes by.
