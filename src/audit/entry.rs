@@ -33,11 +33,17 @@ const COMMON_LEN: usize = 1024;
 const FRAME_LEN: usize = 128;
 const RESPONSE_LEN: usize = 768;
 
-/// What a record says member by member of data that anyone can make the server record; of more it shows one HMAC. Every
-/// string becomes one of 77 bytes, so that what is cheap to send or to ask for would fill a disk otherwise.
+/// What a record says member by member of data that anyone can make the server record, because they are a stranger's or the request
+/// is refused; of more it shows one HMAC. Every string becomes one of 77 bytes, so that what is cheap to send or to ask for would fill
+/// a disk otherwise, and memory before that.
 const BOUNDED_LEN: usize = 2048;
-/// Bytes of a stranger's path, and of the reason of a refusal.
+/// The same for a stranger's path or a refused one, and for the reason of a failure.
 const BOUNDED_TEXT: usize = 1024;
+
+/// What a record says member by member of all other data: so many times as much as they are, within these bounds.
+const SHOWN_TIMES: usize = 8;
+const SHOWN_LEAST: usize = 64 << 10;
+const SHOWN_MOST: usize = 1 << 20;
 
 /// Vault's name for a body that is not shown member by member.
 const RAW_BODY: &str = "http_raw_body";
@@ -189,7 +195,7 @@ impl<'a> Formatter<'a> {
 
     /// The line of a request.
     pub fn request(common: &[u8], refused: Option<&Failure>, now: OffsetDateTime) -> serde_json::Result<Vec<u8>> {
-        line("request", now, common, None, &beginning(&refused.map(error_text).unwrap_or_default()))
+        line("request", now, common, None, &refused.map(error_text).unwrap_or_default())
     }
 
     /// The line of an answer.
@@ -221,24 +227,22 @@ impl<'a> Formatter<'a> {
         if self.device.options.hmac_accessor { self.hidden(text) } else { text.to_owned() }
     }
 
-    /// Data member by member; where it is `bounded`, only when that is short.
+    /// Data member by member, or as a whole where that is too long.
     fn data(&self, json: &[u8], clear: &[String], bounded: bool) -> serde_json::Result<Option<Box<RawValue>>> {
         let json = json.trim_ascii();
         if json.is_empty() || json == b"null" {
             return Ok(None);
         }
-        if bounded && json.len() > BOUNDED_LEN {
-            return self.whole(json);
-        }
-        let shown = if self.device.options.log_raw {
+        let most = if bounded { BOUNDED_LEN } else { most_shown(json.len()) };
+        let shown = if json.len() > most && (bounded || self.device.options.log_raw) {
+            None
+        } else if self.device.options.log_raw {
             // A record is one line: line breaks between the tokens of a client's JSON are blanks (inside strings they are escapes).
-            json.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }).collect()
+            Some(json.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }).collect())
         } else {
-            redact::strings(json, &self.device.salt, clear)
+            redact::strings(json, &self.device.salt, clear, most)
         };
-        if bounded && shown.len() > BOUNDED_LEN {
-            return self.whole(json);
-        }
+        let Some(shown) = shown else { return self.whole(json) };
         let text = String::from_utf8(shown).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         RawValue::from_string(text).map(Some)
     }
@@ -282,8 +286,8 @@ impl<'a> Formatter<'a> {
 
     fn request_part<'b>(&self, exchange: Exchange<'b>, shown: &'b Shown, allowed: bool) -> serde_json::Result<RequestPart<'b>> {
         let request = exchange.request;
-        let stranger = is_stranger(exchange);
-        let data = match self.request_data(exchange, stranger) {
+        let bounded = !allowed || is_stranger(exchange);
+        let data = match self.request_data(exchange, bounded) {
             // What is refused may be no JSON.
             Err(_) if !allowed => None,
             data => data?,
@@ -296,7 +300,7 @@ impl<'a> Formatter<'a> {
             client_token: &shown.token,
             client_token_accessor: &shown.accessor,
             namespace: Namespace { id: "root" },
-            path: if stranger { beginning(&request.path) } else { Cow::Borrowed(&request.path) },
+            path: if bounded { beginning(&request.path) } else { Cow::Borrowed(&request.path) },
             data,
             remote_address: exchange.remote.map(|address| address.to_string()),
             remote_port: exchange.remote.map(|_| request.remote_port),
@@ -306,10 +310,10 @@ impl<'a> Formatter<'a> {
     }
 
     /// Parameters of body and query. Of writes the query means nothing to most endpoints, and is shown where no body is.
-    fn request_data(&self, exchange: Exchange<'_>, stranger: bool) -> serde_json::Result<Option<Box<RawValue>>> {
+    fn request_data(&self, exchange: Exchange<'_>, bounded: bool) -> serde_json::Result<Option<Box<RawValue>>> {
         let request = exchange.request;
         let clear = exchange.mount.map_or(&[][..], |mount| &mount.config.audit_non_hmac_request_keys);
-        let body = self.data(&request.body, clear, stranger)?;
+        let body = self.data(&request.body, clear, bounded)?;
         if request.query.is_empty() || (exchange.operation.is_write() && body.is_some()) {
             return Ok(body);
         }
@@ -322,7 +326,7 @@ impl<'a> Formatter<'a> {
                 Some(one) => *one = Value::Array(vec![one.take(), text]),
             }
         }
-        let query = self.data(&serde_json::to_vec(&pairs)?, clear, stranger)?;
+        let query = self.data(&serde_json::to_vec(&pairs)?, clear, bounded)?;
         match (body, query) {
             (Some(body), Some(query)) => to_raw_value(&BTreeMap::from([("body", body), ("query", query)])).map(Some),
             (body, query) => Ok(body.or(query)),
@@ -353,6 +357,7 @@ impl<'a> Formatter<'a> {
             Body::Bare { content_type: "application/json", bytes } => {
                 self.data(bytes, clear, exchange.request.path != "sys/wrapping/unwrap")?
             }
+            Body::Bare { bytes, .. } if bytes.len() > most_shown(bytes.len()) => self.whole(bytes)?,
             Body::Bare { bytes, .. } => {
                 let text = self.hidden(&String::from_utf8_lossy(bytes));
                 Some(to_raw_value(&BTreeMap::from([(RAW_BODY, text)]))?)
@@ -424,14 +429,20 @@ fn line(
     Ok(line)
 }
 
-/// What the client reads, or the kind where that is no text; "nothing is there" is no error.
+/// What the client reads, or the kind where that is no text; "nothing is there" is no error. It may repeat what the client wrote.
 fn error_text(failure: &Failure) -> String {
-    failure.errors().pop().unwrap_or_else(|| match failure.kind() {
+    let text = failure.errors().pop().unwrap_or_else(|| match failure.kind() {
         Kind::NotFound => String::new(),
         Kind::UnsupportedPath => "unsupported path".into(),
         Kind::UnsupportedOperation => "unsupported operation".into(),
         other => format!("{other:?}"),
-    })
+    });
+    beginning(&text).into_owned()
+}
+
+/// How much of a document of this length is shown member by member when nothing else limits it.
+fn most_shown(len: usize) -> usize {
+    len.saturating_mul(SHOWN_TIMES).clamp(SHOWN_LEAST, SHOWN_MOST)
 }
 
 /// Whether nobody knows who calls.

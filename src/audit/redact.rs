@@ -8,19 +8,27 @@ use std::borrow::Cow;
 
 use super::salt::Salt;
 
-/// The same JSON with strings replaced by `hmac-sha256:…`, except the values of members in `clear`.
-pub fn strings(json: &[u8], salt: &Salt, clear: &[String]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(json.len() * 2);
+/// The same JSON with strings replaced by `hmac-sha256:…`, except the values of members in `clear`; `None` when that takes more than
+/// `most` bytes, which is found out without making more of it.
+pub fn strings(json: &[u8], salt: &Salt, clear: &[String], most: usize) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(json.len().saturating_mul(2).min(most));
     // Per open container: whether it is an object, and the name of the member whose value stands there.
     let mut open: Vec<(bool, bool)> = Vec::new();
     let mut expects_name = false;
     let mut in_clear = false;
     let mut at = 0;
     while let Some(&byte) = json.get(at) {
+        if out.len() >= most {
+            return None;
+        }
         match byte {
             b'"' => {
                 let end = string_end(json, at);
                 let raw = json.get(at..end).unwrap_or_default();
+                let stays = expects_name || in_clear;
+                if stays && raw.len() > most - out.len() {
+                    return None;
+                }
                 if expects_name {
                     out.extend_from_slice(raw);
                     in_clear = !clear.is_empty() && clear.iter().any(|name| *name == decoded(raw));
@@ -50,7 +58,7 @@ pub fn strings(json: &[u8], salt: &Salt, clear: &[String]) -> Vec<u8> {
         out.push(if matches!(byte, b'\n' | b'\r') { b' ' } else { byte });
         at += 1;
     }
-    out
+    (out.len() <= most).then_some(out)
 }
 
 /// The index after the closing quote of the string that starts at `start`.
@@ -86,7 +94,7 @@ mod tests {
     fn redacted(json: &str, clear: &[&str]) -> serde_json::Value {
         let clear: Vec<String> = clear.iter().map(|name| (*name).to_owned()).collect();
         let salt = Salt::from_text("salt".into());
-        serde_json::from_slice(&strings(json.as_bytes(), &salt, &clear)).unwrap()
+        serde_json::from_slice(&strings(json.as_bytes(), &salt, &clear, usize::MAX).unwrap()).unwrap()
     }
 
     #[test]
@@ -121,7 +129,7 @@ mod tests {
     #[test]
     fn line_breaks_between_tokens_become_blanks_and_escaped_ones_stay() {
         let salt = Salt::from_text("salt".into());
-        let found = strings(b"{\n\"a\"\r\n:\"x\\ny\",\n\"b\":[\"q\\r\",\n1]}\n", &salt, &["b".into()]);
+        let found = strings(b"{\n\"a\"\r\n:\"x\\ny\",\n\"b\":[\"q\\r\",\n1]}\n", &salt, &["b".into()], 1000).unwrap();
         let hash = salt.identify(b"x\ny");
         assert_eq!(String::from_utf8(found).unwrap(), format!("{{ \"a\"  :\"{hash}\", \"b\":[\"q\\r\", 1]}} "));
     }
@@ -130,6 +138,26 @@ mod tests {
     fn deep_nesting_needs_no_stack() {
         let deep = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
         let salt = Salt::from_text("salt".into());
-        assert_eq!(strings(deep.as_bytes(), &salt, &[]), deep.as_bytes());
+        assert_eq!(strings(deep.as_bytes(), &salt, &[], deep.len()).as_deref(), Some(deep.as_bytes()));
+    }
+
+    #[test]
+    fn what_becomes_too_long_is_given_up_wherever_that_shows() {
+        let salt = Salt::from_text("salt".into());
+        let clear = ["clear".to_owned()];
+        let long = "x".repeat(1000);
+        for text in [
+            r#"["","","","","","","","","",""]"#.to_owned(),
+            format!(r#"{{"{long}":1}}"#),
+            format!(r#"{{"clear":"{long}"}}"#),
+            format!("[{}1]", "1,".repeat(500)),
+        ] {
+            let whole = strings(text.as_bytes(), &salt, &clear, usize::MAX).unwrap();
+            assert_eq!(strings(text.as_bytes(), &salt, &clear, whole.len()).as_ref(), Some(&whole));
+            assert_eq!(strings(text.as_bytes(), &salt, &clear, whole.len() - 1), None);
+            assert_eq!(strings(text.as_bytes(), &salt, &clear, 700), None);
+        }
+        // A long value is a short HMAC.
+        assert!(strings(format!(r#"{{"a":"{long}"}}"#).as_bytes(), &salt, &clear, 100).is_some());
     }
 }

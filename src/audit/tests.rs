@@ -334,3 +334,61 @@ async fn a_rotation_reaches_the_file_of_a_device_that_is_just_being_enabled() {
     exchange(&broker).await.unwrap();
     assert_eq!((lines(&rotated).len(), lines(&path).len()), (1, 2));
 }
+
+/// The records of a request with this body, refused or allowed, and of an answer that repeats it: their lengths, and what they say.
+async fn recorded(broker: &Broker, path: &str, body: &str, refused: Option<Failure>) -> Vec<(usize, Value)> {
+    let request = Request {
+        token: Some(SecretString::new("hvs.x".into())),
+        ..Request::internal(Operation::Update, "kv/big", body.to_owned())
+    };
+    let caller = caller();
+    let operation = Operation::Update;
+    let exchange = Exchange { request: &request, operation, caller: Some(&caller), mount: None, remote: None };
+    let before = std::fs::read_to_string(path).unwrap().len();
+    broker.request(exchange, refused.as_ref()).await.unwrap();
+    if refused.is_none() {
+        let reply = Reply { body: crate::core::reply::Body::Data(body.as_bytes().to_vec()), ..Reply::default() };
+        broker.response(exchange, Outcome::Reply(&reply)).await.unwrap();
+    }
+    let text = std::fs::read_to_string(path).unwrap();
+    text[before..].lines().map(|line| (line.len(), serde_json::from_str(line).unwrap())).collect()
+}
+
+#[tokio::test]
+async fn no_body_makes_a_record_many_times_its_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path());
+    let broker = broker(folder.path(), &[]).await;
+    let empties = |bytes: usize| format!(r#"{{"data":{{"a":[{}""]}}}}"#, r#""","#.repeat(bytes / 3));
+    for options in [&[][..], &[("log_raw", "true")]] {
+        broker.enable(record("a/", &path, options)).await.unwrap();
+        for len in [2 << 10, 30 << 10, 300 << 10, 6 << 20] {
+            let body = empties(len);
+            let whole = serde_json::json!({"http_raw_body": broker.hash("a/", &body).unwrap()});
+            // Whatever the reason of a refusal is: the token's rights, the token, the path.
+            for reason in
+                [Failure::denied(), Failure::bad_token(), Failure::unsupported_path(), Failure::invalid("x".repeat(1 << 20))]
+            {
+                let refused = recorded(&broker, &path, &body, Some(reason)).await;
+                assert_eq!(refused.len(), 1);
+                assert_eq!(refused[0].1["request"]["data"], whole, "{len}");
+                assert!(refused[0].0 < 3 << 10, "{len}: {}", refused[0].0);
+            }
+            // An answer's record has the request in it.
+            let most = (8 * body.len()).clamp(64 << 10, 1 << 20);
+            let allowed = recorded(&broker, &path, &body, None).await;
+            let fits = if options.is_empty() { body.len() * 80 / 3 <= most } else { body.len() <= most };
+            for (len, line) in &allowed {
+                assert_eq!(line["request"]["data"] == whole, !fits, "{len}");
+                assert!(*len <= (4 << 10) + if fits { 2 * most } else { 0 }, "{len} of {}", body.len());
+            }
+            assert_eq!(allowed[1].1["response"]["data"] == whole, !fits, "{len}");
+        }
+        broker.disable("a/").await.unwrap();
+    }
+    // One long value is one HMAC beside its name, also where it is allowed to be looked for.
+    broker.enable(record("a/", &path, &[])).await.unwrap();
+    let long = "x".repeat(4 << 20);
+    let allowed = recorded(&broker, &path, &serde_json::json!({"a": long}).to_string(), None).await;
+    assert_eq!(allowed[0].1["request"]["data"]["a"], broker.hash("a/", &long).unwrap());
+}

@@ -12,8 +12,8 @@ use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
-use super::{connect, ready, status};
-use crate::support::{Place, measured};
+use super::{CEILING, connect, ready, status};
+use crate::support::{Place, Server, measured, request};
 
 /// So many connections that ask at once.
 const CLIENTS: usize = 2000;
@@ -95,4 +95,42 @@ fn thousands_at_once_are_all_recorded_and_answered_and_the_file_is_rotated_meanw
     let len = fs::metadata(&rotated).unwrap().len();
     server.get("sys/mounts").ok();
     assert_eq!(fs::metadata(&rotated).unwrap().len(), len, "nothing goes into the rotated file any more");
+}
+
+/// The most memory that the server has had, in MiB.
+fn peak(server: &Server<'_>) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+/// Each of its strings would be one of 79 bytes in a record.
+#[test]
+fn bodies_of_millions_of_empty_strings_cost_neither_memory_nor_an_audit_file_many_times_as_much() {
+    let place = Place::shamir();
+    let server = ready(&place);
+    let file = place.path("audit.log");
+    server.put("sys/audit/file", json!({"type": "file", "options": {"file_path": file}})).ok();
+    let powerless = server.put("auth/token/create", json!({"policies": ["default"]})).ok();
+    let powerless = powerless["auth"]["client_token"].as_str().unwrap();
+    let body = format!(r#"{{"data":{{"a":[{}""]}}}}"#, r#""","#.repeat(4 << 20));
+    let ask = |token: &str, times: u64, expected: u16| {
+        let before = fs::metadata(&file).unwrap().len();
+        for _ in 0..times {
+            let reply = request(server.url(), "PUT", "/v1/kv/data/big", Some(token), Some(&body)).unwrap();
+            assert_eq!(reply.status, expected, "{}", reply.text);
+        }
+        (fs::metadata(&file).unwrap().len() - before) / times
+    };
+    let idle = peak(&server);
+    let refused = ask(powerless, 2, 403);
+    let held = peak(&server);
+    let allowed = ask(server.token.as_deref().unwrap(), 1, 200);
+    measured(&format!(
+        "a body of {} MiB of empty strings: {refused} bytes of records when refused, {allowed} when allowed; peak {idle} MiB before, {held} and {} after",
+        body.len() >> 20,
+        peak(&server)
+    ));
+    assert!(refused < 4 << 10 && allowed < 8 << 10, "{refused} {allowed}");
+    assert!(held < CEILING, "{held} MiB");
 }
