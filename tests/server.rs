@@ -72,5 +72,7 @@ mod shares;
 mod status;
 #[path = "server/usage.rs"]
 mod usage;
+#[path = "server/worker.rs"]
+mod worker;
 #[path = "server/zones.rs"]
 mod zones;

@@ -170,6 +170,7 @@ pub(super) fn doctor(args: DoctorArgs, terminal: &mut Terminal<'_>) -> Result<u8
                 found.push(serde_json::to_value(one).map_err(|error| Failure::usage(error.to_string()))?);
             }
         }
+        runtime.block_on(report.close());
     }
     if matches!(shape, Shape::Json) {
         terminal.print(output::json(&found)?)?;

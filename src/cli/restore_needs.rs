@@ -78,9 +78,14 @@ impl Held {
         for stanza in config.seals.iter().filter(|seal| !seal.disabled && is_of(needs, &seal.key_label)) {
             let asked = runtime.block_on(async {
                 let client = Client::start(startup::hsm::config(stanza), Arc::new(VolatilePinMemory::default()));
-                let ready = tokio::time::timeout(PATIENCE, client.ready()).await;
-                ready.map_err(|_elapsed| "it does not answer".to_owned())?.map_err(|error| error.to_string())?;
-                client.find(&format!("sos/{}/", stanza.key_label)).await.map_err(|error| error.to_string())
+                let found = async {
+                    let ready = tokio::time::timeout(PATIENCE, client.ready()).await;
+                    ready.map_err(|_elapsed| "it does not answer".to_owned())?.map_err(|error| error.to_string())?;
+                    client.find(&format!("sos/{}/", stanza.key_label)).await.map_err(|error| error.to_string())
+                };
+                let found = found.await;
+                client.close().await;
+                found
             });
             match asked {
                 Ok(found) => held.objects.extend(found.into_iter().filter_map(|object| object.id)),

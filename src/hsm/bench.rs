@@ -55,10 +55,16 @@ impl fmt::Display for Rates {
 /// Measures one token.
 pub async fn run(config: HsmConfig, memory: Arc<dyn PinMemory>, load: Load) -> Result<Rates, HsmError> {
     let client = Client::start(config, memory);
+    let measured = measure_with_own_key(&client, load).await;
+    client.close().await;
+    measured
+}
+
+async fn measure_with_own_key(client: &Arc<Client>, load: Load) -> Result<Rates, HsmError> {
     client.ready().await?;
     let master = KeyId::random();
     client.create_master_key("sos/bench", master, &[]).await?;
-    let measured = measure(&client, master, load).await;
+    let measured = measure(client, master, load).await;
     client.destroy(master).await?;
     measured
 }

@@ -59,6 +59,13 @@ impl Report {
         self.client.clone().map(|client| client as Arc<dyn Hsm>)
     }
 
+    /// Lets go of the HSM.
+    pub async fn close(self) {
+        if let Some(client) = self.client {
+            client.close().await;
+        }
+    }
+
     /// What the self-test found out.
     pub fn facts(&self) -> Option<&TokenFacts> {
         self.facts.as_deref()
@@ -93,6 +100,7 @@ pub async fn run(config: HsmConfig, memory: Arc<dyn PinMemory>) -> Report {
         }
         Err(error) => {
             report.problems.push(unusable(&error));
+            client.close().await;
             return report;
         }
     }

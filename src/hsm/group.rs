@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use futures_util::future::select_all;
+use futures_util::future::{join_all, select_all};
 use parking_lot::{Mutex, RwLock};
 use quick_cache::sync::Cache;
 use tokio::sync::watch;
@@ -394,6 +394,10 @@ impl Hsm for Group {
 
     fn into_group(self: Arc<Self>) -> Arc<Group> {
         self
+    }
+
+    async fn close(&self) {
+        join_all(self.members().iter().map(|member| member.hsm.close())).await;
     }
 
     /// What the members that are ready hold.

@@ -322,6 +322,10 @@ pub trait Hsm: Send + Sync + 'static {
     /// The members of a group of HSMs; one HSM is a group of its own.
     fn into_group(self: Arc<Self>) -> Arc<Group>;
 
+    /// Lets go of the HSM for good and waits until its worker has ended: it finishes the call under way. One that hangs is
+    /// killed after five seconds. To be called before the process ends, and before a token's files are removed.
+    async fn close(&self) {}
+
     /// Token objects whose label starts with `label_prefix`.
     async fn find(&self, label_prefix: &str) -> Result<Vec<ObjectInfo>, HsmError>;
 

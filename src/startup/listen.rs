@@ -80,6 +80,18 @@ pub enum ListenError {
     },
 }
 
+/// Whether the TCP listeners could be opened now and their certificates loaded. Opening them is for later, when there is
+/// something that answers.
+pub fn check(listeners: &[Listener]) -> Result<(), ListenError> {
+    let mut bound = Bound { listeners: Vec::new(), certificates: Vec::new() };
+    for listener in listeners {
+        if let Listener::Tcp(tcp) = listener {
+            bound.tcp(tcp)?;
+        }
+    }
+    Ok(())
+}
+
 /// All listeners, bound and ready to serve.
 pub struct Bound {
     listeners: Vec<One>,

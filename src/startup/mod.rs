@@ -154,19 +154,47 @@ fn level(args: &ServerArgs, config: &Config) -> Result<LogLevel, StartError> {
 
 async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), StartError> {
     let certificates = args.dev_tls.then(|| DevCertificates::make(&mut config.listeners)).transpose()?;
+    // A start that is bound to fail leaves the HSM alone, however often a service manager repeats it.
+    listen::check(&config.listeners)?;
+    let store = storage_config(&config)?;
+    settle(&store)?;
     let token = if args.dev { dev_token(&config) } else { None };
+    // It logs in while the store is opened.
     let (hsm, stanzas) = start_hsm(&args, &config, token.as_ref())?;
+    let ended = serve_with(&args, &config, &log, store, hsm.clone(), stanzas.as_ref(), certificates.as_ref()).await;
+    // However it ends, the worker is not left in the middle of a call: the end of this process may be that of all of its
+    // service or container, and some modules rewrite their token in a call.
+    if let Some(hsm) = hsm {
+        hsm.close().await;
+    }
+    drop((token, certificates));
+    if ended.is_ok() {
+        tracing::info!("stopped");
+    }
+    ended
+}
+
+/// Opens the store and the listeners, and serves until the end.
+async fn serve_with(
+    args: &ServerArgs,
+    config: &Config,
+    log: &Log,
+    store: StorageConfig,
+    hsm: Option<Arc<dyn Hsm>>,
+    stanzas: Option<&Stanzas>,
+    certificates: Option<&DevCertificates>,
+) -> Result<(), StartError> {
     if let (Some(hsm), true) = (&hsm, args.dev) {
         dev::wait_for(hsm).await.map_err(|reason| StartError::Settings(format!("the HSM cannot be used: {reason}")))?;
     }
-    let core = build(&config, hsm)?;
-    backups::plan(&core, &config)?;
+    let core = build(config, store, hsm)?;
+    backups::plan(&core, config)?;
     let bound = Bound::bind(&config.listeners)?;
     let urls = bound.urls();
     let reloaded = bound.certificates();
     let servers = bound.serve(&core, config.default_max_request_duration).map_err(system("the listeners cannot be served"))?;
     if args.dev {
-        dev::initialise(&core, &args, &urls, certificates.as_ref()).await?;
+        dev::initialise(&core, args, &urls, certificates).await?;
     }
     tokio::spawn(stack::overwriting(Arc::clone(&core.seal).keep_unsealed()));
     tokio::spawn(stack::overwriting(backups::run(Arc::clone(&core))));
@@ -200,7 +228,7 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
             // With an exit code by which whoever supervises starts it again; the start settles what the restore left.
             () = core.backups.store_lost() => break Err(StartError::StoreLost),
             _ = hangup.recv() => {
-                reload(&args, &log, &reloaded, stanzas.as_ref(), &core);
+                reload(args, log, &reloaded, stanzas, &core);
                 core.audit.reopen();
             }
         }
@@ -222,8 +250,6 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
     if tokio::time::timeout(CLOSING, core.seal.shut_down()).await.is_err() {
         tracing::warn!("the seal is busy; the server stops without waiting for it");
     }
-    drop((token, certificates));
-    tracing::info!("stopped");
     ended
 }
 
@@ -264,18 +290,19 @@ fn start_hsm(
     }
 }
 
-/// Joins store, barrier, zones, seal and core; everything is sealed yet.
-fn build(config: &Config, hsm: Option<Arc<dyn Hsm>>) -> Result<Arc<Core>, StartError> {
-    let store = storage_config(config)?;
-    if let Some(folder) = &store.path {
-        match backup::settle_folder(folder)? {
-            Settled::Nothing => {}
-            Settled::Undone => tracing::warn!("a restore was interrupted before it took effect; the store is as it was before"),
-            Settled::Finished => {
-                tracing::warn!("a restore that was interrupted has been finished; the store is the restored one")
-            }
-        }
+/// Finishes or undoes a restore that was interrupted.
+fn settle(store: &StorageConfig) -> Result<(), StartError> {
+    let Some(folder) = &store.path else { return Ok(()) };
+    match backup::settle_folder(folder)? {
+        Settled::Nothing => {}
+        Settled::Undone => tracing::warn!("a restore was interrupted before it took effect; the store is as it was before"),
+        Settled::Finished => tracing::warn!("a restore that was interrupted has been finished; the store is the restored one"),
     }
+    Ok(())
+}
+
+/// Joins store, barrier, zones, seal and core; everything is sealed yet.
+fn build(config: &Config, store: StorageConfig, hsm: Option<Arc<dyn Hsm>>) -> Result<Arc<Core>, StartError> {
     let exchange = Arc::new(Exchange::open(store)?);
     reach("start-store-open");
     let barrier = Arc::new(Barrier::new(Arc::clone(&exchange) as Arc<dyn Storage>));

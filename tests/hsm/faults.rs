@@ -44,7 +44,22 @@ impl Faulty {
     }
 
     fn logins(&self) -> usize {
-        fs::read_to_string(self.fault("logins")).map_or(0, |text| text.lines().count())
+        self.noted("logins")
+    }
+
+    /// How often the proxy has noted something.
+    fn noted(&self, what: &str) -> usize {
+        fs::read_to_string(self.fault(what)).map_or(0, |text| text.lines().count())
+    }
+
+    async fn until_noted(&self, what: &str, times: usize) {
+        for _ in 0..500 {
+            if self.noted(what) == times {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{what} is noted {} times, not {times}", self.noted(what));
     }
 }
 
@@ -371,4 +386,44 @@ async fn a_worker_ends_with_its_client() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("the worker outlived its client");
+}
+
+/// SoftHSM rewrites its token's file at C_Login: a process that is killed there can leave an empty one.
+#[tokio::test]
+async fn a_client_that_goes_in_the_middle_of_a_login_lets_it_finish() {
+    let Some(faulty) = Faulty::new() else { return };
+    faulty.set("login_ms", "400");
+    let hsm = Client::start(faulty.config(), memory());
+    faulty.until_noted("logins", 1).await;
+    assert_eq!(faulty.noted("logged_in"), 0);
+    drop(hsm);
+    faulty.until_noted("finalized", 1).await;
+    assert_eq!(faulty.noted("logged_in"), 1);
+
+    let hsm = Client::start(faulty.config(), memory());
+    faulty.until_noted("logins", 2).await;
+    assert_eq!(faulty.noted("logged_in"), 1);
+    hsm.close().await;
+    assert_eq!((faulty.noted("logged_in"), faulty.noted("finalized")), (2, 2), "it is waited for");
+    assert!(hsm.find("sos/").await.is_err());
+}
+
+#[tokio::test]
+async fn a_client_that_goes_in_the_middle_of_calls_lets_them_finish() {
+    let Some(faulty) = Faulty::new() else { return };
+    let hsm = ready(faulty.config()).await;
+    let key = wrapped_key(&hsm).await;
+    encrypt(&hsm, &key).await.unwrap();
+    faulty.set("latency_ms", "400");
+    let began = Instant::now();
+    let call = {
+        let (hsm, key) = (hsm.clone(), key.clone());
+        tokio::spawn(async move { encrypt(&hsm, &key).await })
+    };
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    hsm.close().await;
+    // C_Finalize waits for the call.
+    assert!(began.elapsed() > Duration::from_millis(350), "{:?}", began.elapsed());
+    assert_eq!(faulty.noted("finalized"), 1);
+    assert!(call.await.unwrap().is_err(), "nobody is left to hand the answer over");
 }

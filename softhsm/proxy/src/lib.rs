@@ -9,7 +9,11 @@
 //! - `close_sessions_once`: before the next of these calls all sessions are closed under the caller, which also logs out;
 //! - `removed`: whatever needs the token answers CKR_DEVICE_REMOVED while the file exists.
 //!
-//! Every C_Login is noted as a line in `logins`. With `SOS_PROXY_MANUFACTURER` the module says that it is of that maker: what
+//! - `login_ms`: C_Login takes so many milliseconds longer, before and behind the real one;
+//! - `hang_login`: C_Login never returns while the file is there at its begin.
+//!
+//! Every C_Login is noted as a line in `logins` when it begins and in `logged_in` when it has ended, C_Finalize in
+//! `finalized`: a process that was killed in between has one line only. With `SOS_PROXY_MANUFACTURER` the module says that it is of that maker: what
 //! is known about the real one (that one session is fastest, for example) does not hold for a slow device behind a network.
 //!
 //! `SOS_PROXY_HIDE` makes the module one of another vendor: mechanisms that it names by number, such as `0x3,0x1087`, are
@@ -69,6 +73,7 @@ fn load() -> Option<Lists> {
     std::mem::forget(library);
     let ours = CK_FUNCTION_LIST {
         C_GetFunctionList: Some(C_GetFunctionList),
+        C_Finalize: Some(finalize),
         C_GetInfo: Some(get_info),
         C_GetTokenInfo: Some(token_info),
         C_GetMechanismList: Some(mechanism_list),
@@ -107,6 +112,15 @@ fn once(name: &str) -> bool {
 
 fn removed() -> bool {
     file("removed").is_some_and(|path| path.exists())
+}
+
+/// Adds a line to a file beside the faults.
+fn note(name: &str, line: &str) {
+    if let Some(path) = file(name)
+        && let Ok(mut log) = fs::OpenOptions::new().create(true).append(true).open(path)
+    {
+        let _ = writeln!(log, "{line}");
+    }
 }
 
 /// Passes a call on to the real module.
@@ -302,12 +316,24 @@ unsafe extern "C" fn close_all(slot: CK_SLOT_ID) -> CK_RV {
 }
 
 unsafe extern "C" fn login(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: CK_UTF8CHAR_PTR, len: CK_ULONG) -> CK_RV {
-    if let Some(path) = file("logins")
-        && let Ok(mut log) = fs::OpenOptions::new().create(true).append(true).open(path)
-    {
-        let _ = writeln!(log, "C_Login");
+    note("logins", "C_Login");
+    if file("hang_login").is_some_and(|path| path.exists()) {
+        loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
     }
-    real!(C_Login, session, user, pin, len)
+    let more = Duration::from_millis(number("login_ms").unwrap_or(0) / 2);
+    std::thread::sleep(more);
+    let rv = real!(C_Login, session, user, pin, len);
+    std::thread::sleep(more);
+    note("logged_in", "C_Login");
+    rv
+}
+
+unsafe extern "C" fn finalize(reserved: *mut std::ffi::c_void) -> CK_RV {
+    let rv = real!(C_Finalize, reserved);
+    note("finalized", "C_Finalize");
+    rv
 }
 
 unsafe extern "C" fn find_init(session: CK_SESSION_HANDLE, template: CK_ATTRIBUTE_PTR, count: CK_ULONG) -> CK_RV {

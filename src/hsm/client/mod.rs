@@ -18,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 
 use self::batches::{Batches, Part};
 use self::link::{Link, Pending};
+use self::process::Living;
 use super::proto::{self, Bytes, Frame, Header, Inspection, Item, Key, Lane, Op, Reply, Wrapped};
 use super::{
     AeadItem, DownReason, Group, Hsm, HsmConfig, HsmError, KeyId, KeyKind, KeySource, Mechanism, NewKey, NewMasterKey,
@@ -28,11 +29,11 @@ use crate::secret::SecretBytes;
 /// The answer to an item of a batch.
 type Opened = Result<SecretBytes, HsmError>;
 
-/// The HSM through its worker process. Dropping it ends the worker.
+/// The HSM through its worker process. Dropping it ends the worker, in its own time; [`Hsm::close`] waits for that.
 pub struct Client {
     shared: Arc<Shared>,
     /// Dropped with the client, which ends the supervisor.
-    _stop: oneshot::Sender<()>,
+    stop: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 struct Shared {
@@ -42,6 +43,8 @@ struct Shared {
     link: Mutex<Link>,
     last_call: AtomicU64,
     batches: Batches,
+    /// The supervisor and workers that have not ended; see [`Living`].
+    living: watch::Sender<usize>,
 }
 
 impl Shared {
@@ -61,16 +64,21 @@ impl Client {
             link: Mutex::default(),
             last_call: AtomicU64::new(0),
             batches: Batches::default(),
+            living: watch::Sender::new(0),
         });
         let (stop, stopped) = oneshot::channel::<()>();
         let supervised = shared.clone();
+        let living = Living::begin(&shared.living);
         // Its own thread: answers must not wait behind a busy server's tasks, nor depend on which runtime called.
-        let thread = std::thread::Builder::new().name("hsm-client".into()).spawn(move || supervise(&supervised, stopped));
+        let thread = std::thread::Builder::new().name("hsm-client".into()).spawn(move || {
+            supervise(&supervised, stopped);
+            drop(living);
+        });
         if let Err(error) = thread {
             let detail = format!("no thread for the HSM client: {error}");
             shared.status.send_replace(Status::Down { reason: DownReason::DeviceError, detail });
         }
-        Arc::new(Client { shared, _stop: stop })
+        Arc::new(Client { shared, stop: Mutex::new(Some(stop)) })
     }
 
     /// Waits until the HSM is ready; an error when it is down.
@@ -245,6 +253,12 @@ impl Hsm for Client {
 
     fn into_group(self: Arc<Self>) -> Arc<Group> {
         Group::of_one(self)
+    }
+
+    async fn close(&self) {
+        drop(self.stop.lock().take());
+        // The sender lives as long as this does.
+        let _ = self.shared.living.subscribe().wait_for(|living| *living == 0).await;
     }
 
     async fn find(&self, label_prefix: &str) -> Result<Vec<ObjectInfo>, HsmError> {

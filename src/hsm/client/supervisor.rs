@@ -1,4 +1,5 @@
-//! Keeps a worker running: starts it, hands it the PIN, watches it, kills it when it hangs, and starts the next one.
+//! Keeps a worker running: starts it, hands it the PIN, watches it, kills it when it hangs (and only then), and starts the
+//! next one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,15 +36,21 @@ struct End {
     ready: Option<Instant>,
     /// Whether the worker itself says that the HSM is not usable; otherwise it crashed or hung, and the next one may do.
     told: bool,
+    /// Whether it hangs, so that it can only be killed.
+    hung: bool,
 }
 
 impl End {
     fn new(reason: DownReason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), ready: None, told: true }
+        Self { reason, detail: detail.into(), ready: None, told: true, hung: false }
     }
 
     fn crashed(detail: impl Into<String>) -> Self {
-        Self { reason: DownReason::DeviceError, detail: detail.into(), ready: None, told: false }
+        Self { told: false, ..Self::new(DownReason::DeviceError, detail) }
+    }
+
+    fn hung(detail: impl Into<String>) -> Self {
+        Self { hung: true, ..Self::crashed(detail) }
     }
 }
 
@@ -94,11 +101,11 @@ async fn pause(shared: &Shared, failures: u32) {
 
 /// The life of one worker.
 async fn run(shared: &Shared, pin: SecretString) -> End {
-    let started = Process::start(&shared.config).and_then(|(process, stream)| {
+    let started = Process::start(&shared.config, &shared.living).and_then(|(process, stream)| {
         stream.set_nonblocking(true)?;
         Ok((process, UnixStream::from_std(stream)?))
     });
-    let (process, stream) = match started {
+    let (mut process, stream) = match started {
         Ok(started) => started,
         Err(error) => return End::new(DownReason::DeviceError, format!("the worker process cannot be started: {error}")),
     };
@@ -109,7 +116,10 @@ async fn run(shared: &Shared, pin: SecretString) -> End {
     let (facts, ways) = match handshake.await {
         Ok(Ok(facts)) => facts,
         Ok(Err(end)) => return end,
-        Err(_) => return End::new(DownReason::DeviceError, "the module did not get ready in time"),
+        Err(_) => {
+            process.kill();
+            return End::new(DownReason::DeviceError, "the module did not get ready in time");
+        }
     };
     drop(pin);
     tracing::info!(token = %facts.label, serial = %facts.serial, module = %facts.module, "the HSM is ready");
@@ -123,6 +133,9 @@ async fn run(shared: &Shared, pin: SecretString) -> End {
         end = write_calls(outgoing, &mut writer) => end,
         end = watch_time(shared) => end,
     };
+    if end.hung {
+        process.kill();
+    }
     End { ready: Some(ready), ..end }
 }
 
@@ -259,7 +272,7 @@ async fn watch_time(shared: &Shared) -> End {
         tokio::time::sleep(tick).await;
         suspects.extend(shared.link.lock().expire(Instant::now()));
         if is_stuck(shared, &mut suspects).await {
-            return End::crashed("the module did not answer in time; the worker was killed");
+            return End::hung("the module did not answer in time; the worker was killed");
         }
         if last_health.elapsed() >= shared.config.health_interval {
             last_health = Instant::now();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cryptoki_sys::*;
-use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::template::{self, Place, Usage};
 use super::{Fatal, Trouble};
@@ -72,6 +72,13 @@ impl Drop for Loaded {
     fn drop(&mut self) {
         self.graveyard.lock().push(self.object);
     }
+}
+
+/// The device cannot be had back. No call is in flight, and none begins as long as this lives.
+pub struct Lost<'a> {
+    /// Why.
+    pub why: Fatal,
+    _quiet: RwLockWriteGuard<'a, Current>,
 }
 
 struct ProbeRecord {
@@ -286,22 +293,40 @@ impl Device {
 
     /// Starts over after a failed probe: closes every session (no call is in flight), logs in anew and probes. `seen`
     /// is the generation that failed; when another thread was faster there is nothing left to do. An error is final
-    /// for this process: what is left then is a new one.
-    pub fn recover(&self, seen: u64) -> Result<(), Fatal> {
+    /// for this process: what is left then is a new one, and no thread begins a call any more (another log-in among them).
+    pub fn recover(&self, seen: u64) -> Result<(), Lost<'_>> {
         let mut current = self.current.write();
         if current.generation != seen {
             return Ok(());
         }
-        tracing::warn!(generation = seen + 1, "the HSM session is lost: logging in again");
+        match self.renewed(seen + 1) {
+            Ok(next) => *current = next,
+            Err(why) => return Err(Lost { why, _quiet: current }),
+        }
+        Ok(())
+    }
+
+    /// Everything anew under the object's lock.
+    fn renewed(&self, generation: u64) -> Result<Current, Fatal> {
+        tracing::warn!(generation, "the HSM session is lost: logging in again");
         let _ = self.module.close_all(self.slot);
         let keeper = log_in(&self.module, self.slot, &self.pin)?;
-        let mut next = Current::new(seen + 1, keeper, self.key_cache);
+        let mut next = Current::new(generation, keeper, self.key_cache);
         next.probe_key = self.make_probe_key(keeper);
         let probed = self.probe_now(&next, keeper);
         probed.map_err(|error| Fatal::new(DownReason::DeviceError, error.to_string()))?;
         *self.probe.lock() = ProbeRecord { ended: Some(Instant::now()), took: Duration::ZERO, healthy: true };
-        *current = next;
-        Ok(())
+        Ok(next)
+    }
+
+    /// Waits for the calls under way and lets go of the token. No call begins any more: the process is to end now.
+    pub fn close(&self) {
+        let quiet = self.current.write();
+        if let Err(error) = self.module.finalize() {
+            tracing::debug!(%error, "the module does not finalize");
+        }
+        // Held for good.
+        std::mem::forget(quiet);
     }
 }
 

@@ -1,13 +1,15 @@
 //! `sos hsm-worker`: the process that loads the vendor's library, so that its crashes and hangs are not the server's.
 //!
-//! It is started with a socket as standard input, over which it gets its configuration, then the PIN, then calls; it
-//! ends when the socket closes. Nothing secret ever stands in its arguments or environment. After a loss of the device
+//! It is started with a socket as standard input, over which it gets its configuration, then the PIN, then calls. When the
+//! socket closes, by the server's will or its death, it finishes the calls under way, takes no more, calls C_Finalize and
+//! ends: a module may be rewriting its token in a call (see [`parent`]). Nothing secret ever stands in its arguments or environment. After a loss of the device
 //! it logs in again once; when that does not help it says why and ends, and the server starts a new one: a fresh
 //! process is the only re-initialisation that works with every module.
 
 mod device;
 mod ops;
 mod output;
+mod parent;
 mod pool;
 pub mod selftest;
 mod template;
@@ -23,6 +25,7 @@ use rustix::process::{Resource, Rlimit, Signal};
 
 use self::device::Device;
 use self::output::Output;
+use self::parent::Parent;
 use self::pool::Pool;
 use super::DownReason;
 use super::ck_error::CkError;
@@ -72,8 +75,9 @@ pub fn main() -> ExitCode {
     };
     let Ok(writer) = stream.try_clone() else { return ExitCode::FAILURE };
     let output = Arc::new(Output::new(writer));
+    let Ok(watched) = stream.try_clone() else { return ExitCode::FAILURE };
     let mut reader = Overwriting::with_capacity(1 << 18, stream);
-    match serve(&mut reader, &output) {
+    match serve(&mut reader, watched, &output) {
         // A module's destructors may crash or hang with threads inside; there is nothing left to tidy up.
         Ok(()) => end(),
         Err(Fatal { reason, detail }) => {
@@ -83,7 +87,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Ends this process without running the module's destructors.
+/// Ends this process without running the module's destructors. No call may be in flight, unless it hangs.
 fn end() -> ! {
     let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
     std::process::abort()
@@ -97,32 +101,47 @@ fn harden() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
-fn serve(reader: &mut Overwriting<UnixStream>, output: &Arc<Output>) -> Result<(), Fatal> {
+fn serve(reader: &mut Overwriting<UnixStream>, watched: UnixStream, output: &Arc<Output>) -> Result<(), Fatal> {
     let Some(first) = next(reader)? else { return Ok(()) };
     let hello: Hello = first_message(&first)?;
     let module = load(&hello)?;
+    // Not earlier: a library is loaded while there is one thread.
+    let parent = Parent::watch(watched, || end());
+    let parent = parent.map_err(|error| Fatal::new(DownReason::DeviceError, format!("no thread: {error}")))?;
+    initialize(&module, &hello)?;
     let (slot, info) = token::choose(&module, &hello)?;
     output.message(0, &Event::Token { serial: info.serial.clone() });
-    let Some(second) = next(reader)? else { return Ok(()) };
+    let Some(second) = next(reader)? else {
+        let _ = module.finalize();
+        return Ok(());
+    };
     let pin = SecretString::new(first_message::<Pin<'_>>(&second)?.pin.to_string());
     drop(second);
     let device = Arc::new(Device::open(module, slot, info, &hello, pin)?);
+    if parent.is_gone() {
+        device.close();
+        return Ok(());
+    }
     let facts = selftest::run(&device, hello.seal_mechanism)?;
-    let pool = Pool::start(device, &hello, facts.seal_mechanism, output.clone())?;
+    let pool = Pool::start(Arc::clone(&device), &hello, facts.seal_mechanism, output.clone())?;
     output.message(0, &Event::Ready { facts, ways: pool.ways() });
-    dispatch(reader, &pool, output)
+    let ended = dispatch(reader, &pool, output);
+    device.close();
+    ended
 }
 
 fn load(hello: &Hello) -> Result<Module, Fatal> {
-    let module = Module::load(hello.lib.as_ref()).map_err(|error| match error {
+    Module::load(hello.lib.as_ref()).map_err(|error| match error {
         LoadError::Module(error) => Fatal::new(DownReason::DeviceError, error.to_string()),
         other => Fatal::new(DownReason::ModuleMissing, format!("{} cannot be loaded: {other}", hello.lib)),
-    })?;
+    })
+}
+
+fn initialize(module: &Module, hello: &Hello) -> Result<(), Fatal> {
     module.initialize(hello.reserved.as_deref()).map_err(|error| {
         let hint = "is the module's own configuration there, and the token's storage readable for this user?";
         Fatal::new(DownReason::DeviceError, format!("{error}: {hint}"))
-    })?;
-    Ok(module)
+    })
 }
 
 /// Hands every call to the pool until the server closes the socket.

@@ -246,8 +246,9 @@ impl Shared {
                 Next::Fail(failure) => return Err(failure),
                 Next::Again => {}
                 Next::Recover => {
-                    if let Err(Fatal { reason, detail }) = self.device.recover(generation) {
-                        self.output.message(0, &Event::Down { reason, detail });
+                    if let Err(lost) = self.device.recover(generation) {
+                        let Fatal { reason, detail } = &lost.why;
+                        self.output.message(0, &Event::Down { reason: *reason, detail: detail.clone() });
                         super::end();
                     }
                 }

@@ -344,6 +344,22 @@ impl Rebuilt {
             Token::Given(config) => (*config, None),
         };
         let client = Client::start(config, Arc::new(VolatilePinMemory::default()));
+        match Self::on(&client, record, label, progress).await {
+            Ok(group) => Ok(Self { hsm: Some(group), client: Some(client), token: throw_away }),
+            Err(error) => {
+                client.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The token behind `client`, emptied of what other drills left.
+    async fn on(
+        client: &Arc<Client>,
+        record: &SealRecord,
+        label: &str,
+        progress: Progress<'_>,
+    ) -> Result<Arc<dyn Hsm>, DrillError> {
         let unusable = |error: crate::hsm::HsmError| DrillError::Token(error.to_string());
         tokio::time::timeout(READY, client.ready())
             .await
@@ -373,12 +389,19 @@ impl Rebuilt {
         }
         let name = record.hsm_names().into_iter().next().unwrap_or_default();
         let hsm: Arc<dyn Hsm> = client.clone();
-        let group = Group::new(vec![Member { name, key_label: Some(label.to_owned()), disabled: false, hsm }]);
-        Ok(Self { hsm: Some(group), client: Some(client), token: throw_away })
+        Ok(Group::new(vec![Member { name, key_label: Some(label.to_owned()), disabled: false, hsm }]))
     }
 
-    /// Takes the drill's objects off a token that stays.
+    /// Takes the drill's objects off a token that stays, and lets go of it.
     async fn clean(self, label: &str) -> Result<(), DrillError> {
+        let cleaned = self.remove_objects(label).await;
+        if let Some(client) = &self.client {
+            client.close().await;
+        }
+        cleaned
+    }
+
+    async fn remove_objects(&self, label: &str) -> Result<(), DrillError> {
         if let (Some(client), None) = (&self.client, &self.token) {
             let failed = |error: crate::hsm::HsmError| {
                 DrillError::Token(format!("objects with the label sos/{label}/ are left on it, delete them: {error}"))
