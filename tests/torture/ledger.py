@@ -19,17 +19,38 @@ class Log:
         self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self.journal = journal
         self.count = 0
-        self.requests = []
+        self.marks = Marks()
         self.lock = threading.Lock()
 
-    def acknowledged(self, who, step, answer=None):
+    def acknowledged(self, who, step):
         mark = os.path.getsize(self.journal) if self.journal else 0
         with self.lock:
             os.write(self.fd, (json.dumps([who, step, mark]) + "\n").encode())
             self.count += 1
-            if answer and "request_id" in answer:
-                self.requests.append(answer["request_id"])
         return mark
+
+
+class Marks:
+    """What tells the writers' requests apart, and which of them were acknowledged since they were asked for last."""
+
+    def __init__(self):
+        self.given = 0
+        self.known = {}
+        self.lock = threading.Lock()
+
+    def next(self):
+        with self.lock:
+            self.given += 1
+            return str(self.given)
+
+    def answered(self, mark, what):
+        with self.lock:
+            self.known[mark] = what
+
+    def take(self):
+        with self.lock:
+            known, self.known = self.known, {}
+        return known
 
 
 class Subject:
@@ -48,9 +69,9 @@ class Subject:
         """Attempts the next step."""
         number = self.acked + 1
         self.attempted = number
-        answer = self.change(client, number)
+        self.change(client, number)
         self.acked = number
-        self.marks[number] = self.log.acknowledged(self.name, number, answer)
+        self.marks[number] = self.log.acknowledged(self.name, number)
 
     def required(self, limit):
         return max((step for step, mark in self.marks.items() if mark <= limit), default=0)
@@ -89,7 +110,6 @@ class KvChain(Subject):
             self.destroyed[number - 2] = NEVER
             client.ok("POST", "kv/destroy/" + self.name, {"versions": [number - 2]})
             self.destroyed[number - 2] = self.log.acknowledged(self.name, "destroyed %d" % (number - 2))
-        return answer
 
     def find(self, client, limit):
         status, meta = client.call("GET", "kv/metadata/" + self.name)
@@ -136,8 +156,8 @@ class Kv1Register(Subject):
     def change(self, client, number):
         if number % 5 == 4:
             client.ok("DELETE", "kv1/" + self.name)
-            return None
-        return client.ok("PUT", "kv1/" + self.name, {"step": number, "filling": self.filling(number)})
+        else:
+            client.ok("PUT", "kv1/" + self.name, {"step": number, "filling": self.filling(number)})
 
     def find(self, client, limit):
         status, answer = client.call("GET", "kv1/" + self.name)
@@ -184,10 +204,9 @@ class Tokens(Subject):
     def change(self, client, number):
         if number % 3 == 0:
             client.ok("POST", "auth/token/revoke", {"token": self.content[number - 1]})
-            return None
+            return
         answer = client.ok("POST", "auth/token/create", {"policies": ["default"], "ttl": "6h", "meta": {"step": str(number)}})
         self.content[number] = answer["auth"]["client_token"]
-        return answer
 
     def alive(self, client, number):
         status, answer = client.call("GET", "auth/token/lookup-self", token=self.content[number])
@@ -238,15 +257,15 @@ class TransitKey(Subject):
         if not self.made:
             client.ok("POST", "transit/keys/" + self.name, {"protection_level": self.level})
             self.made = True
-            return None
-        return client.ok("POST", "transit/keys/%s/rotate" % self.name, {})
+        else:
+            client.ok("POST", "transit/keys/%s/rotate" % self.name, {})
 
     def step(self, client):
         if self.acked == 0 or self.dice.randrange(self.every) == 0:
             return super().step(client)
         plaintext = base64.b64encode(b"%s %d %08x" % (self.name.encode(), len(self.sealed), self.dice.getrandbits(32))).decode()
         answer = client.ok("POST", "transit/encrypt/" + self.name, {"plaintext": plaintext})
-        mark = self.log.acknowledged(self.name, "encrypted", answer)
+        mark = self.log.acknowledged(self.name, "encrypted")
         self.sealed.append((answer["data"]["ciphertext"], plaintext, mark))
 
     def find(self, client, limit):
@@ -288,7 +307,7 @@ class ZoneVersions(Subject):
     """Rotations of the default zone's master key; the first version is made at init."""
 
     def change(self, client, number):
-        return client.ok("POST", "sys/sos/zones/default/rotate", {})
+        client.ok("POST", "sys/sos/zones/default/rotate", {})
 
     def find(self, client, limit):
         zone = client.ok("GET", "sys/sos/zones/default")["data"]
@@ -306,14 +325,12 @@ class TokenKeys(Subject):
     def change(self, client, number):
         which, deletes = divmod(number, 2)
         if not deletes:
-            answer = client.ok("POST", "transit/keys/" + self.key(which), {"protection_level": "hsm-only"})
+            client.ok("POST", "transit/keys/" + self.key(which), {"protection_level": "hsm-only"})
             sealed = client.ok("POST", "transit/encrypt/" + self.key(which), {"plaintext": "b25seQ=="})
             self.content[which] = sealed["data"]["ciphertext"]
-            return answer
-        if which > 1:
+        elif which > 1:
             client.ok("POST", "transit/keys/%s/config" % self.key(which - 1), {"deletion_allowed": True})
             client.ok("DELETE", "transit/keys/" + self.key(which - 1))
-        return None
 
     def there(self, client, which):
         status, answer = client.call("GET", "transit/keys/" + self.key(which))

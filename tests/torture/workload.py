@@ -1,8 +1,8 @@
 """Clients that write for as long as the server lives, and the check of all that they were promised."""
-import json, random, threading, time
+import json, random, threading, time, traceback
 
 from ledger import NEVER, Kv1Register, KvChain, Log, Policy, Terms, TokenKeys, Tokens, TransitKey, ZoneVersions
-from place import Gone, Violation
+from place import MARK, Connection, Gone, Violation
 
 TORN = '{"type":"response","torn":'
 
@@ -25,6 +25,8 @@ class Workload:
         # These write to the token for good, or much: a step or two in every run.
         self.rare = [self.zones, self.only]
         self.failures = []
+        # How many steps each group of writers has done.
+        self.steps = [0] * (len(self.groups) + 1)
         self.threads = []
         self.stopping = False
 
@@ -36,30 +38,39 @@ class Workload:
         for path, kind, version in (("kv", "kv", "2"), ("kv1", "kv", "1"), ("transit", "transit", None)):
             options = {"options": {"version": version}} if version else {}
             client.ok("POST", "sys/mounts/" + path, {"type": kind, **options})
+        client.ok("PUT", "sys/config/auditing/request-headers/" + MARK, {"hmac": False})
         client.ok("PUT", "sys/audit/file", {"type": "file", "options": {"file_path": self.place.path("audit.log")}})
         client.close()
+
+    def client(self):
+        """For writers: what it asks for must be found in the audit file."""
+        return Connection(self.place.port, self.place.root, self.log.marks)
 
     def start(self, rare=True):
         """Lets the writers loose."""
         self.stopping = False
         work = list(self.groups) + ([self.rare] if rare else [])
-        self.threads = [threading.Thread(target=self.write, args=(group, group is self.rare, self.dice.getrandbits(64))) for group in work]
+        self.threads = [threading.Thread(target=self.write, args=(at, group, group is self.rare, self.dice.getrandbits(64)))
+                        for at, group in enumerate(work)]
         for thread in self.threads:
             thread.start()
 
-    def write(self, group, rare, seed):
-        dice, client = random.Random(seed), self.place.client()
+    def write(self, at, group, rare, seed):
+        dice, client = random.Random(seed), self.client()
         try:
             for number in range(2 if rare else 1 << 60):
                 if self.stopping:
                     return
                 dice.choice(group).step(client)
+                self.steps[at] += 1
                 if rare:
                     time.sleep(dice.random() / 5)
         except Gone:
             pass
         except Violation as violation:
             self.failures.append(str(violation))
+        except Exception:  # an answer that is not of the expected shape, or a defect of the writer: it writes no more
+            self.failures.append("a writer died: " + traceback.format_exc())
         finally:
             client.close()
 
@@ -70,6 +81,13 @@ class Workload:
         self.threads = []
         if self.failures:
             raise Violation("; ".join(self.failures))
+
+    def demand(self, each, total):
+        """Clients that hardly wrote prove nothing: so many steps of each group of writers, and so many in all."""
+        idle = [group[0].name for group, steps in zip(self.groups, self.steps) if steps < each]
+        if idle or self.log.count < total:
+            raise Violation("too little was written to prove anything: %d acknowledged writes of at least %d; less than %d steps of the writers of %s"
+                            % (self.log.count, total, each, ", ".join(idle) or "none"))
 
     def check(self, limit=NEVER, place=None):
         """Compares everything with the ledger; answers where each subject is."""
@@ -89,8 +107,10 @@ class Workload:
             file.write(TORN)
 
     def check_audit(self):
-        """The audit file holds an answer's line for every acknowledged request since the last check."""
-        wanted, self.log.requests = set(self.log.requests), []
+        """The audit file holds a request's line and an answer's line for every acknowledged request since the last check, also
+        for those answered without a body."""
+        wanted = self.log.marks.take()
+        missing = {"request": dict(wanted), "response": dict(wanted)}
         with open(self.place.path("audit.log"), encoding="utf-8", errors="replace") as file:
             file.seek(self.audited if hasattr(self, "audited") else 0)
             for line in file:
@@ -100,11 +120,13 @@ class Workload:
                     if line.startswith(TORN) and line.strip() != TORN:
                         raise Violation("a record was appended to half a line: %s" % line[:200])
                     continue  # cut off by the crash
-                if entry.get("type") == "response":
-                    wanted.discard(entry["request"]["id"])
+                for mark in entry["request"].get("headers", {}).get(MARK.lower(), ()):
+                    missing.get(entry["type"], {}).pop(mark, None)
             self.audited = file.tell()
-        if wanted:
-            raise Violation("the audit file lacks %d acknowledged requests, as %s" % (len(wanted), wanted.pop()))
+        for kind, lacking in missing.items():
+            if lacking:
+                raise Violation("the audit file lacks the %s lines of %d of %d acknowledged requests, as of %s"
+                                % (kind, len(lacking), len(wanted), next(iter(lacking.values()))))
 
     def check_objects(self):
         """The token holds what the records name: the seal key, the master keys, the keys at `hsm-only`, and nothing else."""
