@@ -21,7 +21,7 @@ use serde_json::json;
 
 use super::Outcome;
 
-/// Signatures per second of each kind, on as many threads; each thread has its own copy of the key.
+/// Signatures per second of each kind and the CPU time of one, on as many threads; each thread has its own copy of the key.
 pub fn sign(seconds: f64, threads: usize) -> Outcome {
     let rsa = Rsa::generate(2048)?.private_key_to_der()?;
     let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
@@ -30,11 +30,15 @@ pub fn sign(seconds: f64, threads: usize) -> Outcome {
     let rate = |der: &[u8], one: fn(&PKey<Private>) -> Result<usize, openssl::error::ErrorStack>| {
         rate(seconds, threads, || PKey::private_key_from_der(der), one)
     };
+    let (rsa, rsa_cpu) = rate(&rsa, rsa_pss)?;
+    let (ec, ec_cpu) = rate(&ec, ecdsa)?;
+    let (ed, ed_cpu) = rate(&ed, |key| Ok(Signer::new_without_digest(key)?.sign_oneshot_to_vec(&[7; 32])?.len()))?;
     Ok(json!({
         "threads": threads,
-        "rsa-2048": rate(&rsa, rsa_pss)?,
-        "ecdsa-p256": rate(&ec, ecdsa)?,
-        "ed25519": rate(&ed, |key| Ok(Signer::new_without_digest(key)?.sign_oneshot_to_vec(&[7; 32])?.len()))?,
+        "rsa-2048": rsa,
+        "ecdsa-p256": ec,
+        "ed25519": ed,
+        "cpu_us": { "rsa-2048": rsa_cpu, "ecdsa-p256": ec_cpu, "ed25519": ed_cpu },
     }))
 }
 
@@ -51,14 +55,22 @@ fn ecdsa(key: &PKey<Private>) -> Result<usize, openssl::error::ErrorStack> {
     Ok(EcdsaSig::sign(&[7; 32], &*key.ec_key()?)?.to_der()?.len())
 }
 
+/// CPU time of this process so far, in microseconds.
+fn cpu_micros() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap_or_default().as_secs_f64() * 1e6
+}
+
+/// Calls per second of all threads together, and the CPU time of one call in microseconds.
 fn rate<K: Send>(
     seconds: f64,
     threads: usize,
     key: impl Fn() -> Result<K, openssl::error::ErrorStack>,
     one: fn(&K) -> Result<usize, openssl::error::ErrorStack>,
-) -> Result<f64, Box<dyn std::error::Error>> {
+) -> Result<(f64, f64), Box<dyn std::error::Error>> {
     let start = Barrier::new(threads);
     let end = Duration::from_secs_f64(seconds);
+    let before = cpu_micros();
     let rates = thread::scope(|scope| {
         let mut running = Vec::new();
         for _ in 0..threads {
@@ -71,13 +83,14 @@ fn rate<K: Send>(
                     std::hint::black_box(one(&key)?);
                     done += 1;
                 }
-                Ok::<_, openssl::error::ErrorStack>(f64::from(done) / began.elapsed().as_secs_f64())
+                Ok::<_, openssl::error::ErrorStack>((f64::from(done), f64::from(done) / began.elapsed().as_secs_f64()))
             }));
         }
-        let join = |one: thread::ScopedJoinHandle<'_, Result<f64, _>>| one.join().unwrap_or(Ok(0.0));
-        running.into_iter().map(join).collect::<Result<Vec<f64>, openssl::error::ErrorStack>>()
+        let join = |one: thread::ScopedJoinHandle<'_, Result<(f64, f64), _>>| one.join().unwrap_or(Ok((0.0, 0.0)));
+        running.into_iter().map(join).collect::<Result<Vec<_>, openssl::error::ErrorStack>>()
     })?;
-    Ok(rates.into_iter().sum())
+    let done: f64 = rates.iter().map(|(done, _)| done).sum();
+    Ok((rates.iter().map(|(_, rate)| rate).sum(), (cpu_micros() - before) / done.max(1.0)))
 }
 
 /// Room that is written before anything is timed, so that no sync has to record a new length.

@@ -56,7 +56,7 @@ def load(server, row, seconds, conns, pid=None):
         mode=quote(row.mode), path=quote(row.path), keys=row.keys, seed=seed)
     with tempfile.NamedTemporaryFile("w", suffix=".lua", delete=False) as file:
         file.write(lua)
-    conns = min(conns, row.conns or conns)
+    conns = row.connections(conns)
     asked = [look(server, row, seed)]
     before = cpu_seconds(pid)
     try:

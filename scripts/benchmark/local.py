@@ -16,15 +16,21 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 MODULES = ("/usr/lib/softhsm", "/usr/lib/x86_64-linux-gnu/softhsm", "/usr/lib64/softhsm", "/usr/lib64/pkcs11")
 
 
+def target():
+    """Where cargo puts what it builds."""
+    said = subprocess.run(["cargo", "metadata", "--locked", "--no-deps", "--format-version=1"], cwd=ROOT, check=True, capture_output=True)
+    return json.loads(said.stdout)["target_directory"]
+
+
 def build():
     """Paths of the server and of the bench tool. SOS_BIN and SOS_BENCH_BIN name binaries that are built already."""
     wanted, made = [], {"sos": os.environ.get("SOS_BIN"), "tool": os.environ.get("SOS_BENCH_BIN")}
     if not made["sos"]:
         wanted += ["--bin", "sos"]
-        made["sos"] = os.path.join(ROOT, "target/release/sos")
+        made["sos"] = os.path.join(target(), "release/sos")
     if not made["tool"]:
         wanted += ["--example", "bench"]
-        made["tool"] = os.path.join(ROOT, "target/release/examples/bench")
+        made["tool"] = os.path.join(target(), "release/examples/bench")
     if wanted:
         subprocess.run(["cargo", "build", "--locked", "--release"] + wanted, cwd=ROOT, check=True)
     return made["sos"], made["tool"]

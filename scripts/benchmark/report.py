@@ -50,18 +50,30 @@ def judged(value, goal):
     return "%.2f%s" % (value, said)
 
 
-HEAD = ["row", "floor", "requests/s", "floor/s", "ratio", "p50 ms", "p99 ms", "floor p99", "CPU µs/request", "floor CPU µs", "CPU ratio"]
+HEAD = ["row", "floor", "conns", "requests/s", "floor/s", "ratio", "p50 ms", "p99 ms", "floor p99", "CPU µs/request", "floor CPU µs", "CPU ratio"]
 
 
-def line(name, each):
-    """One row beside its floor."""
+def line(name, each, conns):
+    """One row beside its floor, in a run with so many connections."""
     ours, floor, row = each["ours"], each.get("floor"), each["row"]
     beside = lambda text: text() if floor else ""
     return [
-        name, beside(lambda: row.floor), "%.0f" % of(ours, "rps"), beside(lambda: "%.0f" % of(floor, "rps")),
+        name, beside(lambda: row.floor), str(row.connections(conns)), "%.0f" % of(ours, "rps"), beside(lambda: "%.0f" % of(floor, "rps")),
         beside(lambda: judged(ratio(ours, floor), row.goal)), "%.2f" % of(ours, "p50"), "%.2f" % of(ours, "p99"),
         beside(lambda: "%.2f" % of(floor, "p99")), "%.1f" % of(ours, "cpu"), beside(lambda: "%.1f" % of(floor, "cpu")),
         beside(lambda: judged(cpu_ratio(ours, floor), row.goal))]
+
+
+OPENBAO_HEAD = ["row", "requests/s", "OpenBao/s", "ratio"]
+ELSEWHERE = """OpenBao 2.6 with Raft storage, measured elsewhere, on the same kind of machine (two cores, wrk with 32 connections, quiet, one run).
+It says how far away the goals are and is no verdict; `--peer` runs both in one run and judges."""
+
+
+def openbao(plain):
+    """The rows that were measured there too."""
+    known = [(name, each, verdicts.OPENBAO[name]) for name, each in plain.items() if name in verdicts.OPENBAO]
+    return [[name, "%.0f" % of(each["ours"], "rps"), "%d" % theirs, judged(of(each["ours"], "rps") / theirs, verdicts.peer_goal(name))]
+            for name, each, theirs in known]
 
 
 PEER_HEAD = ["row", "requests/s", "peer/s", "ratio", "p50 ms", "peer p50", "p99 ms", "peer p99", "CPU µs/request", "peer CPU µs", "CPU ratio"]
@@ -116,15 +128,17 @@ def write(figures, folder, how):
         "Not measured in this run:", listed(verdicts.elsewhere(figures)))
     if figures["left_out"]:
         parts += section("Left out", listed("%s (%s)" % pair for pair in figures["left_out"]))
-    rounds = "32 connections; medians of %d alternating rounds of %d s." % (figures["rounds"], figures["seconds"])
-    parts += section("Every row, no audit device, no TLS", rounds, table(HEAD, [line(name, each) for name, each in plain.items()]))
+    conns = figures["conns"]
+    rounds = "Medians of %d alternating rounds of %d s." % (figures["rounds"], figures["seconds"])
+    parts += section("Every row, no audit device, no TLS", rounds, table(HEAD, [line(name, each, conns) for name, each in plain.items()]))
+    parts += section("Beside OpenBao, measured elsewhere", ELSEWHERE, table(OPENBAO_HEAD, openbao(plain)))
     beside = {name: each for name, each in plain.items() if each.get("peer")}
     if beside:
         parts += section("Beside the peer", peer_memory(figures["memory"]), table(PEER_HEAD, [peer_line(name, each) for name, each in beside.items()]))
     for key, title in (("audit", "With an audit file device"), ("tls", "Over TLS")):
         if figures.get(key):
             rounds = "Medians of %d alternating rounds of 1 s." % figures["rounds"]
-            parts += section(title, rounds, table(HEAD, [line(name, each) for name, each in figures[key].items()]))
+            parts += section(title, rounds, table(HEAD, [line(name, each, conns) for name, each in figures[key].items()]))
     if figures.get("writers"):
         parts += section("Writers", writers_table(figures["writers"]), "![writers](writers.svg)")
         writers_chart(figures["writers"], folder)

@@ -73,6 +73,10 @@ class Row:
     goal: float = None
     answer: int = None
 
+    def connections(self, conns):
+        """How many of the run's connections it takes."""
+        return min(conns, self.conns or conns)
+
     def once(self, number=1):
         """A path of one of its requests."""
         return {"spread": self.path + str(number % self.keys), "unique": "%sonce-%d" % (self.path, number)}.get(self.mode, self.path)
