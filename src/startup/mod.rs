@@ -158,6 +158,7 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
     listen::check(&config.listeners)?;
     let store = storage_config(&config)?;
     settle(&store)?;
+    storage::check(&store)?;
     let token = if args.dev { dev_token(&config) } else { None };
     // It logs in while the store is opened.
     let (hsm, stanzas) = start_hsm(&args, &config, token.as_ref())?;

@@ -34,12 +34,16 @@ impl Folder {
             .mode(0o600)
             .open(path.join("lock"))
             .map_err(|error| failed("opening the lock file in", error))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => {
-                Err(StorageError::Io(format!("the folder {} is in use by another process", path.display())))
-            }
-            Err(TryLockError::Error(error)) => Err(failed("locking the folder", error)),
+        take(path, &lock)?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Whether another process holds the folder now, without making anything in it.
+    pub(crate) fn probe(path: &Path) -> Result<(), StorageError> {
+        match OpenOptions::new().write(true).open(path.join("lock")) {
+            Ok(lock) => take(path, &lock),
+            // What else keeps it from being opened is told when it is.
+            Err(_) => Ok(()),
         }
     }
 
@@ -69,6 +73,16 @@ impl Folder {
                 }
             }
         }
+    }
+}
+
+fn take(path: &Path, lock: &File) -> Result<(), StorageError> {
+    match lock.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            Err(StorageError::Io(format!("the folder {} is in use by another process", path.display())))
+        }
+        Err(TryLockError::Error(error)) => Err(StorageError::Io(format!("locking the folder {}: {error}", path.display()))),
     }
 }
 

@@ -78,6 +78,12 @@ pub(super) fn place(folder: &Path, generation: u64) -> PathBuf {
     }
 }
 
+/// The folders of all generations but the first, current or not.
+pub(super) fn places(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_str().and_then(number).is_some()).map(|entry| entry.path()).collect()
+}
+
 /// Makes an empty place for a generation that is not current.
 pub(super) fn make(folder: &Path, generation: u64) -> io::Result<PathBuf> {
     let place = place(folder, generation);

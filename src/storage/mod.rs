@@ -23,6 +23,7 @@ mod journal;
 mod journaled;
 mod mark;
 mod names;
+mod owner;
 mod recent;
 mod redb;
 mod sled;
@@ -290,12 +291,21 @@ pub fn wait_until_closed(config: &StorageConfig) -> Result<(), StorageError> {
     }
 }
 
+/// Says why the configured store could not be opened, as far as that is known at once and without changing anything: another
+/// engine's folder, one that is in use, or one of which it is not clear which files are the store.
+pub fn check(config: &StorageConfig) -> Result<(), StorageError> {
+    config.path.as_deref().map_or(Ok(()), |path| owner::check(config.kind, path))
+}
+
 /// Opens the configured store, or says why it cannot be opened. Blocks while the engine recovers what was written.
 pub fn open(config: &StorageConfig) -> Result<Arc<dyn Storage>, StorageError> {
     let path = || {
         let missing = || StorageError::Invalid("the storage configuration names no path".into());
         config.path.as_deref().ok_or_else(missing)
     };
+    if let Some(path) = &config.path {
+        owner::refuse_other(config.kind, path)?;
+    }
     Ok(Arc::new(match config.kind {
         Kind::InMem => InMem::open()?,
         Kind::Sled => Sled::open(path()?, config.options)?,

@@ -325,7 +325,7 @@ impl Backend for Engine {
 }
 
 /// Whether a name in the folder belongs to redb.
-fn is_of_redb(name: &str) -> bool {
+pub(super) fn is_of_redb(name: &str) -> bool {
     name == FILE
 }
 
