@@ -3,7 +3,10 @@
 //! How many wait is bounded by their bytes alone: requests in flight are bounded where they come in, and each of them finds room for its
 //! records however many come at once, unless these are far larger than records are.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    thread::{self, ThreadId},
+};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -56,8 +59,10 @@ struct State {
     reopen: bool,
     /// The writer waits for a wake-up.
     sleeps: bool,
-    /// The first of the records that wait is going to be announced.
-    led: bool,
+    /// Counts what the writer took: those that wait are announced as this lot.
+    lot: u64,
+    /// The threads that are going to announce it. Each that puts something into it does, for any other may be busy for long.
+    leaders: Vec<ThreadId>,
     /// What waits may be taken.
     announced: bool,
     /// The device or the writer is gone.
@@ -77,8 +82,8 @@ pub fn channel(most_bytes: usize) -> (Sender, Receiver) {
 }
 
 impl Sender {
-    /// Puts a record at the end. Its writer takes it when those that are ready beside it were put behind it, even if it is awake: else it
-    /// would take them one by one, and a write for each is dearer than the wait.
+    /// Puts a record at the end. Its writer takes it when those that are ready beside it on one of the threads were put behind it, even if
+    /// it is awake: else it would take them one by one, and a write for each is dearer than the wait.
     ///
     /// # Errors
     /// [`DeviceError::Full`] and [`DeviceError::Gone`].
@@ -95,11 +100,16 @@ impl Sender {
         if state.records.len() >= ENOUGH {
             self.0.announce(&mut state);
         }
-        let leads = !std::mem::replace(&mut state.led, true);
+        let here = thread::current().id();
+        let leads = !state.leaders.contains(&here);
+        if leads {
+            state.leaders.push(here);
+        }
+        let lot = state.lot;
         drop(state);
         if leads {
             let queue = Arc::clone(&self.0);
-            relay::later(move || queue.announce_waiting());
+            relay::later(move || queue.announce_lot(lot));
         }
         Ok(())
     }
@@ -130,7 +140,9 @@ impl Receiver {
         if state.records.is_empty() && !state.reopen {
             return None;
         }
-        (state.sleeps, state.led, state.announced) = (false, false, false);
+        (state.sleeps, state.announced) = (false, false);
+        state.lot += 1;
+        state.leaders.clear();
         Some(std::mem::take(&mut state.records))
     }
 
@@ -167,10 +179,10 @@ impl Queue {
         }
     }
 
-    /// Lets the writer take what waits; all of it may have been announced before, and be on its way.
-    fn announce_waiting(&self) {
+    /// Lets the writer take what waits. Another thread may have announced it before; what came after that has leaders of its own.
+    fn announce_lot(&self, lot: u64) {
         let mut state = self.state.lock();
-        if !state.records.is_empty() {
+        if state.lot == lot {
             self.announce(&mut state);
         }
     }
@@ -252,6 +264,63 @@ mod tests {
         });
         drop(queue);
         assert!(taken.recv().is_err());
+    }
+
+    #[test]
+    fn a_thread_that_is_busy_keeps_no_other_threads_records_waiting() {
+        let (queue, waiting) = channel(MOST_BYTES);
+        let taken = writer(waiting);
+        served(async {
+            sleeping(&queue);
+            write(&queue, "slow").unwrap();
+            // This thread does not come to its relay before the other's records are taken.
+            let queue = &queue;
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    served(async {
+                        write(queue, ",quick").unwrap();
+                        yield_now().await;
+                        write(queue, ",too").unwrap();
+                        assert!(queue.0.state.lock().sleeps, "the others had no turn");
+                        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                        assert_eq!(taken.recv_timeout(std::time::Duration::from_secs(10)).unwrap(), "slow,quick,too");
+                    });
+                });
+            });
+        });
+    }
+
+    #[test]
+    fn who_comes_late_with_an_announcement_does_not_part_the_next_lot() {
+        let (queue, waiting) = channel(MOST_BYTES);
+        let taken = writer(waiting);
+        let queue = Arc::new(queue);
+        served(async {
+            sleeping(&queue);
+            write(&queue, "a").unwrap();
+            let other = Arc::clone(&queue);
+            std::thread::spawn(move || write(&other, "b").unwrap()).join().unwrap();
+            assert_eq!(taken.recv().unwrap(), "ab", "a thread without a relay announces at once");
+            sleeping(&queue);
+            let other = Arc::clone(&queue);
+            let (put, is_put) = std::sync::mpsc::channel();
+            let (go, goes) = std::sync::mpsc::channel::<()>();
+            let busy = std::thread::spawn(move || {
+                served(async {
+                    write(&other, "c").unwrap();
+                    put.send(()).unwrap();
+                    goes.recv().unwrap();
+                    write(&other, "d").unwrap();
+                });
+            });
+            is_put.recv().unwrap();
+            // The turn of this thread's relay, which has the first lot to announce.
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            assert!(queue.0.state.lock().sleeps, "the second lot was announced by one who put nothing into it");
+            go.send(()).unwrap();
+            busy.join().unwrap();
+            assert_eq!(taken.recv().unwrap(), "cd");
+        });
     }
 
     #[test]
