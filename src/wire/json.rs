@@ -72,6 +72,16 @@ impl<'a> RawObject<'a> {
     }
 }
 
+/// What is wrong with JSON that may hold secrets, and where: serde_json's own words repeat values.
+pub fn without_values(error: &serde_json::Error) -> String {
+    let what = match error.classify() {
+        serde_json::error::Category::Eof => "unexpected end of JSON input",
+        serde_json::error::Category::Data => "a value is missing or has not the type that it should have",
+        _ => "invalid JSON",
+    };
+    format!("{what} (line {}, column {})", error.line(), error.column())
+}
+
 /// What clients of a Go server read as the type of a JSON value.
 pub fn type_name(raw: &RawValue) -> &'static str {
     match raw.get().as_bytes().first() {

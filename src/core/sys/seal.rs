@@ -21,7 +21,10 @@ use crate::{
             ShareRequest, UnsealRequest,
         },
     },
-    wire::field::{NoParams, Seconds},
+    wire::{
+        field::{NoParams, Seconds},
+        json::without_values,
+    },
 };
 
 /// Endpoints that answer while sealed, without a token: who has the shares needs none.
@@ -175,7 +178,8 @@ fn body<T: DeserializeOwned + Default>(call: &Call<'_>) -> Result<T, Failure> {
     if call.body.is_empty() {
         return Ok(T::default());
     }
-    serde_json::from_slice(&call.request.body).map_err(|error| Failure::invalid(format!("failed to parse JSON input: {error}")))
+    serde_json::from_slice(&call.request.body)
+        .map_err(|error| Failure::invalid(format!("failed to parse JSON input: {}", without_values(&error))))
 }
 
 /// Which shares a path is about.

@@ -30,6 +30,7 @@ use crate::{
     },
     params,
     secret::SecretBytes,
+    wire::json::without_values,
 };
 
 params! {
@@ -135,7 +136,7 @@ type Opened = (String, KeyRecord, Vec<(u32, Given)>);
 
 fn open(backup: &str, asked: String, now: i64, job: &mut Job) -> Result<Opened, Failure> {
     let json = SecretBytes::new(b64::decode(backup).map_err(|error| stop(error.to_string()))?);
-    let blob: Blob<'_> = serde_json::from_slice(json.expose()).map_err(|error| stop(error.to_string()))?;
+    let blob: Blob<'_> = serde_json::from_slice(json.expose()).map_err(|error| stop(without_values(&error)))?;
     let policy = blob.policy.ok_or_else(|| stop("the backup holds no key"))?;
     let name = match asked.as_str() {
         "" => policy.name.clone().unwrap_or_default().into_owned(),

@@ -155,7 +155,9 @@ struct Destroying<'a> {
 
 impl<'a> Destroying<'a> {
     fn begin(store: &'a Store, id: KeyId) -> Option<Self> {
-        store.destroying.lock().insert(id).then_some(Self { store, id })
+        // In two steps: made without the right it would be dropped here, take the right of who has it, and lock what is locked.
+        let is_free = store.destroying.lock().insert(id);
+        is_free.then(|| Self { store, id })
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
     core::failure::Failure,
     hsm::{self, WrappedKey},
     secret::{SecretBytes, random_array},
+    wire::json::without_values,
     zones::WrappedMaterial,
 };
 
@@ -339,7 +340,7 @@ pub fn encode(record: &impl Serialize) -> Result<SecretBytes, Failure> {
 
 /// Reads a record back.
 pub fn decode<T: DeserializeOwned>(bytes: &SecretBytes) -> Result<T, Failure> {
-    serde_json::from_slice(bytes.expose()).map_err(Failure::internal)
+    serde_json::from_slice(bytes.expose()).map_err(|error| Failure::internal(without_values(&error)))
 }
 
 /// Secret bytes as base64, without unprotected copies in between.

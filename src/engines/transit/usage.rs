@@ -137,7 +137,8 @@ impl Usage {
     /// The count as stored; what was reserved before is taken as used.
     pub fn load(view: &View, uid: KeyUid, version: u32) -> Result<Self, Failure> {
         let (reserved, _) = stored(view, uid, version)?;
-        Ok(Self::at(uid, version, reserved, reserved))
+        // Beyond the limit more makes no difference, and counting on must not begin anew.
+        Ok(Self::at(uid, version, reserved.min(LIMIT), reserved))
     }
 
     fn at(uid: KeyUid, version: u32, used: u64, reserved: u64) -> Self {
@@ -154,7 +155,7 @@ impl Usage {
     /// The write that belongs into the transaction that makes a version (see [`Usage::new`]), which was used `before` times
     /// elsewhere.
     pub fn first_block(txn: Txn, uid: KeyUid, version: u32, before: u64) -> Result<Txn, Failure> {
-        let record = UsageRecord { format: FORMAT, reserved: before.max(BLOCK) };
+        let record = UsageRecord { format: FORMAT, reserved: before.clamp(BLOCK, LIMIT) };
         Ok(txn.put_secret(usage_path(uid, version), encode(&record)?))
     }
 

@@ -427,3 +427,21 @@ async fn without_the_hsm_rewrapping_waits_and_says_why() {
     let progress = zones.rewrap("default", bench.services.transit.as_ref()).await.unwrap();
     assert_eq!((progress.rewrapped, progress.finished, progress.reason), (2, true, None));
 }
+
+#[tokio::test]
+async fn who_meets_an_object_that_another_destroys_goes_on_and_leaves_it_the_right() {
+    let bench = Bench::with(Some(FakeHsm::new()), &[]).await;
+    let transit = Arc::clone(&bench.transit);
+    let id = KeyId([7; 16]);
+    transit.store.destroying.lock().insert(id);
+    let second = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async { tokio::join!(transit.destroy(vec![id]), transit.destroy(vec![id])) });
+    });
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !second.is_finished() {
+        assert!(std::time::Instant::now() < until, "it waits for what it has locked itself");
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert!(bench.transit.store.destroying.lock().contains(&id));
+}

@@ -318,3 +318,32 @@ async fn versions_are_wrapped_several_at_a_time() {
         assert_eq!(bench.decrypt(if name == "k" { "restored" } else { "k" }, &text).await.unwrap(), "x");
     }
 }
+
+#[tokio::test]
+async fn a_count_of_encryptions_beyond_all_bounds_is_a_version_that_is_used_up() {
+    let bench = Bench::with(Some(FakeHsm::new()), &[]).await;
+    let backup = backup_of(&bench, json!({ "protection_level": "software" })).await;
+    for count in [u64::MAX, usage::LIMIT] {
+        let used_up = backup.replace("\"sos_encryptions\":65536", &format!("\"sos_encryptions\":{count}"));
+        restore(&bench, &used_up).await.unwrap();
+        for _ in 0..3 {
+            let failure = bench.call(Operation::Update, "encrypt/restored", json!({ "plaintext": "" })).await.unwrap_err();
+            assert!(failure.text().contains("rotate"), "{failure}");
+        }
+        bench.post("keys/restored/config", json!({ "deletion_allowed": true })).await;
+        bench.call(Operation::Delete, "keys/restored", json!({})).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_backup_is_told_without_what_it_holds() {
+    const SECRET: &str = "7In6P8aIMXzQ";
+    let bench = Bench::with(Some(FakeHsm::new()), &[]).await;
+    let backup = backup_of(&bench, json!({ "protection_level": "software" })).await;
+    let misplaced = backup.replacen("\"type\":0", &format!("\"type\":\"{SECRET}\""), 1);
+    assert_ne!(misplaced, backup);
+    for broken in [misplaced, format!("\"{SECRET}\""), format!("{{\"{SECRET}\""), backup[..backup.len() / 2].to_owned()] {
+        let failure = restore(&bench, &broken).await.unwrap_err();
+        assert!(failure.text().contains("column") && !failure.explained().contains(SECRET), "{}", failure.explained());
+    }
+}
