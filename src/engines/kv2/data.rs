@@ -46,7 +46,13 @@ pub async fn patch(engine: &Kv2, call: &Call<'_>, params: WriteData) -> Result<R
 
 /// Deletes the latest version.
 pub async fn delete(engine: &Kv2, call: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
-    engine.keys.change(call.capture("path"), Change::DeleteLatest).await
+    engine.keys.change(without_slash(call.capture("path")), Change::DeleteLatest).await
+}
+
+/// The key that a path with a slash at its end names where no version is read: Vault does not look at that slash, and a deletion
+/// must not be answered as done where it was not.
+pub fn without_slash(path: &str) -> &str {
+    path.strip_suffix('/').unwrap_or(path)
 }
 
 /// `options.cas` as Vault reads it: numbers, texts and booleans; `null` is 0.

@@ -6,6 +6,7 @@ use super::{
     Kv2,
     change::Change,
     custom,
+    data::without_slash,
     keys::Keys,
     params::{Metadata, Page, count},
     record::{KEYS_FOLDER, KeyRecord, MountRecord},
@@ -123,7 +124,7 @@ impl MetadataChange {
 
 /// Shows a key.
 pub async fn read(engine: &Kv2, call: &Call<'_>, _: Metadata) -> Result<Reply, Failure> {
-    let record = engine.keys.key(call.capture("path"))?.ok_or_else(Failure::not_found)?;
+    let record = engine.keys.key(without_slash(call.capture("path")))?.ok_or_else(Failure::not_found)?;
     Ok(Reply::raw_data(show::key_json(&record)))
 }
 
@@ -149,7 +150,7 @@ async fn change(engine: &Kv2, call: &Call<'_>, params: &Metadata, is_patch: bool
 
 /// Removes a key with all its versions.
 pub async fn delete(engine: &Kv2, call: &Call<'_>, _: NoParams) -> Result<Reply, Failure> {
-    engine.keys.change(call.capture("path"), Change::Remove).await
+    engine.keys.change(without_slash(call.capture("path")), Change::Remove).await
 }
 
 /// Lists one level.

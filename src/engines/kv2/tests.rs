@@ -228,3 +228,18 @@ async fn a_version_whose_record_is_lost_is_an_error_and_not_absent() {
     bench.view.commit(crate::barrier::Txn::new().delete("v/a/1")).await.unwrap();
     assert_eq!(bench.read("data/a").await.unwrap_err().kind(), Kind::Internal);
 }
+
+#[tokio::test]
+async fn a_slash_at_the_end_of_a_deletion_is_not_looked_at() {
+    let bench = Bench::new("2").await;
+    bench.write("data/a/b", r#"{"data": {}}"#).await.unwrap();
+    assert_eq!(json(&bench.read("metadata/a/b/").await.unwrap())["current_version"], 1);
+    assert_eq!(bench.read("metadata/a/").await.unwrap_err().kind(), Kind::NotFound);
+    bench.delete("data/a/b/").await.unwrap();
+    let metadata = json(&bench.read("metadata/a/b").await.unwrap());
+    assert_ne!(metadata["versions"]["1"]["deletion_time"], "");
+    bench.delete("metadata/a/").await.unwrap();
+    assert_eq!(versions(&bench, "a/b").await, [1]);
+    bench.delete("metadata/a/b/").await.unwrap();
+    assert_eq!(bench.read("metadata/a/b").await.unwrap_err().kind(), Kind::NotFound);
+}

@@ -154,7 +154,10 @@ impl PrivateKey {
     pub fn from_pkcs8(kind: KeyType, der: &[u8]) -> Result<Self, AsymError> {
         let changed = super::pkcs8::usual(der);
         let parsed = PKey::private_key_from_pkcs8(changed.as_ref().map_or(der, |changed| &changed.der));
-        let key = parsed.map_err(|error| AsymError::Key(format!("error parsing asymmetric key: {}", reason(&error))))?;
+        let key = parsed.map_err(|error| {
+            let why = super::pkcs8::other_private(der).map_or_else(|| reason(&error), str::to_owned);
+            AsymError::Key(format!("error parsing asymmetric key: {why}"))
+        })?;
         check(kind, &key, true)?;
         let key = match key.id() {
             Id::EC => Self::Ec(key.ec_key()?),
@@ -285,7 +288,10 @@ impl PublicKey {
     /// From SubjectPublicKeyInfo in DER, which must hold a key of the type.
     pub fn from_der(kind: KeyType, der: &[u8]) -> Result<Self, AsymError> {
         let key = PKey::public_key_from_der(der);
-        let key = key.map_err(|error| AsymError::Key(format!("error parsing public key: {error}")))?;
+        let key = key.map_err(|error| {
+            let why = super::pkcs8::other_public(der).map_or_else(|| reason(&error), str::to_owned);
+            AsymError::Key(format!("error parsing public key: {why}"))
+        })?;
         Self::checked(kind, key)
     }
 
@@ -412,6 +418,22 @@ mod tests {
         assert_eq!(refused(KeyType::Rsa2048), "invalid key type: expected rsa-2048, got *ecdsa.PrivateKey");
         assert_eq!(refused(KeyType::Ed25519), "invalid key type: expected ed25519, got *ecdsa.PrivateKey");
         assert!(PrivateKey::from_pkcs8(KeyType::EcdsaP256, b"junk").is_err());
+    }
+
+    #[test]
+    fn keys_in_other_layouts_are_named() {
+        for (kind, layout) in [(KeyType::Rsa2048, "PKCS1"), (KeyType::EcdsaP256, "EC")] {
+            let der = PrivateKey::generate(kind).unwrap().to_traditional().unwrap().unwrap();
+            let words = format!("x509: failed to parse private key (use Parse{layout}PrivateKey instead for this key format)");
+            let refused = PrivateKey::from_pkcs8(kind, der.expose()).err().unwrap().to_string();
+            assert_eq!(refused, format!("error parsing asymmetric key: {words}"));
+        }
+        let der = Rsa::generate(2048).unwrap().public_key_to_der_pkcs1().unwrap();
+        let refused = PublicKey::from_der(KeyType::Rsa2048, &der).err().unwrap().to_string();
+        let words = "x509: failed to parse public key (use ParsePKCS1PublicKey instead for this key format)";
+        assert_eq!(refused, format!("error parsing public key: {words}"));
+        let junk = PublicKey::from_der(KeyType::Rsa2048, b"junk").err().unwrap().to_string();
+        assert!(junk.starts_with("error parsing public key: ") && !junk.contains("asn1_"), "{junk}");
     }
 
     #[test]

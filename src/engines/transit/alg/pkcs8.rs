@@ -43,6 +43,26 @@ pub fn usual(der: &[u8]) -> Option<Usual> {
     Some(Usual { der, public })
 }
 
+/// What bytes that are no PKCS#8 private key are instead, in the words that clients know.
+pub fn other_private(der: &[u8]) -> Option<&'static str> {
+    let (body, _) = element(der, 0x30)?;
+    let (_, body) = element(body, 0x02)?;
+    if element(body, 0x02).is_some() {
+        return Some("x509: failed to parse private key (use ParsePKCS1PrivateKey instead for this key format)");
+    }
+    element(body, 0x04)?;
+    Some("x509: failed to parse private key (use ParseECPrivateKey instead for this key format)")
+}
+
+/// What bytes that are no public key with its algorithm are instead, in the words that clients know.
+pub fn other_public(der: &[u8]) -> Option<&'static str> {
+    let (body, _) = element(der, 0x30)?;
+    let (_, body) = element(body, 0x02)?;
+    let (_, behind) = element(body, 0x02)?;
+    let words = "x509: failed to parse public key (use ParsePKCS1PublicKey instead for this key format)";
+    behind.is_empty().then_some(words)
+}
+
 /// Attributes (passed over) and public half of version 2. Older versions of ring write the latter's tag around a bit string,
 /// in place of its own. `None` when something else stands there.
 fn public_behind(rest: &[u8]) -> Option<Option<Vec<u8>>> {
