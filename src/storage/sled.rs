@@ -8,9 +8,12 @@
 //!   is under way the old values of its keys are shown.
 //! - Its cache grows to 1 GiB unless bounded.
 //! - Its log keeps the room of what was overwritten and deleted; see [`super::compact`].
-//! - A flush can wait for ever for a write that has failed: sled wakes it on one path of a failing write and not on the other. A
-//!   second flush sees the error and wakes the first, so one is sent after a flush that takes long.
+//! - A flush can wait for ever for a write that has failed, also the flush of whoever drops the last handle; see [`closing`].
 //! - After the first failed write it stays broken until it is opened again.
+//! - At an opening it takes what it cannot read for absent and writes over it, and it stumbles over what it left unfinished; see [`recovery`].
+
+mod closing;
+mod recovery;
 
 use std::{
     collections::BTreeMap,
@@ -37,12 +40,20 @@ use super::{
     whole_sync::refuse_sync_file_range,
 };
 use crate::crashpoint::{reach, sync_is_skipped};
-
-/// A flush that takes longer is looked after.
-const LONG_FLUSH: Duration = Duration::from_millis(250);
+use closing::{Closing, Flushing};
+use recovery::{read_beforehand, remove_unfinished};
 
 /// How long a reopening waits for readers and sled's own threads to let go of the old instance.
 const LET_GO: Duration = Duration::from_secs(10);
+
+/// An instance that holds its files so long after it failed keeps every other from opening them: only the end of the process helps.
+const GIVE_UP: Duration = Duration::from_secs(25);
+
+/// How long the store waits for a copy that is given up.
+const LET_COPY_GO: Duration = Duration::from_secs(1);
+
+/// The process's exit status then, so that a supervisor starts it again.
+const STUCK: i32 = 75;
 
 /// Most records, and about the most bytes, that a visit reads between two looks at what is under way. sled copies the
 /// page that an iteration starts on, so that short chunks cost more than what they read.
@@ -61,6 +72,10 @@ impl Sled {
         if !sync_is_skipped() {
             refuse_sync_file_range();
         }
+        tracing::warn!(
+            "storage \"sled\" may lose acknowledged writes when its disk gives errors at reading while it is opened; use \"redb\" for new \
+             stores, and back up and restore into one to leave sled"
+        );
         let folder = Folder::open(path.as_ref())?;
         let space = Space::new(folder.path(), &options);
         let mark = Mark::open(folder.path())?;
@@ -84,6 +99,8 @@ struct Engine {
     durability: Mutex<Option<Durability>>,
     generation: Mutex<u64>,
     copy: Mutex<Option<Copy>>,
+    /// The instance that failed, until it has let go of its files.
+    closing: Mutex<Option<Closing>>,
 }
 
 /// The copy that a compaction makes.
@@ -109,8 +126,14 @@ impl Copy {
 impl Drop for Engine {
     fn drop(&mut self) {
         // Nothing may be at work in the folder when the next store takes it.
-        if let Some(Copy::Settling(thread)) = self.copy.lock().take() {
-            let _ = thread.join();
+        self.drop_copy();
+        let old = self.publish(None, BTreeMap::new());
+        if let Some(db) = old.db.clone()
+            && !self.flushing.close(db, old).wait(LET_GO)
+        {
+            tracing::error!(
+                "sled does not end its last flush; what was acknowledged is on the disk, and nobody waits for the rest"
+            );
         }
     }
 }
@@ -120,43 +143,6 @@ struct Instance {
     db: ::sled::Db,
     durability: Durability,
     generation: u64,
-}
-
-/// The flush under way, and a thread that looks after it.
-#[derive(Default)]
-struct Flushing {
-    now: Mutex<Option<(Instant, ::sled::Db)>>,
-}
-
-impl Flushing {
-    fn start() -> io::Result<Arc<Self>> {
-        let flushing = Arc::new(Self::default());
-        let watched = Arc::downgrade(&flushing);
-        thread::Builder::new().name("sled-flush".into()).spawn(move || {
-            let (mut last, mut patience) = (None, LONG_FLUSH);
-            loop {
-                thread::sleep(LONG_FLUSH);
-                let Some(flushing) = watched.upgrade() else { return };
-                let Some((since, db)) = flushing.now.lock().clone() else { continue };
-                if last != Some(since) {
-                    (last, patience) = (Some(since), LONG_FLUSH);
-                }
-                if since.elapsed() >= patience {
-                    // On a disk that is slow and has not failed the second waits like the first: seldom, then.
-                    patience *= 2;
-                    let _ = thread::Builder::new().name("sled-flush".into()).spawn(move || db.flush());
-                }
-            }
-        })?;
-        Ok(flushing)
-    }
-
-    fn flush(&self, db: &::sled::Db) -> Result<(), ::sled::Error> {
-        *self.now.lock() = Some((Instant::now(), db.clone()));
-        let flushed = db.flush();
-        *self.now.lock() = None;
-        flushed.map(|_| ())
-    }
 }
 
 /// What readers read. A new one is published at every change, so that a reader sees that something changed under it.
@@ -180,7 +166,8 @@ impl From<::sled::Error> for Fault {
 impl Engine {
     fn open(folder: Folder, options: Options) -> Result<Self, Fault> {
         let Options { cache_bytes, check_at_start: patience, .. } = options;
-        let Instance { db, durability, generation } = start(&folder, cache_bytes)?;
+        let flushing = Flushing::start()?;
+        let Instance { db, durability, generation } = start(&folder, cache_bytes, &flushing)?;
         let view = ArcSwap::from_pointee(View { db: Some(db), before: BTreeMap::new() });
         let (durability, generation) = (Mutex::new(Some(durability)), Mutex::new(generation));
         Ok(Self {
@@ -188,10 +175,11 @@ impl Engine {
             cache_bytes,
             patience,
             view,
-            flushing: Flushing::start()?,
+            flushing,
             durability,
             generation,
             copy: Mutex::new(None),
+            closing: Mutex::new(None),
         })
     }
 
@@ -328,7 +316,7 @@ impl Backend for Engine {
         generation::refuse_without_room(self.folder.path(), bytes)?;
         let generation = *self.generation.lock() + 1;
         let place = generation::make(self.folder.path(), generation)?;
-        *self.copy.lock() = Some(Copy::Filling(open(&place, generation, self.cache_bytes)?));
+        *self.copy.lock() = Some(Copy::Filling(open(&place, generation, self.cache_bytes, &self.flushing)?));
         Ok(())
     }
 
@@ -355,7 +343,8 @@ impl Backend for Engine {
         let (settled, ready) = match copy.take().ok_or_else(no_copy)? {
             Copy::Filling(instance) => {
                 let (place, cache_bytes) = (generation::place(self.folder.path(), instance.generation), self.cache_bytes);
-                let settle = move || settle(instance, &place, cache_bytes);
+                let flushing = Arc::clone(&self.flushing);
+                let settle = move || settle(instance, &place, cache_bytes, &flushing);
                 (Copy::Settling(thread::Builder::new().name("storage-settle".into()).spawn(settle)?), false)
             }
             Copy::Settling(thread) if thread.is_finished() => {
@@ -376,7 +365,11 @@ impl Backend for Engine {
         reach("compaction-copied");
         generation::make_current(self.folder.path(), copy.generation)?;
         reach("compaction-current");
-        self.publish(Some(copy.db), BTreeMap::new());
+        let old = self.publish(Some(copy.db), BTreeMap::new());
+        if let Some(db) = old.db.clone() {
+            // Nobody waits for it: its files are on their way out.
+            drop(self.flushing.close(db, old));
+        }
         *self.durability.lock() = Some(copy.durability);
         *self.generation.lock() = copy.generation;
         // Readers that still hold the old instance keep its open files.
@@ -385,9 +378,7 @@ impl Backend for Engine {
     }
 
     fn abandon_copy(&self) {
-        if let Some(Copy::Settling(thread)) = self.copy.lock().take() {
-            let _ = thread.join();
-        }
+        self.drop_copy();
         // What is current is told by the folder: a failed taking over may have changed it.
         if let Ok(current) = generation::current(self.folder.path(), is_of_sled)
             && current == *self.generation.lock()
@@ -399,15 +390,16 @@ impl Backend for Engine {
     fn reopen(&self) -> Result<(), Fault> {
         *self.durability.lock() = None;
         let old = self.publish(None, BTreeMap::new());
-        let deadline = Instant::now() + LET_GO;
-        while Arc::strong_count(&old) > 1 && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(1));
+        if let Some(db) = old.db.clone() {
+            *self.closing.lock() = Some(self.flushing.close(db, old));
         }
-        drop(old);
+        self.wait_for_old_instance()?;
         Folder::forget_cached(&self.place());
+        let deadline = Instant::now() + LET_GO;
         loop {
-            match start(&self.folder, self.cache_bytes) {
+            match start(&self.folder, self.cache_bytes, &self.flushing) {
                 Ok(Instance { db, durability, generation }) => {
+                    *self.closing.lock() = None;
                     *self.durability.lock() = Some(durability);
                     *self.generation.lock() = generation;
                     self.publish(Some(db), BTreeMap::new());
@@ -421,6 +413,39 @@ impl Backend for Engine {
     }
 }
 
+impl Engine {
+    /// Waits until the instance that failed has let go of its files. Ends the process when it never does: nothing that was acknowledged
+    /// is lost by that, and a store that neither works nor can be opened again serves nobody.
+    fn wait_for_old_instance(&self) -> Result<(), Fault> {
+        let closing = self.closing.lock();
+        let Some(closing) = &*closing else { return Ok(()) };
+        if closing.wait(LET_GO) && wait_for_own_predecessor(&self.place())? {
+            return Ok(());
+        }
+        if closing.since().elapsed() > GIVE_UP {
+            tracing::error!(
+                "sled failed and does not let go of its files, so that they cannot be opened again: the process ends and is to be started anew"
+            );
+            std::process::exit(STUCK);
+        }
+        Err(Fault::Io("sled failed and has not let go of its files yet".into()))
+    }
+
+    fn drop_copy(&self) {
+        let copy = self.copy.lock().take();
+        let instance = match copy {
+            Some(Copy::Filling(instance) | Copy::Settled(instance)) => Some(instance),
+            Some(Copy::Settling(thread)) => thread.join().ok().and_then(Result::ok),
+            None => None,
+        };
+        if let Some(Instance { db, .. }) = instance
+            && !self.flushing.close(db, ()).wait(LET_COPY_GO)
+        {
+            tracing::warn!("sled does not end the flush of a copy that is not used");
+        }
+    }
+}
+
 fn no_copy() -> Fault {
     Fault::Io("no copy was begun".into())
 }
@@ -430,33 +455,54 @@ fn being_reopened() -> Fault {
 }
 
 /// Opens the current generation.
-fn start(folder: &Folder, cache_bytes: u64) -> Result<Instance, Fault> {
+fn start(folder: &Folder, cache_bytes: u64, flushing: &Arc<Flushing>) -> Result<Instance, Fault> {
     let current = generation::current(folder.path(), is_of_sled)?;
     let place = generation::place(folder.path(), current);
     if current > 0 && !place.join("db").exists() {
         return Err(Fault::Corrupt(format!("{} is current and has no log", place.display())));
     }
     wait_for_own_predecessor(&place)?;
-    let instance = open(&place, current, cache_bytes)?;
+    let instance = open(&place, current, cache_bytes, flushing)?;
     folder.sync_names()?;
     Ok(instance)
 }
 
-fn open(place: &Path, generation: u64, cache_bytes: u64) -> Result<Instance, Fault> {
-    make_settings(place)?;
+fn open(place: &Path, generation: u64, cache_bytes: u64, flushing: &Arc<Flushing>) -> Result<Instance, Fault> {
+    make_settings(place, flushing)?;
+    remove_unfinished(place)?;
+    read_beforehand(place)?;
     let config = ::sled::Config::new().path(place).flush_every_ms(None).cache_capacity(cache_bytes);
-    let db = guarded(|| Ok(config.open()?))?;
+    let db = guarded(|| config.open().map_err(|error| not_opened(place, error)))?;
     let mut durability = Durability::open(place)?;
     durability.sync()?;
     Ok(Instance { db, durability, generation })
 }
 
+fn not_opened(place: &Path, error: ::sled::Error) -> Fault {
+    match error {
+        ::sled::Error::Corruption { at, .. } => {
+            let at = at.map(|at| format!("{at:?}"));
+            let file = recovery::damaged_file(place, at.as_deref());
+            let at = at.map_or_else(String::new, |at| format!(" at {at}"));
+            Fault::Corrupt(format!("sled finds damage{at} in {}; restore a backup", file.display()))
+        }
+        other => other.into(),
+    }
+}
+
 /// Closes a copy and opens it again.
-fn settle(Instance { db, generation, .. }: Instance, place: &Path, cache_bytes: u64) -> Result<Instance, Fault> {
-    guarded(|| Ok(db.flush()?))?;
-    drop(db);
+fn settle(
+    Instance { db, generation, .. }: Instance,
+    place: &Path,
+    cache_bytes: u64,
+    flushing: &Arc<Flushing>,
+) -> Result<Instance, Fault> {
+    guarded(|| Ok(flushing.flush(&db)?))?;
+    if !flushing.close(db, ()).wait(LET_GO) {
+        return Err(Fault::Io("sled does not let go of the copy".into()));
+    }
     wait_for_own_predecessor(place)?;
-    open(place, generation, cache_bytes)
+    open(place, generation, cache_bytes, flushing)
 }
 
 /// Whether a name in the folder belongs to sled.
@@ -467,7 +513,7 @@ pub(super) fn is_of_sled(name: &str) -> bool {
 /// Makes the file of sled's settings, whole or not at all. sled writes it once, unsynced, and refuses to open a store whose
 /// settings are torn: a power cut soon after the first start would make the store unusable. So a new store's settings
 /// are made by sled in a folder beside it, synced, and moved to their place.
-fn make_settings(folder: &Path) -> Result<(), Fault> {
+fn make_settings(folder: &Path, flushing: &Arc<Flushing>) -> Result<(), Fault> {
     let (settings, aside) = (folder.join("conf"), folder.join("new"));
     if aside.exists() {
         fs::remove_dir_all(&aside)?;
@@ -476,7 +522,8 @@ fn make_settings(folder: &Path) -> Result<(), Fault> {
         // Of a store that was made before this was so.
         return Ok(File::open(&settings)?.sync_all()?);
     }
-    drop(guarded(|| Ok(::sled::Config::new().path(&aside).flush_every_ms(None).open()?))?);
+    let made = guarded(|| Ok(::sled::Config::new().path(&aside).flush_every_ms(None).open()?))?;
+    flushing.close(made, ()).wait(LET_GO);
     File::open(aside.join("conf"))?.sync_all()?;
     fs::rename(aside.join("conf"), settings)?;
     sync_folder(folder)?;
@@ -486,21 +533,22 @@ fn make_settings(folder: &Path) -> Result<(), Fault> {
 }
 
 /// Waits until an earlier store of this process has let go of the log: sled unlocks it on a thread of its own, some time
-/// after the store was dropped. Other processes are kept out by the folder's lock, which is held by now.
-pub(crate) fn wait_for_own_predecessor(folder: &Path) -> io::Result<()> {
+/// after the store was dropped. Other processes are kept out by the folder's lock, which is held by now. Tells whether it has.
+pub(crate) fn wait_for_own_predecessor(folder: &Path) -> io::Result<bool> {
     let log = match File::open(folder.join("db")) {
         Ok(log) => log,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         Err(error) => return Err(error),
     };
     let until = Instant::now() + LET_GO;
     while let Err(TryLockError::WouldBlock) = log.try_lock() {
         if Instant::now() >= until {
-            break;
+            return Ok(false);
         }
         thread::sleep(Duration::from_millis(5));
     }
-    log.unlock()
+    log.unlock()?;
+    Ok(true)
 }
 
 /// The syncs that sled leaves out.
