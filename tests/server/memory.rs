@@ -283,8 +283,10 @@ fn plant_use_delete_and_look(server: &mut Server<'_>, levels: &[&str]) {
         let in_worker = |trace: &Trace| trace.canary == PIN && trace.place.starts_with("worker ");
         assert!(now.iter().any(in_worker), "the search does not find the PIN in the worker");
     }
-    for kind in ["aes128-gcm96", "aes256-gcm96", "chacha20-poly1305"] {
-        assert!(found(&now, &format!("encryption-key of {kind}-software")), "the search does not find the {kind} key in use");
+    for (kind, exports, _) in TYPES {
+        // Every key that encrypts or signs has an HMAC key beside it; its own is the first.
+        let own = format!("{} of {kind}-software", exports[0]);
+        assert!(now.iter().any(|trace| trace.canary.starts_with(&own)), "the search does not find the {own} in use");
     }
     memory_refused::refuse(server, &mut canaries, "elsewhere", &derived[0].name);
     restore_keys(server, &mut canaries, &names);
