@@ -9,10 +9,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
-use serde_json::{
-    Value,
-    value::{RawValue, to_raw_value},
-};
+use serde_json::value::{RawValue, to_raw_value};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
@@ -317,16 +314,7 @@ impl<'a> Formatter<'a> {
         if request.query.is_empty() || (exchange.operation.is_write() && body.is_some()) {
             return Ok(body);
         }
-        let mut pairs: BTreeMap<&str, Value> = BTreeMap::new();
-        for (name, text) in &request.query {
-            let text = Value::from(text.as_str());
-            match pairs.get_mut(name.as_str()) {
-                None => drop(pairs.insert(name, text)),
-                Some(Value::Array(several)) => several.push(text),
-                Some(one) => *one = Value::Array(vec![one.take(), text]),
-            }
-        }
-        let query = self.data(&serde_json::to_vec(&pairs)?, clear, bounded)?;
+        let query = self.data(&serde_json::to_vec(&request.query.to_object())?, clear, bounded)?;
         match (body, query) {
             (Some(body), Some(query)) => to_raw_value(&BTreeMap::from([("body", body), ("query", query)])).map(Some),
             (body, query) => Ok(body.or(query)),

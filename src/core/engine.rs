@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     backup::Given,
-    wire::{field::Input, json::RawObject},
+    wire::{field::Input, json::RawObject, query::NO_QUERY},
 };
 
 /// How often a request is run again when others change what it works with.
@@ -73,7 +73,7 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// Where parameters are decoded from. Query parameters count for operations without a body.
     pub fn input(&self) -> Input<'_> {
-        let query: &[(String, String)] = if self.operation.is_write() { &[] } else { &self.request.query };
+        let query = if self.operation.is_write() { &NO_QUERY } else { &self.request.query };
         Input { captures: self.captures, body: self.body, query }
     }
 

@@ -527,8 +527,8 @@ impl<'a> Parameters<'a> {
             }
             return serde_json::from_slice::<Option<Map<String, Value>>>(&self.request.body).ok().map(Option::unwrap_or_default);
         }
-        let pairs = self.request.query.iter();
-        Some(pairs.map(|(name, value)| (name.clone(), Value::String(value.clone()))).collect())
+        // Of reading requests no body arrives, and the query is what their endpoints decode.
+        Some(self.request.query.to_object())
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::{
     Core,
     envelope::Answer,
@@ -75,6 +77,49 @@ async fn auth_methods_are_not_reached_by_the_paths_of_secrets_engines() {
         assert_eq!(server.ask(operation, path, body).await.status, 400, "{path}");
     }
     assert_eq!(server.ask(Operation::Read, "sys/mounts/auth/token/tune", "").await.status, 200);
+}
+
+#[tokio::test]
+async fn policies_judge_the_same_parameters_that_endpoints_read() {
+    let server = server().await;
+    let root = server.root.duplicate();
+    let send = async |token: &SecretString, operation, path: &str, query: &[(&str, &str)], body: &str| {
+        let mut request = Request::internal(operation, path, body.to_owned());
+        request.query = query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        request.token = Some(token.duplicate());
+        let answer = server.core.handle(request).await;
+        (answer.status, serde_json::from_slice::<Value>(&answer.body).unwrap_or_default())
+    };
+    let write = async |path, body: &str| send(&root, Operation::Update, path, &[], body).await;
+    write("sys/mounts/kv", r#"{"type": "kv", "options": {"version": "2"}}"#).await;
+    for value in ["old", "new"] {
+        assert_eq!(write("kv/data/x", &format!(r#"{{"data": {{"k": "{value}"}}}}"#)).await.0, 200);
+    }
+    let rules = r#"
+        path "kv/data/x" { capabilities = ["read"] allowed_parameters = { version = ["1"] } required_parameters = ["version"] }
+        path "sys/policies/acl/p" { capabilities = ["update", "create"] allowed_parameters = { policy = ["good"] } }
+    "#;
+    write("sys/policies/acl/limited", &serde_json::json!({"policy": rules}).to_string()).await;
+    let (_, made) = write("auth/token/create", r#"{"policies": ["limited"]}"#).await;
+    let token = SecretString::new(made["auth"]["client_token"].as_str().unwrap().to_owned());
+    let read = async |query: &[(&str, &str)]| {
+        let (status, body) = send(&token, Operation::Read, "kv/data/x", query, "").await;
+        (status, body["data"]["data"]["k"].clone())
+    };
+    assert_eq!(read(&[("version", "1")]).await, (200, "old".into()));
+    // Whichever of several the endpoint or the policy would take, alone or in whatever order.
+    for query in [&["2"][..], &["2", "1"], &["1", "2"], &["1", "1"], &["1", ""], &["", "1"], &[]] {
+        let query: Vec<(&str, &str)> = query.iter().map(|value| ("version", *value)).collect();
+        assert_eq!(read(&query).await, (403, Value::Null), "{query:?}");
+    }
+    assert_eq!(read(&[("Version", "1"), ("version", "2")]).await.0, 403);
+    // Who may do everything is told what is wrong.
+    let (status, answer) = send(&root, Operation::Read, "kv/data/x", &[("version", "2"), ("version", "1")], "").await;
+    assert!(status == 400 && answer["errors"][0].as_str().unwrap().contains("send it once"), "{status} {answer}");
+    // Of members of the same name the last counts, for both.
+    let put = async |body: &str| send(&token, Operation::Update, "sys/policies/acl/p", &[], body).await.0;
+    assert_eq!(put(r#"{"policy": "good", "policy": "path \"x\" {}"}"#).await, 403);
+    assert_eq!(put(r#"{"policy": "path \"x\" {}", "policy": "good"}"#).await, 400, "allowed, and no policy");
 }
 
 #[tokio::test]

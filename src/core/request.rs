@@ -8,6 +8,7 @@ use super::{failure::Failure, wanted::Wanted};
 use crate::{
     backup::Upload,
     secret::{SecretString, fill_random},
+    wire::query::Query,
 };
 
 /// A random UUID. Ids tell requests apart and guard nothing, so each thread takes random bytes for many at a time.
@@ -84,7 +85,7 @@ pub struct Request {
     /// JSON body, possibly empty.
     pub body: Bytes,
     /// Decoded query parameters.
-    pub query: Vec<(String, String)>,
+    pub query: Query,
     /// The client's token.
     pub token: Option<SecretString>,
     /// `X-Vault-Wrap-TTL`.
@@ -115,7 +116,7 @@ impl Request {
             operation,
             path: path.to_owned(),
             body: body.into(),
-            query: Vec::new(),
+            query: Query::default(),
             token: None,
             wrap_ttl: None,
             wrap_as_jwt: false,

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     barrier::Txn,
     secret::SecretString,
-    wire::{field::Input, json::RawObject, time::rfc3339},
+    wire::{field::Input, json::RawObject, query::NO_QUERY, time::rfc3339},
 };
 
 /// What `sys/wrapping/lookup` tells, and what a later unwrap needs.
@@ -119,7 +119,7 @@ pub fn validate(tokens: &TokenStore, token: &SecretString) -> Result<(), Failure
 }
 
 fn named(body: &RawObject<'_>) -> Option<String> {
-    Input { captures: &[], body, query: &[] }.field("token").ok()
+    Input { captures: &[], body, query: &NO_QUERY }.field("token").ok()
 }
 
 /// 400 for what is no wrapping token, or no longer.

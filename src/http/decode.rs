@@ -1,6 +1,9 @@
 //! HTTP to [`Request`]: verbs, paths, headers and bodies as Vault's clients send them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    time::Duration,
+};
 
 use actix_web::{
     HttpRequest,
@@ -120,6 +123,7 @@ fn is_encoded(path: &str) -> bool {
     path.split('%').skip(1).all(|rest| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit()))
 }
 
+/// In the order given: of what chooses the operation the first counts, as in Vault.
 fn query(raw: &str) -> Vec<(String, String)> {
     pairs(raw).filter(|(name, _)| !name.is_empty()).collect()
 }
@@ -281,9 +285,10 @@ pub enum BodyKind {
 
 /// How the body of this request is read.
 pub fn body_kind(http: &HttpRequest) -> BodyKind {
-    match *http.method() {
-        Method::GET => BodyKind::Ignored,
-        Method::HEAD => BodyKind::Raw,
+    match http.method().as_str() {
+        // As in Vault: parameters of these are those of the query, and no policy looks into a body of theirs.
+        "GET" | "LIST" | "SCAN" | "DELETE" => BodyKind::Ignored,
+        "HEAD" => BodyKind::Raw,
         _ if text(http, &header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded")) => {
             BodyKind::Form
         }
@@ -291,7 +296,7 @@ pub fn body_kind(http: &HttpRequest) -> BodyKind {
     }
 }
 
-/// Form bodies become JSON objects of strings; every other type is taken as JSON.
+/// Form bodies become JSON objects of strings, and values of the same name one with commas; every other type is taken as JSON.
 pub fn body(kind: BodyKind, bytes: Bytes) -> Result<Bytes, Failure> {
     if kind == BodyKind::Ignored {
         return Ok(Bytes::new());
@@ -307,8 +312,18 @@ pub fn body(kind: BodyKind, bytes: Bytes) -> Result<Bytes, Failure> {
         return Ok(bytes);
     }
     let raw = std::str::from_utf8(&bytes).map_err(|error| Failure::invalid("the form is not valid UTF-8").caused_by(error))?;
-    let fields: serde_json::Map<String, serde_json::Value> =
-        pairs(raw).map(|(name, value)| (name, serde_json::Value::String(value))).collect();
+    let mut fields: BTreeMap<String, String> = BTreeMap::new();
+    for (name, value) in pairs(raw) {
+        match fields.entry(name) {
+            Entry::Vacant(entry) => drop(entry.insert(value)),
+            // As in Vault: what takes a list takes it with commas too.
+            Entry::Occupied(mut entry) => {
+                let joined = entry.get_mut();
+                joined.push(',');
+                joined.push_str(&value);
+            }
+        }
+    }
     serde_json::to_vec(&fields).map(Bytes::from).map_err(Failure::internal)
 }
 
@@ -358,6 +373,20 @@ mod tests {
         for uri in ["/v1/kv/a", "/v1/kv/a/", "/v1/", "/ui//", "/v1/kv/a?b=//"] {
             assert_eq!(place(uri), None, "{uri}");
         }
+    }
+
+    #[test]
+    fn of_forms_repeated_names_are_joined_and_bodies_of_reading_requests_ignored() {
+        let read = |kind, bytes: &'static [u8]| body(kind, Bytes::from_static(bytes)).unwrap();
+        assert_eq!(read(BodyKind::Form, b"a=1&b=x+y&a=2&a="), r#"{"a":"1,2,","b":"x y"}"#);
+        for (verb, kind) in [("GET", BodyKind::Ignored), ("LIST", BodyKind::Ignored), ("SCAN", BodyKind::Ignored)]
+            .into_iter()
+            .chain([("DELETE", BodyKind::Ignored), ("PUT", BodyKind::Json), ("PATCH", BodyKind::Json)])
+        {
+            let http = TestRequest::default().method(Method::from_bytes(verb.as_bytes()).unwrap()).to_http_request();
+            assert_eq!(body_kind(&http), kind, "{verb}");
+        }
+        assert!(read(BodyKind::Ignored, br#"{"version": 2}"#).is_empty());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use thiserror::Error;
 use super::{
     duration::{self, DurationError},
     json::{RawObject, type_name},
+    query::Query,
 };
 
 /// The type of a parameter, in the words of the OpenAPI document.
@@ -64,7 +65,7 @@ pub struct Input<'a> {
     /// Members of the body.
     pub body: &'a RawObject<'a>,
     /// Query parameters (of GET, LIST and DELETE).
-    pub query: &'a [(String, String)],
+    pub query: &'a Query,
 }
 
 impl Input<'_> {
@@ -77,8 +78,8 @@ impl Input<'_> {
             let value = if raw.get() == "null" { Ok(T::null()) } else { T::from_json(raw) };
             return value.map_err(|reason| FieldError { field: name, reason });
         }
-        if let Some((_, text)) = self.query.iter().find(|(key, _)| key == name) {
-            return T::from_text(text).map_err(|reason| FieldError { field: name, reason });
+        if let Some(texts) = self.query.get(name) {
+            return T::from_texts(texts).map_err(|reason| FieldError { field: name, reason });
         }
         Ok(T::missing())
     }
@@ -91,7 +92,7 @@ impl Input<'_> {
         let mut ignored: BTreeSet<&str> = BTreeSet::new();
         let mut replaced: BTreeSet<&str> = BTreeSet::new();
         let given = self.body.iter().map(|(name, value)| (name, value.get() != "null"));
-        for (name, valued) in given.chain(self.query.iter().map(|(name, _)| (name.as_str(), true))) {
+        for (name, valued) in given.chain(self.query.names().map(|name| (name.as_str(), true))) {
             if captured(name) {
                 if valued {
                     replaced.insert(name);
@@ -147,6 +148,14 @@ pub trait FromField: Sized {
     /// From a part of the path or query.
     fn from_text(text: &str) -> Result<Self, String>;
 
+    /// From all values that a query gives it; only lists take more than one.
+    fn from_texts(texts: &[String]) -> Result<Self, String> {
+        match texts {
+            [text] => Self::from_text(text),
+            _ => Err("it came several times: send it once".into()),
+        }
+    }
+
     /// The value of an absent parameter.
     fn missing() -> Self;
 
@@ -165,6 +174,10 @@ impl<T: FromField> FromField for Option<T> {
 
     fn from_text(text: &str) -> Result<Self, String> {
         T::from_text(text).map(Some)
+    }
+
+    fn from_texts(texts: &[String]) -> Result<Self, String> {
+        T::from_texts(texts).map(Some)
     }
 
     fn missing() -> Self {
@@ -360,6 +373,13 @@ impl FromField for Vec<String> {
         Ok(text.split(',').map(|item| item.trim().to_owned()).collect())
     }
 
+    fn from_texts(texts: &[String]) -> Result<Self, String> {
+        match texts {
+            [text] => Self::from_text(text),
+            several => Ok(several.iter().map(|item| item.trim().to_owned()).collect()),
+        }
+    }
+
     fn missing() -> Self {
         Vec::new()
     }
@@ -383,6 +403,13 @@ impl FromField for WholeStrings {
         Ok(Self(if text.is_empty() { Vec::new() } else { vec![text.trim().to_owned()] }))
     }
 
+    fn from_texts(texts: &[String]) -> Result<Self, String> {
+        match texts {
+            [text] => Self::from_text(text),
+            several => Ok(Self(several.iter().map(|item| item.trim().to_owned()).collect())),
+        }
+    }
+
     fn missing() -> Self {
         Self::default()
     }
@@ -401,6 +428,10 @@ impl FromField for Integers {
 
     fn from_text(text: &str) -> Result<Self, String> {
         Vec::<String>::from_text(text)?.iter().map(|text| i64::from_text(text)).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn from_texts(texts: &[String]) -> Result<Self, String> {
+        Vec::<String>::from_texts(texts)?.iter().map(|text| i64::from_text(text)).collect::<Result<_, _>>().map(Self)
     }
 
     fn missing() -> Self {
@@ -428,6 +459,10 @@ impl FromField for Pairs {
 
     fn from_text(text: &str) -> Result<Self, String> {
         Ok(Self(BTreeMap::from([pair(text)?])))
+    }
+
+    fn from_texts(texts: &[String]) -> Result<Self, String> {
+        texts.iter().map(|text| pair(text)).collect::<Result<_, _>>().map(Self)
     }
 
     fn missing() -> Self {
@@ -529,6 +564,7 @@ macro_rules! params {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::query::NO_QUERY;
 
     crate::params! {
         struct Sample {
@@ -547,7 +583,7 @@ mod tests {
 
     fn decode(body: &str) -> Result<Sample, FieldError> {
         let object = RawObject::parse(body.as_bytes()).unwrap();
-        Sample::decode(&Input { captures: &[], body: &object, query: &[] })
+        Sample::decode(&Input { captures: &[], body: &object, query: &NO_QUERY })
     }
 
     #[test]
@@ -555,6 +591,22 @@ mod tests {
         let sample = decode(r#"{"text": 17, "n": "0x10", "ttl": "1h", "list": "a, b", "on": "true"}"#).unwrap();
         assert_eq!((sample.text.as_str(), sample.count, sample.ttl), ("17", Some(16), Seconds(3600)));
         assert_eq!((sample.list, sample.on), (vec!["a".to_owned(), "b".to_owned()], Some(true)));
+    }
+
+    #[test]
+    fn of_a_query_only_lists_take_a_name_that_comes_several_times() {
+        let decode = |names: &[&str]| {
+            let query = names.iter().map(|pair| pair.split_once('=').unwrap());
+            let query = query.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            Sample::decode(&Input { captures: &[], body: &RawObject::default(), query: &query })
+        };
+        let sample = decode(&["n=3", "list=a,b", "on=true"]).unwrap();
+        assert_eq!((sample.count, sample.list, sample.on), (Some(3), vec!["a".to_owned(), "b".to_owned()], Some(true)));
+        assert_eq!(decode(&["list=a,b", "list= c"]).unwrap().list, ["a,b", "c"]);
+        for name in ["text", "n", "ttl", "on"] {
+            let error = decode(&[&format!("{name}=1"), &format!("{name}=1")]).unwrap_err().to_string();
+            assert!(error.ends_with("it came several times: send it once"), "{error}");
+        }
     }
 
     #[test]
@@ -612,7 +664,7 @@ mod tests {
         let body = format!("{{{}}}", body.trim_end_matches(','));
         let object = RawObject::parse(body.as_bytes()).unwrap();
         let started = std::time::Instant::now();
-        let notes = Input { captures: &[], body: &object, query: &[] }.notes(Sample::FIELDS);
+        let notes = Input { captures: &[], body: &object, query: &NO_QUERY }.notes(Sample::FIELDS);
         assert!(notes[0].ends_with(" x99999]"));
         assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
     }
@@ -639,13 +691,13 @@ mod tests {
     #[test]
     fn unknown_and_overridden_parameters_are_noted() {
         let object = RawObject::parse(br#"{"b": 1, "a": 2, "text": "x"}"#).unwrap();
-        let input = Input { captures: &[("text", "y")], body: &object, query: &[] };
+        let input = Input { captures: &[("text", "y")], body: &object, query: &NO_QUERY };
         let notes = input.notes(Sample::FIELDS);
         assert_eq!(notes[0], "Endpoint ignored these unrecognized parameters: [a b]");
         assert!(notes[1].ends_with("path: [text]"));
         assert_eq!(input.field::<String>("text").unwrap(), "y");
         let object = RawObject::parse(br#"{"text": null}"#).unwrap();
-        let input = Input { captures: &[("text", "y")], body: &object, query: &[] };
+        let input = Input { captures: &[("text", "y")], body: &object, query: &NO_QUERY };
         assert_eq!(input.notes(Sample::FIELDS), Vec::<String>::new());
     }
 }

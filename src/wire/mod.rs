@@ -4,4 +4,5 @@ pub mod b64;
 pub mod duration;
 pub mod field;
 pub mod json;
+pub mod query;
 pub mod time;

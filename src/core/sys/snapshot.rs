@@ -124,8 +124,9 @@ async fn put_back(system: &System, call: &Call<'_>, force: bool) -> Result<Reply
 
 /// The query's `skip_versions`: how many version numbers every secret and Transit key leaves out.
 fn skip_versions(call: &Call<'_>) -> Result<Option<u64>, Failure> {
-    let given = call.request.query.iter().find(|(name, _)| name == "skip_versions");
-    let parsed = given.map(|(_, text)| text.parse::<u64>().ok().filter(|count| *count <= MOST_SKIPPED));
+    let given = call.request.query.get("skip_versions");
+    let number = |texts: &[String]| if let [text] = texts { text.parse::<u64>().ok() } else { None };
+    let parsed = given.map(|texts| number(texts).filter(|count| *count <= MOST_SKIPPED));
     match parsed {
         Some(None) => Err(Failure::invalid(format!("skip_versions must be a number from 0 to {MOST_SKIPPED}"))),
         Some(count) => Ok(count),
