@@ -32,6 +32,13 @@ use crate::{
 const IN_DOUBT: &str = "the store failed at a write of which nobody knows yet whether it took effect, so it is not certain that there is \
      nothing to do; it is being opened again: try again";
 
+/// Longest body of a request that needs no token, in bytes: what is asked there has a few short parameters.
+const OPEN_BODY: usize = 256 << 10;
+/// Most members of such a body.
+const OPEN_MEMBERS: usize = 1000;
+/// Longer bodies are parsed only for those who have a good token: their members may take ten times as much room as they do.
+const UNKNOWN_BODY: usize = 64 << 10;
+
 impl Core {
     /// Answers a request. Never panics on what came from a client; a failure is an answer too.
     pub async fn handle(self: &Arc<Self>, mut request: Request) -> Answer {
@@ -95,9 +102,9 @@ impl Core {
         found: &Match<'_>,
         spec: &super::route::OperationSpec<super::sys::System>,
     ) -> Result<Reply, Failure> {
-        let body = match RawObject::parse(&request.body) {
+        let body = match open_body(request) {
             Ok(body) => body,
-            Err(error) => return Err(self.flawed(request, error.into()).await),
+            Err(failure) => return Err(self.flawed(request, failure).await),
         };
         let system = super::sys::System::new(self);
         let caller = Caller::anyone(request.remote);
@@ -147,19 +154,32 @@ impl Core {
         if request.operation.is_write() && request.path.ends_with('/') {
             return Err(self.flawed(request, Failure::invalid("cannot write to a path ending in '/'")).await);
         }
-        let body = match RawObject::parse(&request.body) {
-            Ok(body) => body,
-            Err(error) => return Err(self.flawed(request, error.into()).await),
-        };
         let target = Target::find(&active, &request.path);
         let mount = target.mounted.as_deref().map(|mounted| &mounted.entry);
-
         let mut operation = request.operation;
+        let parsed = if target.access() == Some(Access::Anyone) || names_a_token(request) {
+            open_body(request)
+        } else if let Err(Refusal { failure, recorded, .. }) = self.may_be_long(&active, request).await {
+            if recorded {
+                let exchange = Exchange { request, operation, caller: None, mount, remote: request.remote };
+                audit.request(exchange, Some(&failure))?.written().await?;
+            }
+            return Err(failure);
+        } else {
+            RawObject::parse(&request.body).map_err(Failure::from)
+        };
+        let body = match parsed {
+            Ok(body) => body,
+            Err(failure) => return Err(self.flawed(request, failure).await),
+        };
+
         let decided = self.admit(&active, request, &body, &target, &mut operation).await;
         let (caller, wrap_ttl) = match decided {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 let Refusal { caller, failure, recorded } = refusal;
+                // Nobody needs it any longer, and the device may take its time.
+                drop(body);
                 if recorded {
                     let exchange = Exchange { request, operation, caller: caller.as_ref(), mount, remote: request.remote };
                     audit.request(exchange, Some(&failure))?.written().await?;
@@ -242,7 +262,7 @@ impl Core {
         target: &Target<'_>,
         operation: &mut Operation,
     ) -> Result<(Caller, Option<Duration>), Refusal> {
-        let wrapping = matches!(request.path.as_str(), "sys/wrapping/lookup" | "sys/wrapping/unwrap" | "sys/wrapping/rewrap");
+        let wrapping = names_a_token(request);
         if wrapping {
             let token = wrapping::named_token(request, body).map_err(|failure| self.unknown(request, failure))?;
             self.may_look(request, &token)?;
@@ -283,6 +303,19 @@ impl Core {
             return Err(refuse(Failure::denied()));
         }
         Ok((caller, request.wrap_ttl))
+    }
+
+    /// Whether a body may be parsed that is as long as this one. Only who shows a good token is to make that work.
+    async fn may_be_long(&self, active: &Active, request: &Request) -> Result<(), Refusal> {
+        if request.body.len() <= UNKNOWN_BODY {
+            return Ok(());
+        }
+        let Some(token) = &request.token else {
+            return Err(self.unknown(request, Failure::bad_token()));
+        };
+        self.may_look(request, token)?;
+        let found = active.tokens.authenticate(token, request.remote).await;
+        found.map(drop).map_err(|failure| self.unknown(request, failure))
     }
 
     /// On requests that need no token: the caller's token, when a good one came along. Everyone else is let in only as
@@ -428,6 +461,20 @@ impl Core {
         }
         Ok(Reply { wrap_info: Some(Box::new(info)), ..Reply::default() })
     }
+}
+
+/// The parameters of a request that needs no token.
+fn open_body(request: &Request) -> Result<RawObject<'_>, Failure> {
+    if request.body.len() > OPEN_BODY {
+        let text = format!("request body too large: what needs no token takes at most {OPEN_BODY} bytes");
+        return Err(Failure::plain(Kind::TooLarge, text));
+    }
+    Ok(RawObject::parse_at_most(&request.body, OPEN_MEMBERS)?)
+}
+
+/// Whether the body may name the token that the request stands on.
+fn names_a_token(request: &Request) -> bool {
+    matches!(request.path.as_str(), "sys/wrapping/lookup" | "sys/wrapping/unwrap" | "sys/wrapping/rewrap")
 }
 
 fn outcome(result: &Result<Reply, Failure>) -> Outcome<'_> {

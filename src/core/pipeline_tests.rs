@@ -21,6 +21,9 @@ use crate::{
     storage::InMem,
 };
 
+/// What endpoints without a token take.
+const OPEN: usize = 256 << 10;
+
 struct Server {
     core: Arc<Core>,
     share: SecretString,
@@ -120,6 +123,34 @@ async fn policies_judge_the_same_parameters_that_endpoints_read() {
     let put = async |body: &str| send(&token, Operation::Update, "sys/policies/acl/p", &[], body).await.0;
     assert_eq!(put(r#"{"policy": "good", "policy": "path \"x\" {}"}"#).await, 403);
     assert_eq!(put(r#"{"policy": "path \"x\" {}", "policy": "good"}"#).await, 400, "allowed, and no policy");
+}
+
+#[tokio::test]
+async fn long_bodies_are_parsed_only_for_good_tokens_and_short_ones_taken_without() {
+    let server = server().await;
+    let write = async |path: &str, token: Option<&str>, body: &str| {
+        let mut request = Request::internal(Operation::Update, path, body.to_owned());
+        request.token = token.map(|token| SecretString::new(token.to_owned()));
+        let answer = server.core.handle(request).await;
+        (answer.status, String::from_utf8(answer.body).unwrap())
+    };
+    let root = server.root.expose();
+    write("sys/mounts/kv1", Some(root), r#"{"type": "kv"}"#).await;
+    let object = |members: usize| format!("{{{}\"a\": 1}}", "\"a\":1,".repeat(members - 1));
+    let broken = |length: usize| object(length / 6)[1..].to_owned();
+    for (length, stranger) in [(60 << 10, 400), (70 << 10, 403)] {
+        assert_eq!(write("kv1/x", None, &broken(length)).await.0, stranger, "{length}");
+        assert_eq!(write("kv1/x", Some("hvs.000000000000000000000000"), &broken(length)).await.0, stranger, "{length}");
+        assert_eq!(write("kv1/x", Some(root), &broken(length)).await.0, 400, "{length}");
+    }
+    assert_eq!(write("kv1/x", Some(root), &object(500_000)).await.0, 204);
+    for path in ["sys/unseal", "sys/wrapping/unwrap", "sys/decode-token"] {
+        let (status, text) = write(path, Some(root), &object(1001)).await;
+        assert!(status == 400 && text.contains("more than 1000 members"), "{path} {status} {text}");
+        let (status, text) = write(path, Some(root), &format!("{{\"key\": \"{}\"}}", "x".repeat(OPEN))).await;
+        assert!(status == 413 && text.contains("at most 262144 bytes"), "{path} {status} {text}");
+    }
+    assert_eq!(write("sys/wrapping/wrap", Some(root), &format!("{{\"x\": \"{}\"}}", "x".repeat(OPEN))).await.0, 400);
 }
 
 #[tokio::test]

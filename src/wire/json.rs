@@ -1,10 +1,10 @@
 //! A JSON object whose members stay raw bytes until someone asks for them.
 
-use std::{borrow::Cow, collections::HashMap, fmt};
+use std::{borrow::Cow, cell::Cell, collections::HashMap, fmt};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
+    de::{DeserializeSeed, Error as _, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -23,13 +23,24 @@ pub struct RawObject<'a> {
 }
 
 impl<'a> RawObject<'a> {
-    /// Splits `bytes` into members.
+    /// Splits `bytes` into members. Where these are few bytes each they take some ten times the length of `bytes`.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, JsonError> {
+        Self::parse_at_most(bytes, usize::MAX)
+    }
+
+    /// The same for at most so many members.
+    pub fn parse_at_most(bytes: &'a [u8], most: usize) -> Result<Self, JsonError> {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self::default());
         }
-        let parsed: Option<Self> = serde_json::from_slice(bytes).map_err(|error| JsonError(describe(&error)))?;
-        Ok(parsed.unwrap_or_default())
+        let too_many = Cell::new(false);
+        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+        let parsed = Members { most, too_many: &too_many }.deserialize(&mut deserializer);
+        let parsed = parsed.and_then(|object| deserializer.end().map(|()| object));
+        parsed.map_err(|error| match too_many.get() {
+            true => JsonError(format!("the body has more than {most} members")),
+            false => JsonError(describe(&error)),
+        })
     }
 
     /// The raw value of a member.
@@ -116,25 +127,47 @@ fn describe(error: &serde_json::Error) -> String {
     format!("{what} (line {}, column {})", error.line(), error.column())
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for RawObject<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members<'a>(std::marker::PhantomData<&'a ()>);
-        impl<'de: 'a, 'a> Visitor<'de> for Members<'a> {
-            type Value = RawObject<'a>;
+/// Reads an object of at most so many members, or `null`.
+#[derive(Clone, Copy)]
+struct Members<'s> {
+    most: usize,
+    /// Set when there were more.
+    too_many: &'s Cell<bool>,
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
+impl<'de> DeserializeSeed<'de> for Members<'_> {
+    type Value = RawObject<'de>;
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some(Name(name)) = map.next_key::<Name<'de>>()? {
-                    members.push((name, map.next_value::<&'de RawValue>()?));
-                }
-                Ok(RawObject { members })
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Members<'_> {
+    type Value = RawObject<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_none<E>(self) -> Result<Self::Value, E> {
+        Ok(RawObject::default())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = Vec::new();
+        while let Some(Name(name)) = map.next_key::<Name<'de>>()? {
+            if members.len() == self.most {
+                self.too_many.set(true);
+                return Err(A::Error::custom("too many members"));
             }
+            members.push((name, map.next_value::<&'de RawValue>()?));
         }
-        deserializer.deserialize_map(Members(std::marker::PhantomData))
+        Ok(RawObject { members })
     }
 }
 
@@ -152,6 +185,15 @@ mod tests {
         for body in ["", " \n", "null", "{}"] {
             assert!(RawObject::parse(body.as_bytes()).unwrap().is_empty(), "{body:?}");
         }
+    }
+
+    #[test]
+    fn more_members_than_are_wanted_are_not_gathered() {
+        let body = br#"{"a": 1, "b": {"c": 2, "d": 3}}"#;
+        assert_eq!(RawObject::parse_at_most(body, 2).unwrap().names().count(), 2);
+        let error = RawObject::parse_at_most(body, 1).unwrap_err().to_string();
+        assert_eq!(error, "failed to parse JSON input: the body has more than 1 members");
+        assert!(RawObject::parse_at_most(br#"{"a": 1, "b"}"#, 5).unwrap_err().to_string().contains("invalid JSON"));
     }
 
     #[test]

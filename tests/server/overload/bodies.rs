@@ -62,6 +62,47 @@ fn huge_bodies_are_received_or_shed_in_bounded_memory() {
     server.put("kv/data/a", json!({"data": {"x": 1}})).ok();
 }
 
+/// What costs its sender two bytes a piece is not taken apart for those who have shown no token.
+#[test]
+fn bodies_of_very_many_pieces_cost_strangers_more_than_the_server() {
+    let place = Place::shamir();
+    let server = ready(&place);
+    let idle = server.resident();
+    let form: String = (0..4_000_000).map(|number: u32| format!("{number:x}&")).collect();
+    let object = format!("{{{}\"a\":1}}", "\"\":1,".repeat(5_500_000));
+    let answers: Mutex<BTreeMap<u16, usize>> = Mutex::default();
+    let sent = form.len() + object.len();
+    for path in ["sys/unseal", "kv/data/a"] {
+        std::thread::scope(|scope| {
+            for (kind, body) in [("application/x-www-form-urlencoded", &form), ("application/json", &object)] {
+                let (server, answers) = (&server, &answers);
+                scope.spawn(move || {
+                    let mut stream = connect(server).unwrap();
+                    let length = body.len();
+                    let head = format!(
+                        "PUT /v1/{path} HTTP/1.1\r\nHost: x\r\nX-Vault-Token: no\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+                    );
+                    stream.write_all(head.as_bytes()).unwrap();
+                    stream.write_all(body.as_bytes()).unwrap();
+                    *answers.lock().unwrap().entry(status(&mut stream).unwrap()).or_default() += 1;
+                });
+            }
+        });
+    }
+    let answers = answers.into_inner().unwrap();
+    let most = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let most =
+        most.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap();
+    measured(&format!(
+        "{} MiB of small pieces at once, twice: {answers:?}, resident {idle} MiB before, {} MiB at the peak",
+        sent >> 20,
+        most >> 10
+    ));
+    // The forms, and the object where no token is needed, are too long; the other one has no good token.
+    assert_eq!(answers, BTreeMap::from([(403, 1), (413, 3)]));
+    assert!(most >> 10 < idle + 320, "{most} KiB");
+}
+
 #[test]
 fn slow_bodies_without_a_token_keep_out_neither_small_bodies_nor_other_addresses() {
     let place = Place::shamir();
