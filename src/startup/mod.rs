@@ -53,7 +53,8 @@ const BUILD_DATE: &str = match option_env!("SOS_BUILD_DATE") {
 /// How often periodic work is done.
 const TICK: Duration = Duration::from_secs(2);
 
-/// How long the end of the process waits for the seal; with the listeners' time to drain it is below ten seconds.
+/// How long the end of the process waits for the seal; with the listeners' time to drain it is below ten seconds (the worker
+/// of an HSM that hangs may add five, see [`Hsm::close`]).
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// Why the server did not start.
