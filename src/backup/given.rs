@@ -6,18 +6,24 @@
 //! ```text
 //! core/given-versions/<mount>/<what>   the highest number, in decimal; removed when the mounts have taken them up
 //! ```
+//!
+//! How often the versions that both stores know have encrypted is carried over beside them (`counts.rs`).
 
 use std::collections::BTreeMap;
 
-use super::{BackupError, Restored, Wait, restore::RESTORED_PATH};
+use super::{
+    BackupError, Restored, Wait,
+    counts::{self, Counts, Pages},
+    restore::RESTORED_PATH,
+};
 use crate::storage::{Storage, StorageError, Txn};
 
 /// Where carried numbers lie until the first unseal.
 const GIVEN: &str = "core/given-versions/";
 /// Where the records of mounts lie.
-const MOUNTS: &str = "logical/";
+pub(super) const MOUNTS: &str = "logical/";
 /// Records looked at, and numbers noted, at a time.
-const PAGE: usize = 1000;
+pub(super) const PAGE: usize = 1000;
 const PAGE_BYTES: usize = 1 << 20;
 /// Numbers collected before they are written.
 const COLLECTED: usize = 10_000;
@@ -25,26 +31,27 @@ const COLLECTED: usize = 10_000;
 /// What the mounts of a restored store learn of the numbers that were given.
 pub struct Given<'a> {
     storage: &'a dyn Storage,
-    mount: String,
+    mount: &'a str,
+    counts: Option<&'a Counts>,
     /// Numbers left out behind the highest one known.
     pub skip: u64,
 }
 
 impl<'a> Given<'a> {
-    /// The numbers of the mount with this uuid.
-    pub fn of(storage: &'a dyn Storage, mount: &str, restored: &Restored) -> Self {
-        Self { storage, mount: format!("{GIVEN}{mount}/"), skip: restored.skip_versions }
+    /// The numbers and the counts of the mount with this uuid.
+    pub fn of(storage: &'a dyn Storage, mount: &'a str, skip: u64, counts: &'a Counts) -> Self {
+        Self { storage, mount, counts: Some(counts), skip }
     }
 
     /// Nothing carried over, and so many numbers to leave out.
     #[cfg(test)]
     pub fn skipping(storage: &'a dyn Storage, skip: u64) -> Self {
-        Self { storage, mount: format!("{GIVEN}none/"), skip }
+        Self { storage, mount: "none", counts: None, skip }
     }
 
     /// What lies below `folder` in the mount, without the folder, each with its highest number; behind `after`.
     pub fn page(&self, folder: &str, after: Option<&str>) -> Result<Vec<(String, u64)>, StorageError> {
-        let prefix = format!("{}{folder}", self.mount);
+        let prefix = format!("{GIVEN}{}/{folder}", self.mount);
         let after = after.map(|after| format!("{prefix}{after}"));
         let found = self.storage.scan(&prefix, after.as_deref(), PAGE)?;
         let entry = |(path, record): (String, crate::storage::Record)| {
@@ -54,15 +61,25 @@ impl<'a> Given<'a> {
         found.into_iter().map(entry).collect()
     }
 
+    /// Counts of encryptions that differ from what this mount has below `folder`, as their records' paths in the mount and what
+    /// the replaced stores had there; some at a time, and a path again where there was a store before the replaced one.
+    pub fn counts(&self, folder: &'a str) -> impl Iterator<Item = Result<counts::Page, StorageError>> + Send {
+        let (storage, mount) = (self.storage, self.mount);
+        self.counts.into_iter().flat_map(Counts::stores).flat_map(move |store| Pages::of(storage, store, mount, folder))
+    }
+
     /// Removes what all mounts have taken up.
     pub async fn forget_all(storage: &dyn Storage) -> Result<(), StorageError> {
-        loop {
-            let found = storage.scan(GIVEN, None, PAGE)?;
-            if found.is_empty() {
-                return Ok(());
+        for folder in [GIVEN, counts::COUNTS] {
+            loop {
+                let found = storage.scan(folder, None, PAGE)?;
+                if found.is_empty() {
+                    break;
+                }
+                storage.commit(found.into_iter().fold(Txn::new(), |txn, (path, _)| txn.delete(path))).await?;
             }
-            storage.commit(found.into_iter().fold(Txn::new(), |txn, (path, _)| txn.delete(path))).await?;
         }
+        Ok(())
     }
 }
 
@@ -71,7 +88,7 @@ fn number(text: &[u8]) -> Option<u64> {
 }
 
 /// What a record's name says: the thing and the number of its version.
-fn version_in(path: &str) -> Option<(&str, u64)> {
+pub(super) fn version_in(path: &str) -> Option<(&str, u64)> {
     let (thing, number) = path.strip_prefix(MOUNTS)?.rsplit_once('/')?;
     let canonical = number.starts_with(|first: char| first.is_ascii_digit() && first != '0');
     // A mount's uuid, a folder, a name.
@@ -79,30 +96,35 @@ fn version_in(path: &str) -> Option<(&str, u64)> {
     (canonical && deep).then(|| Some((thing, number.parse().ok()?)))?
 }
 
-/// Carries the numbers over that `old` has given and `new`, filled from a backup, does not know. Where `old` cannot be
-/// read to its end, numbers are left out instead.
-pub(super) fn carry(old: &dyn Storage, new: &dyn Storage, wait: Wait<'_>) -> Result<(), BackupError> {
-    let mut collected = Collected { new, wait, highest: BTreeMap::new() };
-    if !collected.all_of(old)? {
+/// Carries the numbers over that `old` has given and `new`, filled from a backup, does not know, and the counts that `old` has
+/// gone on with. Where `old` cannot be read to its end, numbers are left out instead.
+pub(crate) fn carry(old: &dyn Storage, new: &dyn Storage, wait: Wait<'_>) -> Result<(), BackupError> {
+    let mut collected = Collected { new, wait, highest: BTreeMap::new(), counts: counts::Carrying::to(new, wait) };
+    let whole = collected.all_of(old)?;
+    if !whole {
         let why = "the replaced store cannot be read to its end";
         tracing::warn!("{why}: version numbers are left out, so that none is given twice");
-        skip_in(new, wait, super::restore::SKIPPED)?;
     }
     // A restored store that nobody unsealed yet has numbers of its own to pass on.
-    if let Ok(Some((earlier, _))) = Restored::load(old)
-        && !earlier.settled
-    {
-        skip_in(new, wait, earlier.skip_versions)?;
-    }
-    collected.write()
+    let earlier = Restored::load(old).ok().flatten().map(|(earlier, _)| earlier).filter(|earlier| !earlier.settled);
+    amend(new, wait, |restored| {
+        let least = [(!whole).then_some(super::restore::SKIPPED), earlier.as_ref().map(|earlier| earlier.skip_versions)];
+        restored.skip_versions = least.into_iter().flatten().fold(restored.skip_versions, u64::max);
+        restored.counts_carried &= whole && earlier.as_ref().is_none_or(|earlier| earlier.counts_carried);
+    })?;
+    collected.write()?;
+    collected.counts.write()
 }
 
-/// Has the new store leave out so many numbers at least.
-fn skip_in(new: &dyn Storage, wait: Wait<'_>, least: u64) -> Result<(), BackupError> {
-    let Some((mut restored, _)) = Restored::load(new)? else { return Ok(()) };
-    restored.skip_versions = restored.skip_versions.max(least);
-    let json = serde_json::to_vec(&restored).map_err(|error| BackupError::Damaged(error.to_string()))?;
-    wait.commit(new.commit(Txn::new().put(RESTORED_PATH, json)))?;
+/// Changes what the new store remembers of its origin.
+fn amend(new: &dyn Storage, wait: Wait<'_>, change: impl FnOnce(&mut Restored)) -> Result<(), BackupError> {
+    let Some((before, _)) = Restored::load(new)? else { return Ok(()) };
+    let mut restored = before.clone();
+    change(&mut restored);
+    if restored != before {
+        let json = serde_json::to_vec(&restored).map_err(|error| BackupError::Damaged(error.to_string()))?;
+        wait.commit(new.commit(Txn::new().put(RESTORED_PATH, json)))?;
+    }
     Ok(())
 }
 
@@ -110,6 +132,7 @@ struct Collected<'a> {
     new: &'a dyn Storage,
     wait: Wait<'a>,
     highest: BTreeMap<String, u64>,
+    counts: counts::Carrying<'a>,
 }
 
 impl Collected<'_> {
@@ -123,6 +146,7 @@ impl Collected<'_> {
             }
         };
         let mut whole = true;
+        let last = snapshot.version();
         loop {
             let page = match snapshot.page(PAGE, PAGE_BYTES) {
                 Ok(page) => page,
@@ -139,6 +163,7 @@ impl Collected<'_> {
                 return Ok(whole);
             }
             for (path, record) in &page {
+                self.counts.see(last, path, record)?;
                 match (version_in(path), path.strip_prefix(GIVEN)) {
                     (Some((thing, found)), _) if self.new.get(path)?.is_none() => self.note(thing, found)?,
                     (None, Some(thing)) => self.note(thing, number(&record.value).unwrap_or(0))?,
@@ -196,7 +221,7 @@ mod tests {
         let (new, later) = (store(&["logical/u/v/a/1", "logical/u/v/same/2"]), store(&["logical/u/v/a/1"]));
         carry(&old, &new, wait).unwrap();
         let noted = |store: &dyn Storage| {
-            let given = Given { storage: store, mount: format!("{GIVEN}u/"), skip: 0 };
+            let given = Given { storage: store, mount: "u", counts: None, skip: 0 };
             given.page("v/", None).unwrap()
         };
         let expected = [("a".to_owned(), 10), ("a/9".to_owned(), 4)];

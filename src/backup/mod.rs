@@ -9,6 +9,7 @@
 //! is damaged or missing; that nobody altered it shows as soon as the store it belongs to is unsealed.
 
 mod archive;
+mod counts;
 mod exchange;
 pub mod files;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -24,8 +25,11 @@ mod source;
 mod stream;
 
 pub use archive::{Contents, Reader, Seal, Summary, Writer};
+pub use counts::Counts;
 pub use exchange::Exchange;
 pub use given::Given;
+#[cfg(test)]
+pub(crate) use given::carry;
 pub use header::{Header, HsmNeed, HsmOnlyNeed, Needs, ZoneNeed, some_of};
 pub use key::{BackupKey, KEY_PATH};
 pub use place::{Settled, settle_folder};

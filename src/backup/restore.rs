@@ -46,6 +46,9 @@ pub struct Restored {
     /// Version numbers that every secret and Transit key leaves out.
     #[serde(default)]
     pub skip_versions: u64,
+    /// Whether the replaced store told how often each Transit key version had encrypted by then.
+    #[serde(default)]
+    pub counts_carried: bool,
 }
 
 impl Restored {
@@ -269,6 +272,7 @@ impl<R: std::io::Read> Origin<'_, R> {
         if let Some(commit) = under_way {
             wait.commit(commit)?;
         }
+        let goes_on = target.goes_on_from(&contents.header);
         let restored = Restored {
             format: 1,
             created: contents.header.created.clone(),
@@ -277,7 +281,8 @@ impl<R: std::io::Read> Origin<'_, R> {
             replaced: target.sequence_of(&contents.header.cluster_id),
             seal: contents.seal.clone(),
             settled: false,
-            skip_versions: skip_versions.unwrap_or(if target.goes_on_from(&contents.header) { 0 } else { SKIPPED }),
+            skip_versions: skip_versions.unwrap_or(if goes_on { 0 } else { SKIPPED }),
+            counts_carried: goes_on,
         };
         let json = serde_json::to_vec(&restored).map_err(|error| BackupError::Damaged(error.to_string()))?;
         wait.commit(store.commit(Txn::new().put(RESTORED_PATH, json).above(above.get())))?;
@@ -348,7 +353,8 @@ fn beside(config: &StorageConfig, new: PathBuf) -> StorageConfig {
     beside
 }
 
-/// Carries over to the new store beside `old`, which is complete and closed, what `old` knows of versions that were given.
+/// Carries over to the new store beside `old`, which is complete and closed, what `old` knows of versions that were given
+/// and of encryptions under them.
 pub(super) fn carry_beside(old: &dyn Storage, config: &StorageConfig, folder: &Path, wait: Wait<'_>) -> Result<(), BackupError> {
     let beside = beside(config, place::new_folder(folder));
     let new = storage::open(&beside)?;

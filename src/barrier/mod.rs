@@ -126,6 +126,16 @@ impl BarrierError {
     }
 }
 
+/// Keys that open what another store of this cluster wrote.
+pub struct OtherKeys(Arc<Keyring>);
+
+impl OtherKeys {
+    /// The value of a record that lay at `path` in the other store.
+    pub fn open(&self, path: &str, record: Vec<u8>) -> Result<SecretBytes, BarrierError> {
+        self.0.decrypt(path, record)
+    }
+}
+
 /// What must be at hand to rewrite the keyring; present only while unsealed.
 struct Unlocked {
     aead: Aead,
@@ -400,6 +410,17 @@ impl Barrier {
             Ok(())
         })
         .await
+    }
+
+    /// The keys of a keyring that another store of this cluster kept, `stored` as it lies there. Where the root key does not open
+    /// it, those of this store's own keyring: all terms from before the two went apart are the same.
+    pub async fn keys_of(&self, stored: Option<&[u8]>) -> Result<OtherKeys, BarrierError> {
+        let unlocked = self.unlocked.lock().await;
+        let unlocked = unlocked.as_ref().ok_or(BarrierError::Sealed)?;
+        match stored.map(|stored| Image::decrypt(&unlocked.aead, stored)) {
+            Some(Ok(image)) => Ok(OtherKeys(Arc::new(Keyring::from_image(&image, None)))),
+            Some(Err(_)) | None => Ok(OtherKeys(self.loaded()?)),
+        }
     }
 
     /// Replaces the root key: re-encrypts the keyring and commits it together with `raw` (the new wrapped copies of the

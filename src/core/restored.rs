@@ -1,8 +1,9 @@
 //! What a server owes at the first unseal of a store that was restored from a backup.
 //!
 //! - The backup must be authentic: the code in it is checked as soon as there is a key to check it by.
-//! - What ran after the backup may have encrypted under the keyring's active term and under Transit key versions, and of
-//!   that no record is left: the keyring gets a new term, and every count of encryptions a block more.
+//! - What ran after the backup may have encrypted under the keyring's active term: it gets a new one.
+//! - It may have encrypted under Transit key versions too: every count of encryptions goes on behind what the replaced store
+//!   had (`backup/counts.rs`). Where that is not known, nobody can tell how far, and the log says so.
 //! - Version numbers that were given after the backup are not given again: the mounts take up what was carried over from
 //!   the replaced store (`backup/given.rs`), or leave numbers out.
 //! - Work on an HSM that was under way is forgotten and not undone (`seal/orphans.rs`).
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use super::{Active, Core, SWEEP, failure::Failure};
 use crate::{
-    backup::{BackupError, BackupKey, Given, RESTORED_PATH, Restored},
+    backup::{BackupError, BackupKey, Counts, Given, RESTORED_PATH, Restored},
     crashpoint::reach,
     storage::{Expect, Txn, Version},
 };
@@ -43,8 +44,15 @@ pub(super) async fn burn(core: &Core, active: &Active, found: Option<&(Restored,
         && !restored.settled
     {
         let storage = core.barrier.raw();
+        let counts = Counts::of(&core.barrier).await?;
         for mounted in active.router.all() {
-            mounted.engine.restored(&Given::of(storage.as_ref(), &mounted.entry.uuid, restored)).await?;
+            mounted.engine.restored(&Given::of(storage.as_ref(), &mounted.entry.uuid, restored.skip_versions, &counts)).await?;
+        }
+        if !restored.counts_carried {
+            tracing::warn!(
+                "how often Transit keys encrypted after the backup is not known, as no store that tells it was replaced: rotate keys \
+                 that may have come near 2^32 encryptions under one version"
+            );
         }
         reach("restored-burnt");
     }

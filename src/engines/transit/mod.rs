@@ -176,6 +176,7 @@ impl Routed for Transit {
     async fn restored(&self, given: &Given<'_>) -> Result<(), Failure> {
         restored::forget_making(&self.store.view).await?;
         restored::take_up(&self.store.view, given).await?;
+        usage::take_up(&self.store.view, given).await?;
         usage::burn(&self.store.view).await
     }
 

@@ -1,6 +1,7 @@
 //! The engine over a store in memory, without HTTP: requests go through the same table as real ones.
 
 mod convergent;
+mod counts;
 mod damage;
 mod forms;
 mod hsm;

@@ -17,6 +17,7 @@ use super::{
     store::Vanished,
 };
 use crate::{
+    backup::Given,
     barrier::{BarrierError, Entry, Txn, View},
     core::failure::Failure,
     storage::StorageError,
@@ -34,8 +35,42 @@ pub const WARN: u64 = LIMIT - (1 << 28);
 /// How long an answer of [`worn`] is repeated.
 const LOOKED: Duration = Duration::from_secs(300);
 
-/// Adds a block to every count of a mount whose store was restored: what ran after the backup may have encrypted under
-/// the same versions, and of that no record is left. To be called before anything is encrypted.
+/// Raises the counts of a mount whose store was restored to what they were in the store that was replaced.
+pub async fn take_up(view: &View, given: &Given<'_>) -> Result<(), Failure> {
+    let mut unknown = 0_usize;
+    for page in given.counts(USAGE_FOLDER) {
+        let mut txn = Txn::new();
+        for (path, found) in page? {
+            let Some(Ok(found)) = found.map(|record| decode::<UsageRecord>(&record)) else {
+                unknown += 1;
+                continue;
+            };
+            let entry = match view.get(&path) {
+                // A version whose count is damaged refuses to encrypt.
+                Err(error) if error.damaged().is_some() => continue,
+                entry => entry?,
+            };
+            let Ok(known) = entry.as_ref().map(|entry| decode::<UsageRecord>(&entry.value)).transpose() else { continue };
+            if known.is_none_or(|known| known.reserved < found.reserved) {
+                let record = encode(&UsageRecord { format: FORMAT, reserved: found.reserved })?;
+                txn = txn.check(path.clone(), Entry::unchanged(entry.as_ref())).put_secret(path, record);
+            }
+        }
+        view.commit(txn).await?;
+    }
+    if unknown > 0 {
+        tracing::warn!(
+            mount = view.prefix(),
+            versions = unknown,
+            "how often some key versions encrypted after the backup is not known: the replaced store's counts cannot be opened, as \
+             they are damaged or its root key was changed since; rotate keys that may have come near 2^32 encryptions"
+        );
+    }
+    Ok(())
+}
+
+/// Adds a block to every count of a mount whose store was restored: a copy of the store that went on elsewhere may have
+/// encrypted under the same versions. To be called before anything is encrypted.
 pub async fn burn(view: &View) -> Result<(), Failure> {
     for page in Pages::of(view, USAGE_FOLDER) {
         let page = page?;

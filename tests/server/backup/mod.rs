@@ -1,6 +1,7 @@
 //! Backups of a running server, and what becomes of them.
 
 mod broken_off;
+mod counts;
 mod refused;
 mod restore;
 mod scheduled;
