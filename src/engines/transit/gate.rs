@@ -7,10 +7,14 @@
 //! pieces it is looked whether the answer is still wanted, and whether it can come in time at all.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
@@ -40,9 +44,18 @@ const ALL_LONG: usize = 2 * MAX_ITEMS;
 /// Windows that are worked on at once in the same place.
 const WINDOWS: usize = 8;
 
-/// Operations on private keys in the HSM that batches have under way at once. On one session that takes 0.1 s for each, what
-/// is asked beside them still ends before its deadline.
+/// Operations on private keys in the HSM that batches and changes of keys have under way at once, at most.
 const PRIVATE: usize = 2 * AT_ONCE;
+
+/// With so many it begins. How many an HSM can take tells how long they take: they wait for its sessions as part of their time, and
+/// so does what is asked beside them, whose deadline counts that.
+const PRIVATE_AT_FIRST: usize = 4;
+
+/// An operation that ends sooner lets one more be under way.
+const QUICK: Duration = Duration::from_millis(500);
+
+/// One that takes longer halves how many may be. It is some calls to the HSM, each of which may take 10 s.
+const SLOW: Duration = Duration::from_secs(2);
 
 /// A key of so many versions is a small one: what is done for all of them takes a processor seconds at most.
 pub const FEW_VERSIONS: usize = 16;
@@ -68,7 +81,9 @@ const SURE: u32 = 3;
 pub struct Gate {
     software: Lanes,
     hsm: Lanes,
-    private: Semaphore,
+    private: Turns,
+    /// Keys whose versions are moved now.
+    moving: AtomicU32,
     small_keys: Arc<Semaphore>,
     large_keys: Arc<Semaphore>,
     large_keys_at_work: Arc<Semaphore>,
@@ -92,7 +107,8 @@ impl Default for Gate {
         Self {
             software: Lanes::default(),
             hsm: Lanes::default(),
-            private: Semaphore::new(PRIVATE),
+            private: Turns::default(),
+            moving: AtomicU32::new(0),
             small_keys: Arc::new(Semaphore::new(SMALL_KEYS)),
             large_keys: Arc::new(Semaphore::new(LARGE_KEYS)),
             large_keys_at_work: Arc::new(Semaphore::new(LARGE_KEYS_AT_WORK)),
@@ -279,8 +295,124 @@ impl Gate {
     }
 
     /// The turn of one of many operations on a private key in the HSM.
-    pub async fn private(&self) -> Result<SemaphorePermit<'_>, Failure> {
-        self.private.acquire().await.map_err(Failure::internal)
+    pub async fn private(&self) -> Result<PrivateTurn<'_>, Failure> {
+        let permit = self.private.permits.acquire().await.map_err(Failure::internal)?;
+        Ok(PrivateTurn { turns: &self.private, permit: Some(permit), began: Instant::now() })
+    }
+
+    /// The same for as long as the answer is waited for.
+    ///
+    /// # Errors
+    /// 503 when it is not any longer, or the server was sealed.
+    pub async fn private_while(&self, going: &Going) -> Result<PrivateTurn<'_>, Failure> {
+        let turn = going.wanted.turn(self.private()).await??;
+        going.check().map(|()| turn)
+    }
+
+    /// Begins to move so many versions of a key to where they are to be kept.
+    pub fn move_versions(&self, versions: usize, going: &Going) -> Moving<'_> {
+        self.moving.fetch_add(1, Ordering::Relaxed);
+        Moving { gate: self, going: going.clone(), pace: Pace::of(versions), last: Instant::now() }
+    }
+}
+
+/// The versions of a key that is restored or gets another level, on their way.
+pub struct Moving<'a> {
+    gate: &'a Gate,
+    going: Going,
+    pace: Pace,
+    /// When the last one came.
+    last: Instant,
+}
+
+impl Moving<'_> {
+    /// To be called after each version, before anything of it is kept.
+    ///
+    /// # Errors
+    /// 503 when nobody waits for the answer any longer or the server was sealed; 400 when it cannot come in time.
+    pub fn moved(&mut self) -> Result<(), Failure> {
+        self.going.check()?;
+        self.pace.done += 1;
+        // Its share of the time: what takes longer only because of others is not refused, it may be late.
+        self.pace.worked += self.last.elapsed() / self.gate.moving.load(Ordering::Relaxed).max(1);
+        self.last = Instant::now();
+        if let Some(fit) = self.pace.fitting(self.going.wanted.left()) {
+            return Err(Failure::invalid(format!(
+                "the key has {} versions to wrap, of which about {fit} can be done within max_request_duration; trim it to fewer, or raise max_request_duration",
+                self.pace.pieces
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.gate.moving.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Turns of operations in the HSM: as many at once as it gets done in good time.
+struct Turns {
+    permits: Semaphore,
+    allowed: Mutex<Allowed>,
+}
+
+struct Allowed {
+    count: usize,
+    /// Turns beyond that which have not ended yet.
+    beyond: usize,
+    /// When it was last made less.
+    since: Option<Instant>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        let allowed = Allowed { count: PRIVATE_AT_FIRST, beyond: 0, since: None };
+        Self { permits: Semaphore::new(PRIVATE_AT_FIRST), allowed: Mutex::new(allowed) }
+    }
+}
+
+impl Turns {
+    /// Learns of a turn that took so long; tells whether another may take its place.
+    fn ended(&self, began: Instant, now: Instant) -> bool {
+        let took = now.saturating_duration_since(began);
+        let mut allowed = self.allowed.lock();
+        // Turns that were already under way tell nothing of how fewer do.
+        let is_news = allowed.since.is_none_or(|since| began >= since);
+        if took > SLOW && is_news {
+            let count = (allowed.count / 2).max(1);
+            allowed.beyond += allowed.count - count;
+            allowed.count = count;
+            allowed.since = Some(now);
+        } else if took < QUICK && allowed.count < PRIVATE {
+            allowed.count += 1;
+            match allowed.beyond {
+                0 => self.permits.add_permits(1),
+                _ => allowed.beyond -= 1,
+            }
+        }
+        let ends = allowed.beyond > 0;
+        allowed.beyond -= usize::from(ends);
+        !ends
+    }
+}
+
+/// The turn of an operation; dropped when it is done.
+pub struct PrivateTurn<'a> {
+    turns: &'a Turns,
+    permit: Option<SemaphorePermit<'a>>,
+    began: Instant,
+}
+
+impl Drop for PrivateTurn<'_> {
+    fn drop(&mut self) {
+        let goes_on = self.turns.ended(self.began, Instant::now());
+        if let Some(permit) = self.permit.take()
+            && !goes_on
+        {
+            permit.forget();
+        }
     }
 }
 
@@ -418,6 +550,65 @@ mod tests {
         assert_eq!(refused.kind(), Kind::Invalid);
         assert!(refused.text().starts_with("the key has 10000 versions, of which about "), "{}", refused.text());
         assert!(wanted.check().is_ok());
+    }
+
+    #[tokio::test]
+    async fn keys_that_cannot_be_moved_in_time_are_refused_by_what_a_version_takes() {
+        let gate = Gate::default();
+        let move_all = async |versions: usize, wanted: Wanted| {
+            let mut moving = gate.move_versions(versions, &Going { wanted, view: None });
+            for _ in 0..versions {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                moving.moved()?;
+            }
+            Ok::<_, Failure>(())
+        };
+        let (wanted, waiting) = Wanted::within(Duration::from_secs(20));
+        let refused = move_all(10_000, wanted.clone()).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Invalid);
+        assert!(refused.text().starts_with("the key has 10000 versions to wrap, of which about "));
+        move_all(50, wanted.clone()).await.unwrap();
+        assert_eq!(gate.moving.load(Ordering::Relaxed), 0);
+        drop(waiting);
+        assert_eq!(move_all(1, wanted).await.unwrap_err().kind(), Kind::Unavailable);
+    }
+
+    /// An HSM of one session, which does everything after the other: no turn waits long for those before it.
+    #[test]
+    fn an_hsm_has_as_many_operations_under_way_as_it_gets_done_in_good_time() {
+        let longest_of = |each: Duration| {
+            let (turns, start) = (Turns::default(), Instant::now());
+            let mut free = start;
+            let mut under_way = std::collections::VecDeque::new();
+            let (mut longest, mut most) = (Duration::ZERO, 0);
+            for done in 0..400 {
+                let now = free;
+                while let Ok(permit) = turns.permits.try_acquire() {
+                    permit.forget();
+                    under_way.push_back(now);
+                }
+                most = most.max(under_way.len());
+                let Some(began) = under_way.pop_front() else { panic!("nothing is under way") };
+                free = now + each;
+                // The first ones find out.
+                if done >= 40 {
+                    longest = longest.max(free - began);
+                }
+                if turns.ended(began, free) {
+                    turns.permits.add_permits(1);
+                }
+            }
+            (longest, most)
+        };
+        let (longest, most) = longest_of(Duration::from_micros(100));
+        assert!(most == PRIVATE && longest < QUICK, "{most} {longest:?}");
+        for millis in [20, 150, 450, 1500] {
+            let each = Duration::from_millis(millis);
+            let (longest, most) = longest_of(each);
+            assert!(longest <= (SLOW + each).max(2 * each) && most < PRIVATE, "{each:?}: {longest:?}, {most}");
+        }
+        let (longest, _) = longest_of(Duration::from_secs(5));
+        assert_eq!(longest, Duration::from_secs(5), "one after the other");
     }
 
     #[test]

@@ -87,15 +87,16 @@ impl Transit {
     ) -> Result<Txn, Failure> {
         let template = record.clone();
         let template = &template;
+        let mut moving = self.stores.gate.move_versions(versions.len(), going);
         let mut wrapping = InOrder::of(versions, |(version, given)| async move {
-            let _turn = self.stores.gate.private().await?;
+            let _turn = self.stores.gate.private_while(going).await?;
             let before = self.used_before(old, *version, given).await?;
             let (stored, level) = self.store_given(template, *version, given).await?;
             Ok::<_, Failure>((given, stored, level, before))
         });
         while let Some(wrapped) = wrapping.next().await {
-            going.check()?;
             let (given, stored, level, (encryptions, count)) = wrapped?;
+            moving.moved()?;
             if let Some((path, expect)) = count {
                 txn = txn.check(path, expect);
             }

@@ -10,6 +10,7 @@ use super::{
     alg::{HMAC_KEY_BYTES, KeyType},
     b64,
     damaged::is_damaged,
+    gate::Going,
     lifecycle::NewKey,
     protect::{Demands, Level, parse_level},
     record::{KeyRecord, Passage, VersionLine, auto_path},
@@ -235,10 +236,12 @@ async fn mark(engine: &Transit, name: &str, deleted: bool, already: &str) -> Res
 }
 
 /// POST `keys/:name/config`.
-pub async fn configure(engine: &Transit, _: &Call<'_>, params: ConfigParams) -> Result<Reply, Failure> {
+/// Ends without effect once nobody waits for its answer.
+pub async fn configure(engine: &Transit, call: &Call<'_>, params: ConfigParams) -> Result<Reply, Failure> {
     let level = level_param(params.protection_level.as_deref())?;
-    let params = &params;
-    let (key, warning) = engine.change(&params.name, move |key| Box::pin(reconfigured(engine, params, level, key))).await?;
+    let (params, going) = (&params, &Going::of(call, &engine.store.view));
+    let (key, warning) =
+        engine.change(&params.name, move |key| Box::pin(reconfigured(engine, params, level, key, going))).await?;
     let key = key.ok_or_else(|| Failure::unavailable("the key was deleted meanwhile"))?;
     engine.reschedule(&key);
     let answer = reply(engine, &key)?;
@@ -254,6 +257,7 @@ async fn reconfigured(
     params: &ConfigParams,
     level: Option<Level>,
     key: Option<Arc<Key>>,
+    going: &Going,
 ) -> Result<Decision<Option<&'static str>>, Failure> {
     let missing = || Failure::invalid(format!("no existing key named {} could be found", params.name));
     let key = key.ok_or_else(missing)?;
@@ -261,7 +265,8 @@ async fn reconfigured(
     let warning = apply(&mut record, params)?;
     let mut txn = Txn::new();
     if let Some(level) = level.filter(|level| needs_move(&record, *level)) {
-        txn = engine.change_level(&key.name, &mut record, level, txn).await?;
+        txn = engine.change_level(&key.name, &mut record, level, txn, going).await?;
+        going.check()?;
     }
     if record == key.record {
         return Ok(Decision::Keep(warning));

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use super::{
     Transit,
     alg::{HMAC_KEY_BYTES, KeyType, asym::PublicKey, kdf::Kdf},
+    gate::Going,
     import::HIDDEN,
     in_order::InOrder,
     objects::Making,
@@ -370,8 +371,16 @@ impl Transit {
         format!("sos/{cluster}/transit/{name}/v{version}")
     }
 
-    /// Adds to `txn` the rewriting of every version of `record` at another level.
-    pub async fn change_level(&self, name: &str, record: &mut KeyRecord, to: Level, mut txn: Txn) -> Result<Txn, Failure> {
+    /// Adds to `txn` the rewriting of every version of `record` at another level. Ends between two versions when nobody waits for it
+    /// any longer, or when it cannot end in time.
+    pub async fn change_level(
+        &self,
+        name: &str,
+        record: &mut KeyRecord,
+        to: Level,
+        mut txn: Txn,
+        going: &Going,
+    ) -> Result<Txn, Failure> {
         self.check_level_change(record, to)?;
         let now = nanos(self.clock.now());
         // No secret to move; its level says what a private half would get.
@@ -379,12 +388,14 @@ impl Transit {
         let before = record.clone();
         let of = &before;
         let lines: Vec<&VersionLine> = of.versions.iter().filter(|line| line.level != to).collect();
-        let mut moving = InOrder::of(lines, |line| async move {
-            let _turn = self.stores.gate.private().await?;
+        let mut moving = self.stores.gate.move_versions(lines.len(), going);
+        let mut under_way = InOrder::of(lines, |line| async move {
+            let _turn = self.stores.gate.private_while(going).await?;
             self.at_level(name, of, line, to).await
         });
-        while let Some(moved) = moving.next().await {
+        while let Some(moved) = under_way.next().await {
             let (id, changed, entry) = moved?;
+            moving.moved()?;
             txn = self.vault().put(id, changed, Entry::unchanged(Some(&entry)), txn).await?;
             if let Some(line) = record.versions.iter_mut().find(|line| line.version == id.version) {
                 line.level = to;

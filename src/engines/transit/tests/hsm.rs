@@ -109,6 +109,34 @@ async fn levels_rise_in_place_and_fall_only_where_exportable() {
 }
 
 #[tokio::test]
+async fn a_change_of_level_ends_between_two_versions_and_without_effect_when_nobody_waits_for_it() {
+    let hsm = FakeHsm::new();
+    let bench = Bench::with(Some(Arc::clone(&hsm)), &[]).await;
+    bench.post("keys/k", json!({ "protection_level": "software" })).await;
+    for _ in 0..100 {
+        bench.post("keys/k/rotate", json!({})).await;
+    }
+    let before = bench.transit.store.key("k").unwrap().unwrap().record.clone();
+    let held = hsm.hold_next();
+    let (wanted, waiting) = Wanted::within(Duration::from_secs(3600));
+    let raise = json!({ "protection_level": "hsm" });
+    let raised = bench.call_while(wanted, Operation::Update, "keys/k/config", raise.clone());
+    let gone = async {
+        held.wait().await;
+        drop(waiting);
+        let calls = hsm.calls();
+        held.wait().await;
+        calls
+    };
+    let (ended, calls) = futures_util::future::join(raised, gone).await;
+    assert_eq!(ended.unwrap_err().kind(), Kind::Unavailable);
+    assert!(hsm.calls() - calls < 60, "it did not go on with the rest");
+    assert_eq!(bench.transit.store.key("k").unwrap().unwrap().record, before);
+    // The key is free again, and its change can be made by who waits for it.
+    assert_eq!(bench.post("keys/k/config", raise).await["protection_level"], "hsm");
+}
+
+#[tokio::test]
 async fn hsm_only_refuses_what_needs_the_material() {
     let bench = Bench::with(Some(FakeHsm::new()), &[]).await;
     for (extra, word) in [("derived", "derived"), ("exportable", "exportable"), ("allow_plaintext_backup", "backups")] {
