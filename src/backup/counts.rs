@@ -8,7 +8,8 @@
 //! core/given-counts/<last commit>/logical/<mount>/usage/<key>/<version>    its record of that path, where it is another one
 //! ```
 //!
-//! The last commit tells replaced stores apart: what a restored store carries that nobody unsealed is passed on. All of it is
+//! The record is empty where the replaced store has none any more: the version was deleted there after the backup, and its count
+//! with it. The last commit tells replaced stores apart: what a restored store carries that nobody unsealed is passed on. All of it is
 //! removed when the mounts have taken it up.
 
 use super::{
@@ -34,16 +35,19 @@ pub type Page = Vec<(String, Option<SecretBytes>)>;
 pub(super) struct Carrying<'a> {
     new: &'a dyn Storage,
     wait: Wait<'a>,
+    /// The last commit of the replaced store.
+    last: Version,
     writes: Vec<(String, Vec<u8>)>,
 }
 
 impl<'a> Carrying<'a> {
     pub(super) fn to(new: &'a dyn Storage, wait: Wait<'a>) -> Self {
-        Self { new, wait, writes: Vec::new() }
+        Self { new, wait, last: 0, writes: Vec::new() }
     }
 
     /// Looks at a record of the replaced store, whose last commit is `last`.
     pub(super) fn see(&mut self, last: Version, path: &str, record: &Record) -> Result<(), BackupError> {
+        self.last = last;
         let to = if path.starts_with(COUNTS) {
             path.to_owned()
         } else if path == KEYRING_PATH {
@@ -53,7 +57,41 @@ impl<'a> Carrying<'a> {
         } else {
             return Ok(());
         };
-        self.writes.push((to, record.value.clone()));
+        self.push(to, record.value.clone())
+    }
+
+    /// Notes the versions of the new store that `old`, all of which was seen, has no count of.
+    pub(super) fn note_gone(&mut self, old: &dyn Storage) -> Result<(), BackupError> {
+        let mut mount = None::<String>;
+        loop {
+            let mounts = self.new.list(MOUNTS, mount.as_deref(), PAGE)?;
+            let Some(last) = mounts.last() else { return Ok(()) };
+            mount = Some(last.clone());
+            for mount in &mounts {
+                self.note_gone_of(old, &format!("{MOUNTS}{mount}{USAGE}/"))?;
+            }
+        }
+    }
+
+    fn note_gone_of(&mut self, old: &dyn Storage, folder: &str) -> Result<(), BackupError> {
+        let mut after = None::<String>;
+        loop {
+            let found = self.new.scan(folder, after.as_deref(), PAGE)?;
+            let Some((last, _)) = found.last() else { return Ok(()) };
+            after = Some(last.clone());
+            for (path, _) in found {
+                if let Some(version) = counted(&path)
+                    && old.get(&path)?.is_none()
+                    && self.new.get(&version)?.is_some()
+                {
+                    self.push(format!("{COUNTS}{:020}/{path}", self.last), Vec::new())?;
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, path: String, value: Vec<u8>) -> Result<(), BackupError> {
+        self.writes.push((path, value));
         if self.writes.len() >= PAGE { self.write() } else { Ok(()) }
     }
 

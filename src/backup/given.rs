@@ -101,7 +101,9 @@ pub(super) fn version_in(path: &str) -> Option<(&str, u64)> {
 pub(crate) fn carry(old: &dyn Storage, new: &dyn Storage, wait: Wait<'_>) -> Result<(), BackupError> {
     let mut collected = Collected { new, wait, highest: BTreeMap::new(), counts: counts::Carrying::to(new, wait) };
     let whole = collected.all_of(old)?;
-    if !whole {
+    if whole {
+        collected.counts.note_gone(old)?;
+    } else {
         let why = "the replaced store cannot be read to its end";
         tracing::warn!("{why}: version numbers are left out, so that none is given twice");
     }

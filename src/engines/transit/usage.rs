@@ -35,8 +35,9 @@ pub const WARN: u64 = LIMIT - (1 << 28);
 /// How long an answer of [`worn`] is repeated.
 const LOOKED: Duration = Duration::from_secs(300);
 
-/// Raises the counts of a mount whose store was restored to what they were in the store that was replaced.
-pub async fn take_up(view: &View, given: &Given<'_>) -> Result<(), Failure> {
+/// Raises the counts of a mount whose store was restored to what they were in the store that was replaced. Answers for how many
+/// versions that is not known.
+pub async fn take_up(view: &View, given: &Given<'_>) -> Result<usize, Failure> {
     let mut unknown = 0_usize;
     for page in given.counts(USAGE_FOLDER) {
         let mut txn = Txn::new();
@@ -62,11 +63,12 @@ pub async fn take_up(view: &View, given: &Given<'_>) -> Result<(), Failure> {
         tracing::warn!(
             mount = view.prefix(),
             versions = unknown,
-            "how often some key versions encrypted after the backup is not known: the replaced store's counts cannot be opened, as \
-             they are damaged or its root key was changed since; rotate keys that may have come near 2^32 encryptions"
+            "how often some key versions encrypted after the backup is not known: they were deleted since, or their counts in the \
+             replaced store cannot be opened, as they are damaged or its root key was changed; rotate keys that may have come near \
+             2^32 encryptions"
         );
     }
-    Ok(())
+    Ok(unknown)
 }
 
 /// Adds a block to every count of a mount whose store was restored: a copy of the store that went on elsewhere may have
