@@ -13,6 +13,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use thiserror::Error;
 
 use super::{
     alg::{KeyType, kdf::Kdf},
@@ -338,9 +339,17 @@ pub fn encode(record: &impl Serialize) -> Result<SecretBytes, Failure> {
     Ok(SecretBytes::new(out))
 }
 
+/// A record is not what it should be.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct Unreadable(String);
+
 /// Reads a record back.
+///
+/// # Errors
+/// [`Unreadable`] as the cause, which says nothing of what the record holds.
 pub fn decode<T: DeserializeOwned>(bytes: &SecretBytes) -> Result<T, Failure> {
-    serde_json::from_slice(bytes.expose()).map_err(|error| Failure::internal(without_values(&error)))
+    serde_json::from_slice(bytes.expose()).map_err(|error| Failure::internal(Unreadable(without_values(&error))))
 }
 
 /// Secret bytes as base64, without unprotected copies in between.

@@ -30,7 +30,7 @@ use super::{
     opened::OpenedVersions,
     protect::{Protection, Vault, VersionId},
     record::{
-        GivenRecord, KeyRecord, KeyUid, StoredKey, VersionLine, VersionRecord, decode, encode, given_path, key_path,
+        GivenRecord, KeyRecord, KeyUid, StoredKey, Unreadable, VersionLine, VersionRecord, decode, encode, given_path, key_path,
         material_path,
     },
     usage::Usage,
@@ -514,7 +514,7 @@ pub struct Vanished {
 pub fn is_lost(failure: &Failure) -> bool {
     let Some(cause) = failure.cause() else { return false };
     cause.is::<Vanished>()
-        || cause.is::<serde_json::Error>()
+        || cause.is::<Unreadable>()
         || matches!(cause.downcast_ref(), Some(BarrierError::Corrupt { .. }))
         || matches!(cause.downcast_ref(), Some(StorageError::Corrupt { .. }))
 }
