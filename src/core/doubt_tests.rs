@@ -9,7 +9,7 @@ use super::{
     Core, Settings,
     clock::Clock,
     request::{Operation, Request},
-    testing::unsealed_core_over,
+    testing::{finish_removals, unsealed_core_over},
 };
 use crate::{
     secret::SecretString,
@@ -135,6 +135,7 @@ async fn what_the_store_holds_after_a_change_of_unknown_end_counts_once_it_answe
             server.backend.stay_closed(0);
             server.core.tick().await;
             assert_eq!(server.state().await, expected, "{path}, landed: {landed}");
+            finish_removals(&server.core).await;
             let kept = server.core.barrier.scan("logical/", None, 100).unwrap();
             let kept = kept.iter().any(|(path, _)| path.ends_with("/secret"));
             assert_eq!(kept, !(removed && landed), "the data of a mount goes with it, and only with it");

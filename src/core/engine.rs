@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use super::{
     failure::Failure,
+    mount_table::{Left, Removal},
     mounts::MountEntry,
     policy::{AccessRequest, Acl},
     reply::Reply,
@@ -145,7 +146,7 @@ pub trait Engine: Send + Sync + 'static {
     async fn worn(&self) -> Result<Vec<String>, Failure>;
 
     /// See [`Routed::retire`].
-    async fn retire(&self) -> Result<(), Failure>;
+    async fn retire(&self, removal: &Removal) -> Result<Left, Failure>;
 }
 
 #[async_trait]
@@ -220,7 +221,7 @@ impl<E: Routed> Engine for E {
         Routed::worn(self).await
     }
 
-    async fn retire(&self) -> Result<(), Failure> {
-        Routed::retire(self).await
+    async fn retire(&self, removal: &Removal) -> Result<Left, Failure> {
+        Routed::retire(self, removal).await
     }
 }

@@ -55,6 +55,7 @@ use crate::{
     engines::Services,
     seal::{Host, Seal},
     secret::SecretString,
+    stack,
 };
 use auth_failures::{AddressCounts, AuthFailureLimit, Counted};
 use clock::Clock;
@@ -249,20 +250,32 @@ impl Core {
                 }
             }
         }
-        let settled =
-            [active.policies.settle().await.map_err(Failure::from), self.audit.settle().await, self.cors.settle().await];
+        let settled = [
+            active.policies.settle().await.map_err(Failure::from),
+            self.audit.settle().await,
+            self.cors.settle().await,
+            active.mounts.settle_changes(self).await,
+        ];
         for failure in settled.into_iter().filter_map(Result::err) {
             tracing::error!(error = ?failure, "what became of a change that failed is not known yet");
         }
-        if let Err(failure) = active.mounts.finish_removals(self).await {
-            tracing::error!(error = ?failure, "records of removed mounts could not be deleted");
-        }
+        self.go_on_removing(&active);
         self.seal.tick(&self.services.zones).await;
         if let Err(error) = self.services.zones.tick(self.clock.now()).await {
             tracing::error!(%error, "zone master keys could not be looked after");
         }
         self.services.transit.follow_rotations(&self.services.zones);
         self.tick_mounts(&active, MOUNTS_BUDGET).await;
+    }
+
+    /// Goes on with what is left of removed mounts, on a task of its own: an HSM may take long to destroy what they held.
+    fn go_on_removing(self: &Arc<Self>, active: &Arc<Active>) {
+        let (core, active) = (Arc::clone(self), Arc::clone(active));
+        tokio::spawn(stack::overwriting(async move {
+            if let Err(failure) = active.mounts.finish_removals(&core, || core.is_still(&active)).await {
+                tracing::error!(error = ?failure, "what is left of removed mounts could not be looked at");
+            }
+        }));
     }
 
     /// The periodic work of mounts, one after the other until so much time is over; the next tick goes on with the mount behind the

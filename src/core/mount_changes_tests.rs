@@ -13,6 +13,7 @@ use super::{
     failure::Kind,
     mounts::MountEntry,
     request::{Operation, Request},
+    testing::finish_removals,
 };
 use crate::{
     barrier::Barrier,
@@ -28,6 +29,7 @@ use crate::{
 struct Server {
     core: Arc<Core>,
     root: SecretString,
+    share: String,
     hsm: Arc<FakeHsm>,
 }
 
@@ -51,10 +53,15 @@ async fn server() -> Arc<Server> {
     let services = Services { hsm: in_use.clone(), zones, default_protection: None, transit: Arc::default() };
     let settings = SealSettings { key_label: "test".into(), escrow: true, ..SealSettings::default() };
     let seal = Arc::new(Seal::new(barrier, in_use, settings));
-    let core = Core::new(seal, Clock::system(), Settings::default(), Arc::new(services));
+    let core = Core::new(seal, Clock::movable(), Settings::default(), Arc::new(services));
     let request = InitRequest { recovery_shares: 1, recovery_threshold: 1, ..InitRequest::default() };
     let made = core.seal.init(request, core.clock.now()).await.unwrap();
-    let server = Arc::new(Server { core, root: SecretString::new(made.root_token.clone()), hsm });
+    let server = Arc::new(Server {
+        core,
+        root: SecretString::new(made.root_token.clone()),
+        share: made.recovery_keys_base64[0].to_string(),
+        hsm,
+    });
     assert_eq!(server.post("sys/mounts/t", json!({ "type": "transit" })).await.status, 204);
     server
 }
@@ -85,6 +92,19 @@ impl Server {
     /// Objects of Transit keys on the HSM.
     fn objects(&self) -> Vec<String> {
         self.hsm.labels().into_iter().filter(|label| label.contains("/transit/")).collect()
+    }
+
+    /// Unmounts `t/` with some `hsm-only` keys of it, up to when one of them is being destroyed.
+    async fn removing(&self, keys: usize) -> Arc<tokio::sync::Barrier> {
+        for number in 0..keys {
+            self.data(Operation::Update, &format!("t/keys/k{number}"), json!({ "protection_level": "hsm-only" })).await;
+        }
+        assert_eq!(self.objects().len(), keys);
+        let barrier = self.hsm.hold_next_destroyed();
+        assert_eq!(self.ask(Operation::Delete, "sys/mounts/t", "").await.status, 204);
+        barrier.wait().await;
+        assert_eq!(self.objects().len(), keys - 1);
+        barrier
     }
 
     /// Begins a request, does `meanwhile` when its key is made but not committed, and gives the request's answer.
@@ -126,10 +146,9 @@ async fn a_mount_that_is_removed_takes_what_requests_in_flight_make() {
             assert_eq!(unmounted.status, 204);
             assert_eq!(answer.status, 404, "{level} {path}: {}", said(&answer));
             assert!(said(&answer).contains("the mount was removed"), "{}", said(&answer));
-            server.core.tick().await;
+            finish_removals(&server.core).await;
             assert_eq!(server.records(), [""; 0], "{level} {path}");
             assert_eq!(server.objects(), [""; 0], "{level} {path}");
-            assert!(server.core.barrier.scan("core/removed/", None, 10).unwrap().is_empty());
         }
     }
 }
@@ -164,6 +183,50 @@ async fn other_changes_of_a_mount_keep_no_key_from_being_made() {
     assert!(!server.records().iter().any(|path| path.contains("/token/")));
 }
 
+#[tokio::test]
+async fn while_the_hsm_destroys_what_a_mount_held_all_else_goes_on() {
+    let server = server().await;
+    assert_eq!(server.post("sys/mounts/u", json!({ "type": "transit" })).await.status, 204);
+    let due = json!({ "auto_rotate_period": "1h", "protection_level": "software" });
+    server.data(Operation::Update, "u/keys/due", due).await;
+    let barrier = server.removing(3).await;
+    // The path is free, and a mount made there is another one.
+    assert_eq!(server.ask(Operation::Read, "t/keys/k0", "").await.status, 404);
+    assert_eq!(server.post("sys/mounts/t", json!({ "type": "transit" })).await.status, 204);
+    let level = json!({ "protection_level": "hsm-only" });
+    server.data(Operation::Update, "t/keys/k0", level).await;
+    assert_eq!(server.post("sys/mounts/kv", json!({ "type": "kv" })).await.status, 204);
+    assert_eq!(server.ask(Operation::Delete, "sys/mounts/kv", "").await.status, 204);
+    server.core.clock.advance(std::time::Duration::from_secs(2 * 3600));
+    server.core.tick().await;
+    assert_eq!(server.data(Operation::Read, "u/keys/due", json!({})).await["latest_version"], 2);
+    assert_eq!(server.objects().len(), 3, "two of the removed mount, one of the new one");
+    barrier.wait().await;
+    finish_removals(&server.core).await;
+    assert_eq!(server.objects().len(), 1);
+    let text = server.data(Operation::Update, "t/encrypt/k0", json!({ "plaintext": "YQ==" })).await;
+    let text = json!({ "ciphertext": text["ciphertext"] });
+    assert_eq!(server.data(Operation::Update, "t/decrypt/k0", text).await["plaintext"], "YQ==");
+}
+
+#[tokio::test]
+async fn a_removal_rests_while_the_server_is_sealed() {
+    let server = server().await;
+    let barrier = server.removing(3).await;
+    assert_eq!(server.ask(Operation::Update, "sys/seal", "").await.status, 204);
+    barrier.wait().await;
+    for _ in 0..50 {
+        server.core.tick().await;
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    assert_eq!(server.objects().len(), 2, "nothing is destroyed while sealed");
+    let share = json!({ "key": server.share });
+    assert_eq!(server.post("sys/unseal", share).await.status, 200);
+    assert_eq!(server.ask(Operation::Read, "t/keys/k0", "").await.status, 404);
+    finish_removals(&server.core).await;
+    assert_eq!((server.records(), server.objects()), (vec![], vec![]));
+}
+
 /// A request that found its mount and its rights before the mount was removed, and comes to its commit after that.
 #[tokio::test]
 async fn a_late_write_to_a_removed_mount_leaves_nothing_behind() {
@@ -184,6 +247,7 @@ async fn a_late_write_to_a_removed_mount_leaves_nothing_behind() {
         let found = mounted.engine.resolve(path).unwrap();
         let late = update(&server, &mounted.entry, &request, (path, &found.captures), (&object, &caller));
         assert_eq!(server.ask(Operation::Delete, "sys/mounts/kv", "").await.status, 204);
+        finish_removals(&server.core).await;
         assert_eq!(server.records(), [""; 0], "all of it is deleted, and so is the note that it is to be");
         let failure = mounted.engine.run(Some(found.route), &late).await.unwrap_err();
         assert!(failure.text().contains("the mount was removed"), "{path}: {failure:?}");

@@ -1,7 +1,10 @@
-//! Changes of the mount table: each is durable before the router shows it, and a removal goes on after a crash. Where the store
-//! failed at a change and nobody knows what became of it, what the store holds is read again once it answers.
+//! Changes of the mount table: each is durable before the router shows it. What is left of a removed mount goes afterwards
+//! (`removals`). Where the store failed at a change and nobody knows what became of it, what the store holds is read again once
+//! it answers.
 //!
-//! Records: `mounts/<uuid>` (a [`MountEntry`]) and `removed/<uuid>` (the same, while its data is being deleted).
+//! Records: `mounts/<uuid>` (a [`MountEntry`]) and `removed/<uuid>` (the same, while something is left of it).
+
+mod removals;
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +13,8 @@ use std::{
 
 use tokio::sync::Mutex;
 
+use self::removals::removed_path;
+pub use self::removals::{Left, Removal};
 use super::{
     Active, Core,
     engine::{Call, Engine},
@@ -22,12 +27,10 @@ use super::{
 use crate::{
     auth,
     barrier::{Barrier, Entry, InDoubt, Txn, View, on_own_task},
+    crashpoint::reach,
     engines::{self, MountContext},
     storage::{Expect, StorageError},
 };
-
-/// Records deleted in one transaction while a mount's data goes.
-const REMOVAL_BATCH: usize = 500;
 
 /// The persistent side of the router.
 pub struct MountTable {
@@ -36,13 +39,15 @@ pub struct MountTable {
     router: Arc<Router>,
     /// Changes are made one at a time; readers never take it.
     changing: Mutex<()>,
+    /// Held by whoever goes on with removals. Changes do not wait for it.
+    removing: Mutex<()>,
     in_doubt: Arc<InDoubt>,
 }
 
 impl MountTable {
     /// A table over `core/`; nothing is mounted before [`MountTable::load`].
     pub fn new(view: View, barrier: Arc<Barrier>, router: Arc<Router>) -> Self {
-        Self { view, barrier, router, changing: Mutex::new(()), in_doubt: Arc::default() }
+        Self { view, barrier, router, changing: Mutex::default(), removing: Mutex::default(), in_doubt: Arc::default() }
     }
 
     /// Reads all mounts and makes their engines; a new cluster gets the built-in mounts.
@@ -97,19 +102,24 @@ impl MountTable {
     }
 
     fn context(&self, core: &Arc<Core>, entry: &MountEntry) -> Result<MountContext, Failure> {
-        let folder = match entry.table {
-            Table::Secret => "logical",
-            Table::Auth => "auth",
-        };
         Ok(MountContext {
             entry: entry.clone(),
             record: MountRecord::new(&self.view, &entry.uuid),
-            view: View::new(Arc::clone(&self.barrier), &format!("{folder}/{}/", entry.uuid))?,
+            view: self.data(entry)?,
             clock: core.clock.clone(),
             system_default_ttl: core.settings.default_lease_ttl,
             system_max_ttl: core.settings.max_lease_ttl,
             services: Arc::clone(&core.services),
         })
+    }
+
+    /// Where a mount's records are.
+    fn data(&self, entry: &MountEntry) -> Result<View, Failure> {
+        let folder = match entry.table {
+            Table::Secret => "logical",
+            Table::Auth => "auth",
+        };
+        Ok(View::new(Arc::clone(&self.barrier), &format!("{folder}/{}/", entry.uuid))?)
     }
 
     /// Starts the engine of a mount whose record is durable, and shows it. As after an unseal, an engine that does not
@@ -149,73 +159,17 @@ impl MountTable {
         }
     }
 
-    /// Unmounts: durable at once, then the data goes, batch by batch, also after a crash.
+    /// Unmounts: durable when it answers, and the path is free. What the mount held goes afterwards
+    /// ([`MountTable::finish_removals`]).
     pub async fn unmount(&self, core: &Arc<Core>, full_path: &str) -> Result<(), Failure> {
         let _one = self.changing.lock().await;
         self.settle(core).await?;
         let Some(mounted) = self.router.at(full_path) else { return Ok(()) };
         let entry = &mounted.entry;
-        let record = encode(entry)?;
-        let txn = Txn::new().delete(format!("{MOUNTS}{}", entry.uuid)).put(format!("removed/{}", entry.uuid), record);
+        let txn = Txn::new().delete(format!("{MOUNTS}{}", entry.uuid)).put(removed_path(&entry.uuid), encode(entry)?);
         self.in_doubt.commit(&self.view, txn).await?;
         self.router.take(full_path);
-        self.remove(entry, mounted.engine.as_ref()).await
-    }
-
-    /// Goes on with removals that a crash interrupted.
-    pub async fn finish_removals(&self, core: &Arc<Core>) -> Result<(), Failure> {
-        // What is still being removed by a request is not touched: its engine reads the records that would go.
-        let _one = self.changing.lock().await;
-        // Nor what the router still shows.
-        self.settle(core).await?;
-        for (path, entry) in self.view.scan("removed/", None, usize::MAX)? {
-            let entry = decode(&path, &entry)?;
-            match self.context(core, &entry).and_then(engines::build) {
-                Ok(engine) => self.remove(&entry, engine.as_ref()).await?,
-                Err(failure) => {
-                    tracing::error!(mount = %entry.full_path(), error = ?failure, "a removed mount has no engine; what it held outside the store stays");
-                    self.delete_data(&entry).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Destroys what a removed mount held outside the store, then its records: these tell what there is to destroy, so
-    /// they wait for an HSM that is away.
-    async fn remove(&self, entry: &MountEntry, engine: &dyn Engine) -> Result<(), Failure> {
-        if let Err(failure) = engine.retire().await {
-            tracing::warn!(mount = %entry.full_path(), error = ?failure, "what the mount held outside the store is not destroyed yet; it is tried again");
-            return Ok(());
-        }
-        self.delete_data(entry).await
-    }
-
-    async fn delete_data(&self, entry: &MountEntry) -> Result<(), Failure> {
-        let folder = match entry.table {
-            Table::Secret => "logical",
-            Table::Auth => "auth",
-        };
-        let data = View::new(Arc::clone(&self.barrier), &format!("{folder}/{}/", entry.uuid))?;
-        loop {
-            let records = match data.scan("", None, REMOVAL_BATCH) {
-                Ok(records) => records.into_iter().map(|(path, _)| path).collect(),
-                // A record need not be readable to be deleted.
-                Err(error) => match error.damaged().and_then(|path| path.strip_prefix(data.prefix())) {
-                    Some(path) => {
-                        tracing::warn!(mount = %entry.full_path(), record = path, "a damaged record of a removed mount is deleted");
-                        vec![path.to_owned()]
-                    }
-                    None => return Err(error.into()),
-                },
-            };
-            if records.is_empty() {
-                break;
-            }
-            let txn = records.into_iter().fold(Txn::new(), Txn::delete);
-            data.commit(txn).await?;
-        }
-        self.view.commit(Txn::new().delete(format!("removed/{}", entry.uuid))).await?;
+        reach("mount-removed");
         Ok(())
     }
 
@@ -279,7 +233,13 @@ impl MountTable {
         })
     }
 
-    /// After changes of which nobody knows what became: shows the mounts that the store holds. The caller makes changes.
+    /// After changes of which nobody knows what became: shows the mounts that the store holds.
+    pub async fn settle_changes(&self, core: &Arc<Core>) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        self.settle(core).await
+    }
+
+    /// The same for a caller that makes changes.
     async fn settle(&self, core: &Arc<Core>) -> Result<(), Failure> {
         if !self.in_doubt.is_any() {
             return Ok(());

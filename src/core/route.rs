@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use super::{
     engine::Call,
     failure::Failure,
+    mount_table::{Left, Removal},
     reply::Reply,
     request::Operation,
     tokens::{TokenEntry, ttl::TtlTerms},
@@ -266,9 +267,11 @@ pub trait Routed: Send + Sync + Sized + 'static {
         Ok(Vec::new())
     }
 
-    /// Called before the mount's records are deleted: what lives outside the store is destroyed here.
-    async fn retire(&self) -> Result<(), Failure> {
-        Ok(())
+    /// Called after the mount was removed and before its records are deleted: what lives outside the store is destroyed here, as long
+    /// as the turn lasts, at least one piece of it. Called again until nothing is left, also after a crash; what has been done is
+    /// not to be found again.
+    async fn retire(&self, _removal: &Removal) -> Result<Left, Failure> {
+        Ok(Left::Nothing)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A whole core in memory, without HSM, for unit tests.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 pub use super::in_process::services;
 use super::{Core, Settings, clock::Clock, in_process};
@@ -29,4 +29,16 @@ pub async fn unsealed_core_and_share(clock: Clock, settings: Settings) -> (Arc<C
 pub async fn unsealed_core_over(store: Arc<dyn Storage>, clock: Clock, settings: Settings) -> (Arc<Core>, InitResponse) {
     let audit_paths = vec![std::env::temp_dir().display().to_string()];
     in_process::unsealed_core_over(store, clock, Settings { audit_paths, ..settings }).await
+}
+
+/// Ticks until nothing is left of removed mounts.
+pub async fn finish_removals(core: &Arc<Core>) {
+    for _ in 0..2000 {
+        core.tick().await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if core.barrier.scan("core/removed/", None, 1).unwrap().is_empty() {
+            return;
+        }
+    }
+    panic!("something of removed mounts stays");
 }

@@ -47,6 +47,8 @@ pub struct FakeHsm {
     effect_before_death: std::sync::atomic::AtomicBool,
     /// Where the next key that is made waits.
     held: Mutex<Option<Arc<Barrier>>>,
+    /// Where the next object that is destroyed does.
+    held_destroyed: Mutex<Option<Arc<Barrier>>>,
 }
 
 impl FakeHsm {
@@ -62,6 +64,7 @@ impl FakeHsm {
             dead_from: AtomicUsize::new(usize::MAX),
             effect_before_death: false.into(),
             held: Mutex::default(),
+            held_destroyed: Mutex::default(),
         })
     }
 
@@ -113,8 +116,19 @@ impl FakeHsm {
         barrier
     }
 
+    /// The same for the next object that is destroyed.
+    pub fn hold_next_destroyed(&self) -> Arc<Barrier> {
+        let barrier = Arc::new(Barrier::new(2));
+        *self.held_destroyed.lock() = Some(Arc::clone(&barrier));
+        barrier
+    }
+
     async fn wait_if_held(&self) {
-        let held = self.held.lock().take();
+        Self::wait_at(&self.held).await;
+    }
+
+    async fn wait_at(held: &Mutex<Option<Arc<Barrier>>>) {
+        let held = held.lock().take();
         if let Some(barrier) = held {
             barrier.wait().await;
             barrier.wait().await;
@@ -279,6 +293,7 @@ impl Hsm for FakeHsm {
         let dies = self.enter()?;
         self.objects.lock().remove(&id);
         self.transports.lock().remove(&id);
+        Self::wait_at(&self.held_destroyed).await;
         finish((), dies)
     }
 

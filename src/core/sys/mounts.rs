@@ -425,7 +425,9 @@ async fn unmount_secret(system: &System, _: &Call<'_>, params: MountParams) -> R
         return Err(Failure::invalid(format!("cannot unmount {path:?}")));
     }
     let core = system.core()?;
-    core.active()?.mounts.unmount(&core, &path).await?;
+    let active = core.active()?;
+    active.mounts.unmount(&core, &path).await?;
+    core.go_on_removing(&active);
     Ok(Reply::empty())
 }
 
@@ -438,6 +440,7 @@ async fn unmount_auth(system: &System, _: &Call<'_>, params: MountParams) -> Res
     let active = core.active()?;
     // The mount goes first: nobody can log in any more while the tokens are revoked.
     active.mounts.unmount(&core, &full).await?;
+    core.go_on_removing(&active);
     active.tokens.revoke_prefix(&full).await?;
     Ok(Reply::empty())
 }

@@ -39,6 +39,7 @@ pub mod protect;
 mod random;
 mod record;
 mod restored;
+mod retiring;
 mod rewrap;
 mod rewrapping;
 mod routes;
@@ -73,6 +74,7 @@ use crate::{
     core::{
         clock::Clock,
         failure::Failure,
+        mount_table::{Left, Removal},
         mounts::{MountEntry, MountRecord},
         route::{RouteTable, Routed},
     },
@@ -164,7 +166,7 @@ impl Routed for Transit {
 
     async fn tick(&self) -> Result<(), Failure> {
         self.find_doomed()?;
-        self.destroy_doomed().await;
+        self.destroy_doomed(schedule::BUDGET).await;
         self.rotate_due(schedule::BUDGET).await
     }
 
@@ -180,7 +182,7 @@ impl Routed for Transit {
         usage::burn(&self.store.view).await
     }
 
-    async fn retire(&self) -> Result<(), Failure> {
-        self.destroy_all_objects().await
+    async fn retire(&self, removal: &Removal) -> Result<Left, Failure> {
+        self.destroy_all_objects(removal).await
     }
 }

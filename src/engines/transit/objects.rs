@@ -4,7 +4,10 @@
 //! away. Before one is destroyed a commit says that nothing refers to it. Whatever crashes in between, the records
 //! tell what is left to do.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     Transit,
@@ -93,14 +96,20 @@ impl Transit {
         Ok(())
     }
 
-    /// Destroys all that is no longer referred to; what fails is tried again later.
-    pub async fn destroy_doomed(&self) {
+    /// Destroys what is no longer referred to until so much time is over, one object at least; the rest is left for later, and what
+    /// fails is tried again later.
+    pub async fn destroy_doomed(&self, budget: Duration) {
         let doomed = self.store.doomed.lock().iter().copied().collect();
-        self.destroy(doomed).await;
+        self.destroy_within(doomed, Some(budget)).await;
     }
 
     /// Destroys objects whose records say that nothing refers to them; what fails is tried again later.
     pub async fn destroy(&self, objects: Vec<KeyId>) {
+        self.destroy_within(objects, None).await;
+    }
+
+    async fn destroy_within(&self, objects: Vec<KeyId>, budget: Option<Duration>) {
+        let began = Instant::now();
         for id in objects {
             // Another request may be at it.
             let Some(_one) = Destroying::begin(&self.store, id) else { continue };
@@ -112,6 +121,9 @@ impl Transit {
                     tracing::warn!(object = %id, %failure, "an HSM object could not be destroyed yet");
                     return;
                 }
+            }
+            if budget.is_some_and(|budget| began.elapsed() >= budget) {
+                return;
             }
         }
     }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{
-    Stores, Transit,
-    pages::{Pages, damaged},
+    Stores,
+    pages::damaged,
     protect::Vault,
-    record::{MATERIAL_FOLDER, StoredKey, VersionRecord, decode, encode},
+    record::{MATERIAL_FOLDER, VersionRecord, decode, encode},
     store::Store,
 };
 use crate::{
@@ -136,43 +136,5 @@ impl RewrapStep {
             Some(cause) => format!("{path}: {cause}"),
             None => format!("{path}: {failure}"),
         });
-    }
-}
-
-impl Transit {
-    /// Destroys every object on the HSM that belongs to the mount, before the mount's records are deleted. Records that are
-    /// damaged do not keep the mount: which objects they tell of is not known any more.
-    pub async fn destroy_all_objects(&self) -> Result<(), Failure> {
-        let mut damaged: u64 = 0;
-        let mut pass_over = |path: &str, reason: &dyn std::fmt::Display| {
-            tracing::warn!(record = path, %reason, "a damaged key version of a removed mount is passed over");
-            damaged += 1;
-        };
-        for page in Pages::of(&self.store.view, MATERIAL_FOLDER) {
-            let page = page?;
-            for (path, entry) in &page.records {
-                match decode::<VersionRecord>(&entry.value) {
-                    Ok(VersionRecord { key: StoredKey::Token(id), .. }) => self.store.protection.hsm()?.destroy(id).await?,
-                    Ok(_) => {}
-                    Err(failure) => pass_over(path, &failure),
-                }
-            }
-            if let Some((path, error)) = &page.damaged {
-                pass_over(path, error);
-            }
-        }
-        if damaged > 0 {
-            tracing::warn!(damaged, "objects of these key versions, if they had any, stay in the HSM; see sos hsm orphans");
-        }
-        // What requests in flight are making is refused when they commit it, and destroyed after that.
-        if !self.store.making.lock().is_empty() {
-            return Err(Failure::unavailable("requests under way are still making objects in the HSM"));
-        }
-        self.find_doomed()?;
-        self.destroy_doomed().await;
-        if self.store.doomed.lock().is_empty() {
-            return Ok(());
-        }
-        Err(Failure::unavailable("objects of this mount are still in the HSM"))
     }
 }

@@ -155,6 +155,23 @@ impl Bench {
         self.transit.run(route, &call).await
     }
 
+    /// The mount is being removed from now on.
+    async fn remove(&self) {
+        self.barrier.commit(Txn::new().put("core/removed/uuid", b"{}".to_vec())).await.unwrap();
+    }
+
+    /// One turn of that, of no time at all.
+    async fn retire(&self) -> Result<Left, Failure> {
+        let removal = Removal::turn(&View::new(Arc::clone(&self.barrier), "core").unwrap(), "uuid", Duration::ZERO);
+        Engine::retire(self.transit.as_ref(), &removal).await
+    }
+
+    /// All turns of it.
+    async fn remove_wholly(&self) {
+        self.remove().await;
+        while self.retire().await.unwrap() == Left::Something {}
+    }
+
     async fn post(&self, path: &str, body: Value) -> Value {
         data(self.call(Operation::Update, path, body).await.unwrap())
     }

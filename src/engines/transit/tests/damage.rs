@@ -69,7 +69,7 @@ async fn damaged_records_do_not_keep_a_mount_from_being_removed() {
     hsm.generate_on_token("sos/test/transit/gone/v1", doomed, crate::hsm::KeyKind::Aes256).await.unwrap();
     hsm.generate_on_token("sos/test/transit/gone/v2", rotten, crate::hsm::KeyKind::Aes256).await.unwrap();
     damage(&bench, [token_path(doomed), token_path(rotten), "none".to_owned()]).await;
-    Engine::retire(bench.transit.as_ref()).await.unwrap();
+    bench.remove_wholly().await;
     assert_eq!(objects(&hsm), ["v1", "v2", "v3"].map(|version| format!("sos/test/transit/k/{version}")));
     assert!(bench.transit.store.view.list("token/", None, 10).unwrap().is_empty());
 }

@@ -185,8 +185,63 @@ async fn objects_of_deleted_keys_leave_the_hsm() {
     assert_eq!(hsm.labels(), before);
     assert!(bench.transit.store.view.list("token/", None, usize::MAX).unwrap().is_empty());
     bench.post("keys/k", json!({ "protection_level": "hsm-only" })).await;
-    Engine::retire(bench.transit.as_ref()).await.unwrap();
+    bench.remove_wholly().await;
     assert_eq!(hsm.labels(), before);
+}
+
+#[tokio::test]
+async fn a_removal_destroys_turn_by_turn_and_goes_on_where_it_was() {
+    let hsm = FakeHsm::new();
+    let mut bench = Bench::with(Some(Arc::clone(&hsm)), &[]).await;
+    let before = hsm.labels().len();
+    bench.post("keys/soft", json!({ "protection_level": "software" })).await;
+    for number in 0..4 {
+        bench.post(&format!("keys/k{number}"), json!({ "protection_level": "hsm-only" })).await;
+    }
+    // Not removed, or not any more since an older store was restored.
+    assert!(bench.retire().await.is_err());
+    assert_eq!(hsm.labels().len(), before + 4);
+    bench.encrypt("k0", "x").await;
+    bench.remove().await;
+    let calls = hsm.calls();
+    let mut left = Vec::new();
+    while bench.retire().await.unwrap() == Left::Something {
+        left.push(hsm.labels().len() - before);
+        bench.restart();
+    }
+    assert_eq!(hsm.labels().len(), before);
+    left.dedup();
+    assert_eq!(left, if left[0] == 4 { vec![4, 3, 2, 1, 0] } else { vec![3, 2, 1, 0] }, "one a turn");
+    assert_eq!(hsm.calls() - calls, 4, "nothing is looked for twice");
+    // Where the HSM is away it waits, and nothing is forgotten.
+    let hsm = FakeHsm::new();
+    let bench = Bench::with(Some(Arc::clone(&hsm)), &[]).await;
+    let before = hsm.labels().len();
+    bench.post("keys/k", json!({ "protection_level": "hsm-only" })).await;
+    bench.remove().await;
+    hsm.die_at(0, false);
+    assert!(bench.retire().await.is_err());
+    hsm.come_back();
+    bench.remove_wholly().await;
+    assert_eq!(hsm.labels().len(), before);
+}
+
+#[tokio::test]
+async fn objects_that_are_left_over_cost_a_tick_no_more_than_its_time() {
+    let hsm = FakeHsm::new();
+    let bench = Bench::with(Some(Arc::clone(&hsm)), &[]).await;
+    let before = hsm.labels().len();
+    for number in 0..3 {
+        bench.post(&format!("keys/k{number}"), json!({ "protection_level": "hsm-only" })).await;
+        bench.post(&format!("keys/k{number}/config"), json!({ "deletion_allowed": true })).await;
+        hsm.die_at(0, false);
+        bench.call(Operation::Delete, &format!("keys/k{number}"), json!({})).await.unwrap();
+        hsm.come_back();
+    }
+    for left in [2, 1, 0] {
+        bench.transit.destroy_doomed(Duration::ZERO).await;
+        assert_eq!(hsm.labels().len(), before + left);
+    }
 }
 
 #[tokio::test]
