@@ -6,6 +6,7 @@ pub mod decode;
 pub mod errors;
 pub mod limits;
 pub mod surplus;
+pub mod turns;
 
 use std::{
     io,

@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{
-    App, HttpServer,
-    dev::{Server, ServerHandle},
-};
+use actix_tls::accept::max_concurrent_tls_connect;
+use actix_web::dev::{Server, ServerHandle};
 use thiserror::Error;
 
-use super::tls::{self, Certificate, TlsError};
+use super::{
+    serving::Serving,
+    tls::{self, Certificate, TlsError},
+};
 use crate::{
     config::{self, Listener, Place},
     core::Core,
@@ -25,7 +26,6 @@ use crate::{
         limits::{Limits, PerAddress},
         surplus::Places,
     },
-    relay, stack,
 };
 
 /// Connections that wait to be accepted: a whole rack comes back at once after a power loss.
@@ -181,6 +181,8 @@ impl Bound {
         let largest_body = self.listeners.iter().map(|one| one.max_body).max().unwrap_or(http::MAX_BODY);
         let limits = Limits::new(largest_body, served(connections * all_workers));
         let aside = Aside::start(workers)?;
+        // Handshakes that do not come to an end have three seconds; the default would let some hundred of them hold up all others.
+        max_concurrent_tls_connect(connections);
         self.listeners
             .into_iter()
             .map(|one| {
@@ -194,27 +196,16 @@ impl Bound {
                     aside: Arc::clone(&aside),
                 };
                 let places = Places::new(Arc::clone(&limits), one.per_address);
-                let server = HttpServer::new(move || {
-                    let front = front.clone();
-                    actix_web::rt::spawn(stack::keep_overwriting());
-                    actix_web::rt::spawn(relay::serve());
-                    App::new().configure(|app| http::configure(app, front))
-                })
-                .on_connect(move |stream, data| drop(data.insert(places.take(stream))))
-                .workers(workers)
-                .disable_signals()
-                .max_connections(connections)
-                // Handshakes that do not come to an end have three seconds; the default would let some hundred of them hold up all others.
-                .max_connection_rate(connections)
-                .shutdown_timeout(DRAIN_SECONDS)
-                // A client may close its sending side: without this, work for it would stand still, half done, until its answers are read.
-                .h1_allow_half_closed(true)
-                .keep_alive(Duration::from_secs(120))
-                .client_request_timeout(Duration::from_secs(30));
+                let builder = actix_server::Server::build()
+                    .workers(workers)
+                    .disable_signals()
+                    .max_concurrent_connections(connections)
+                    .shutdown_timeout(DRAIN_SECONDS);
+                let serving = Serving { front, places, stopping: builder.graceful_shutdown_signal() };
                 let server = match one.socket {
-                    Socket::Tcp(socket) => server.listen(socket)?,
-                    Socket::Tls(socket, config) => server.listen_rustls_0_23(socket, *config)?,
-                    Socket::Unix(socket) => server.listen_uds(socket)?,
+                    Socket::Tcp(socket) => builder.listen("tcp", socket, move || serving.plain())?,
+                    Socket::Tls(socket, config) => builder.listen("tls", socket, move || serving.encrypted((*config).clone()))?,
+                    Socket::Unix(socket) => builder.listen_uds("unix", socket, move || serving.unix())?,
                 };
                 let server = server.run();
                 let handle = server.handle();

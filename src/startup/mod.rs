@@ -12,6 +12,7 @@ pub mod memory;
 mod notify;
 pub mod process;
 mod sanitized;
+mod serving;
 pub mod tls;
 
 use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Duration};

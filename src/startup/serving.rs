@@ -1,0 +1,115 @@
+//! What becomes of accepted connections: actix's HTTP/1 over each of them, read in turns ([`crate::http::turns`]).
+//!
+//! actix-web's own `HttpServer` would take connections as they are.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use actix_http::{HttpService, Protocol, Request, Response, body::BoxBody, error::DispatchError};
+use actix_server::GracefulShutdownSignal;
+use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt, fn_service, map_config};
+use actix_tls::accept::{
+    TlsError,
+    rustls_0_23::{Acceptor, TlsStream},
+};
+use actix_web::{
+    App,
+    dev::AppConfig,
+    rt::net::{TcpStream, UnixStream},
+};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::{
+    http::{self, Front, surplus::Places, turns::Turns},
+    relay, stack,
+};
+
+/// How long a connection may be idle between two requests.
+const KEEP_ALIVE: Duration = Duration::from_secs(120);
+
+/// How long the head of a request may take.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// What a listener's workers need for its connections.
+#[derive(Clone)]
+pub(super) struct Serving {
+    pub front: Front,
+    pub places: Arc<Places>,
+    /// Tells idle connections that the server stops.
+    pub stopping: GracefulShutdownSignal,
+}
+
+/// A connection that HTTP/1 is spoken on, and who is at its other end.
+type Accepted<T> = (Turns<T>, Protocol, Option<SocketAddr>);
+
+fn accepted<T>(connection: T, peer: Option<SocketAddr>) -> Accepted<T> {
+    (Turns::new(connection), Protocol::Http1, peer)
+}
+
+/// Small answers go out at once. It is advice of which the server can do without.
+fn without_delay(connection: &TcpStream) -> Option<SocketAddr> {
+    let _ = connection.set_nodelay(true);
+    connection.peer_addr().ok()
+}
+
+impl Serving {
+    /// Connections as they are.
+    pub fn plain(
+        &self,
+    ) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = DispatchError, InitError = ()> + use<> {
+        fn_service(|connection: TcpStream| async {
+            let peer = without_delay(&connection);
+            Ok(accepted(connection, peer))
+        })
+        .and_then(self.http())
+    }
+
+    /// Connections of the same machine.
+    pub fn unix(
+        &self,
+    ) -> impl ServiceFactory<UnixStream, Config = (), Response = (), Error = DispatchError, InitError = ()> + use<> {
+        fn_service(|connection: UnixStream| async { Ok(accepted(connection, None)) }).and_then(self.http())
+    }
+
+    /// Connections under TLS.
+    pub fn encrypted(
+        &self,
+        mut config: ServerConfig,
+    ) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = TlsError<io::Error, DispatchError>, InitError = ()> + use<>
+    {
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Acceptor::new(config)
+            .map_init_err(|_| ())
+            .map_err(|error: TlsError<io::Error, Infallible>| error.into_service_error())
+            .and_then(fn_service(|connection: TlsStream<TcpStream>| async {
+                let peer = without_delay(connection.get_ref().0);
+                Ok(accepted(connection, peer))
+            }))
+            .and_then(self.http().map_err(TlsError::Service))
+    }
+
+    fn http<T>(
+        &self,
+    ) -> impl ServiceFactory<Accepted<T>, Config = (), Response = (), Error = DispatchError, InitError = ()> + use<T>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        actix_web::rt::spawn(stack::keep_overwriting());
+        actix_web::rt::spawn(relay::serve());
+        let (front, places, stopping) = (self.front.clone(), Arc::clone(&self.places), self.stopping.clone());
+        let app = App::new().configure(|app| http::configure(app, front));
+        let app = IntoServiceFactory::<_, Request>::into_factory(app)
+            .map_err(|error: actix_web::Error| Response::<BoxBody>::from(error.error_response()));
+        HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .keep_alive(KEEP_ALIVE)
+            .client_request_timeout(HEAD)
+            // A client may close its sending side: without this, work for it would stand still, half done, until its answers are read.
+            .h1_allow_half_closed(true)
+            .on_connect_ext(move |connection: &Turns<T>, data| drop(data.insert(places.take(connection.connection()))))
+            .finish(map_config(app, |()| AppConfig::default()))
+    }
+}
