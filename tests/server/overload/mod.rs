@@ -7,6 +7,7 @@ mod authentication;
 mod bodies;
 mod connections;
 mod large;
+mod pipelined;
 mod readers;
 mod sigterm;
 
