@@ -30,6 +30,8 @@ mod crash;
 mod disk;
 #[path = "server/faults.rs"]
 mod faults;
+#[path = "server/faults_slow.rs"]
+mod faults_slow;
 #[path = "server/growth.rs"]
 mod growth;
 #[path = "server/hsm.rs"]

@@ -210,7 +210,10 @@ impl Place {
 
     /// The labels of all objects on the token of [`Place::hsm`], sorted.
     pub fn objects(&self) -> Vec<String> {
-        self.objects_by(&self.path("module.so"), &self.path("hsm/pin"))
+        // Past the proxy, which takes its time.
+        let real = self.environment.iter().find(|(name, _)| name == "SOS_PROXY_MODULE");
+        let module = real.map_or_else(|| self.path("module.so"), |(_, module)| module.into());
+        self.objects_by(&module, &self.path("hsm/pin"))
     }
 
     /// The labels of all objects on Kryoptic's token of [`Place::two_hsms`], sorted.

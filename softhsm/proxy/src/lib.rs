@@ -2,6 +2,8 @@
 //! entries by ones that first look into a folder (`SOS_PROXY_FAULTS`) for the fault to inject:
 //!
 //! - `latency_ms`: every encrypt, decrypt and sign sleeps so many milliseconds;
+//! - `all_ms`: so does every call that works with objects or keys, as if each went over a network: find, get attributes, create, copy,
+//!   destroy, generate, wrap and unwrap too;
 //! - `device_error_every`: every n-th of these calls answers CKR_DEVICE_ERROR;
 //! - `max_sessions`: C_OpenSession answers CKR_SESSION_COUNT from the n-th open session on;
 //! - `hang_once`: the next of these calls never returns (the file is removed first);
@@ -83,6 +85,11 @@ fn load() -> Option<Lists> {
         C_CloseAllSessions: Some(close_all),
         C_Login: Some(login),
         C_FindObjectsInit: Some(find_init),
+        C_FindObjects: Some(find),
+        C_GetAttributeValue: Some(attributes),
+        C_CreateObject: Some(create),
+        C_CopyObject: Some(copy),
+        C_DestroyObject: Some(destroy),
         C_GenerateKey: Some(generate_key),
         C_GenerateKeyPair: Some(generate_pair),
         C_WrapKey: Some(wrap),
@@ -134,6 +141,29 @@ macro_rules! real {
     };
 }
 
+/// The time that every call with objects or keys takes.
+fn slow() {
+    if let Some(time) = number("all_ms") {
+        std::thread::sleep(Duration::from_millis(time));
+    }
+}
+
+/// An entry that only takes its time.
+macro_rules! slow_call {
+    ($ours:ident, $name:ident, $($argument:ident: $kind:ty),*) => {
+        unsafe extern "C" fn $ours($($argument: $kind),*) -> CK_RV {
+            slow();
+            real!($name, $($argument),*)
+        }
+    };
+}
+
+slow_call!(find, C_FindObjects, session: CK_SESSION_HANDLE, found: CK_OBJECT_HANDLE_PTR, most: CK_ULONG, count: CK_ULONG_PTR);
+slow_call!(attributes, C_GetAttributeValue, session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: CK_ATTRIBUTE_PTR, count: CK_ULONG);
+slow_call!(create, C_CreateObject, session: CK_SESSION_HANDLE, template: CK_ATTRIBUTE_PTR, count: CK_ULONG, object: CK_OBJECT_HANDLE_PTR);
+slow_call!(copy, C_CopyObject, session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: CK_ATTRIBUTE_PTR, count: CK_ULONG, copied: CK_OBJECT_HANDLE_PTR);
+slow_call!(destroy, C_DestroyObject, session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE);
+
 /// The faults of calls that use a key.
 fn disturb() -> Option<CK_RV> {
     if once("crash_once") {
@@ -151,6 +181,7 @@ fn disturb() -> Option<CK_RV> {
     if let Some(latency) = number("latency_ms") {
         std::thread::sleep(Duration::from_millis(latency));
     }
+    slow();
     let call = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
     match number("device_error_every") {
         Some(every) if every > 0 && call.is_multiple_of(every) => Some(CKR_DEVICE_ERROR),
@@ -244,6 +275,7 @@ unsafe extern "C" fn generate_pair(
     if asks_for_hidden(mechanism) {
         return CKR_MECHANISM_INVALID;
     }
+    slow();
     real!(C_GenerateKeyPair, session, mechanism, public, public_count, private, private_count, public_key, private_key)
 }
 
@@ -258,6 +290,7 @@ unsafe extern "C" fn wrap(
     if asks_for_hidden(mechanism) {
         return CKR_MECHANISM_INVALID;
     }
+    slow();
     real!(C_WrapKey, session, mechanism, wrapper, key, blob, len)
 }
 
@@ -274,6 +307,7 @@ unsafe extern "C" fn unwrap(
     if asks_for_hidden(mechanism) {
         return CKR_MECHANISM_INVALID;
     }
+    slow();
     real!(C_UnwrapKey, session, mechanism, wrapper, blob, len, template, count, key)
 }
 
@@ -337,6 +371,7 @@ unsafe extern "C" fn finalize(reserved: *mut std::ffi::c_void) -> CK_RV {
 }
 
 unsafe extern "C" fn find_init(session: CK_SESSION_HANDLE, template: CK_ATTRIBUTE_PTR, count: CK_ULONG) -> CK_RV {
+    slow();
     if removed() { CKR_DEVICE_REMOVED } else { real!(C_FindObjectsInit, session, template, count) }
 }
 
@@ -350,6 +385,7 @@ unsafe extern "C" fn generate_key(
     if asks_for_hidden(mechanism) {
         return CKR_MECHANISM_INVALID;
     }
+    slow();
     if removed() { CKR_DEVICE_REMOVED } else { real!(C_GenerateKey, session, mechanism, template, count, key) }
 }
 
