@@ -30,6 +30,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// How long the head of a request may take.
 const HEAD: Duration = Duration::from_secs(30);
 
+/// How long a connection that is to be closed waits for its client, which may still be sending what nobody reads any more: closed at
+/// once, it would take the answer with it.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 /// What a listener's workers need for its connections.
 #[derive(Clone)]
 pub(super) struct Serving {
@@ -107,6 +111,7 @@ impl Serving {
             })
             .keep_alive(KEEP_ALIVE)
             .client_request_timeout(HEAD)
+            .client_disconnect_timeout(GOODBYE)
             // A client may close its sending side: without this, work for it would stand still, half done, until its answers are read.
             .h1_allow_half_closed(true)
             .on_connect_ext(move |connection: &Turns<T>, data| drop(data.insert(places.take(connection.connection()))))
