@@ -1,4 +1,4 @@
-//! The embedded default: sled 0.34, one folder. Everything that must be known about sled stands in this file.
+//! The engine of stores that were made with it: sled 0.34, one folder. Everything that must be known about sled stands in this file.
 //!
 //! - Left alone it writes every 500 ms; here it writes when told, before every acknowledgement.
 //! - It takes its writes for stable after `sync_file_range`, which promises nothing; [`super::whole_sync`] makes it sync.

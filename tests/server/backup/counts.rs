@@ -3,7 +3,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-use super::{created, path_text, restore_offline, sos, started};
+use super::{created, path_text, restore_offline, restored_over, started};
 use crate::support::{Place, Server};
 
 /// Items of a batch: more than a restore adds whatever was used.
@@ -25,16 +25,7 @@ fn counts_go_on_behind_those_of_the_store_that_was_replaced() {
             encrypt(&server);
             let before = count(&server);
             assert!(before > 2 * ITEMS as u64, "{before}");
-            if round == 0 {
-                sos(&server, &["restore", "-force", &file]);
-            } else {
-                server.terminate();
-                let (done, out) = restore_offline(&place, &["-force", &file]);
-                assert!(done, "{out}");
-                server = place.start();
-                server.token = Some(made.root.clone());
-            }
-            server.unseal(&made.shares);
+            server = restored_over(&place, server, &made, &file, round == 0);
             assert!(count(&server) >= before, "{storage}: {} after {before}", count(&server));
             server.put("transit/encrypt/k", json!({"plaintext": "YQ=="})).ok();
             assert!(!server.log().contains(UNKNOWN), "{}", server.log());

@@ -48,6 +48,21 @@ fn restore_offline(place: &Place, arguments: &[&str]) -> (bool, String) {
     (done.status.success(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
 }
 
+/// The server after a restore over its own store, while it runs or while it is stopped; unsealed.
+fn restored_over<'a>(place: &'a Place, mut server: Server<'a>, made: &Made, file: &str, running: bool) -> Server<'a> {
+    if running {
+        sos(&server, &["restore", "-force", file]);
+    } else {
+        server.terminate();
+        let (done, out) = restore_offline(place, &["-force", file]);
+        assert!(done, "{out}");
+        server = place.start();
+        server.token = Some(made.root.clone());
+    }
+    server.unseal(&made.shares);
+    server
+}
+
 fn path_text(path: &Path) -> String {
     path.display().to_string()
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{created, path_text, restore_offline, sos, started};
+use super::{created, path_text, restore_offline, restored_over, started};
 use crate::support::{Place, Server};
 
 #[test]
@@ -20,16 +20,7 @@ fn version_numbers_that_were_given_after_the_backup_are_not_given_again() {
 
         // Over the running server, and then over a stopped one: what stands there tells.
         for round in 0..2 {
-            if round == 0 {
-                sos(&server, &["restore", "-force", &file]);
-            } else {
-                server.terminate();
-                let (done, out) = restore_offline(&place, &["-force", &file]);
-                assert!(done, "{out}");
-                server = place.start();
-                server.token = Some(made.root.clone());
-            }
-            server.unseal(&made.shares);
+            server = restored_over(&place, server, &made, &file, round == 0);
             let read = server.get("kv/data/s").ok();
             assert_eq!(read["data"]["metadata"]["version"], 2, "{read}");
             assert_eq!(server.get("kv/data/s?version=4").status, 404);
