@@ -12,7 +12,7 @@
 use std::{
     fs::{self, DirBuilder, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -22,6 +22,9 @@ use super::{backend::Fault, folder::sync_folder};
 
 const CURRENT: &str = "current";
 const PREFIX: &str = "generation-";
+
+/// The unit of `st_blocks`, on every file system (stat(3type)).
+const BLOCK: u64 = 512;
 
 /// The generation that is the store. `first` tells the names of the engine's files in generation 0.
 pub(super) fn current(folder: &Path, first: impl Fn(&str) -> bool) -> io::Result<u64> {
@@ -126,7 +129,8 @@ pub(super) fn clear_others(folder: &Path, current: u64, first: impl Fn(&str) -> 
     }
 }
 
-/// Bytes of the files in a place, and one folder below it, whose names `counts`.
+/// Bytes that the files in a place, and one folder below it, take of the disk, of those whose names `counts`. redb makes its file
+/// twice as long each time it grows: what it has not used of that is a hole and takes nothing.
 pub(super) fn bytes(place: &Path, counts: &dyn Fn(&str) -> bool) -> u64 {
     let mut bytes = 0;
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
@@ -135,7 +139,7 @@ pub(super) fn bytes(place: &Path, counts: &dyn Fn(&str) -> bool) -> u64 {
         }
         match entry.metadata() {
             Ok(found) if found.is_dir() => bytes += self::bytes(&entry.path(), &|_| true),
-            Ok(found) => bytes += found.len(),
+            Ok(found) => bytes += found.blocks() * BLOCK,
             Err(_) => {}
         }
     }
@@ -155,6 +159,21 @@ pub(super) fn refuse_without_room(folder: &Path, records: u64) -> Result<(), Fau
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_file_has_not_used_takes_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join("a")).unwrap();
+        let files = ["one", "a/two"].map(|name| fs::File::create(place.path().join(name)).unwrap());
+        for mut file in &files {
+            file.set_len(64 << 20).unwrap();
+            file.write_all(&[1; 1 << 20]).unwrap();
+            file.sync_all().unwrap();
+        }
+        let taken = bytes(place.path(), &|name| name != "other");
+        assert!((2 << 20..4 << 20).contains(&taken), "{taken}");
+        assert!(bytes(place.path(), &|name| name == "one") < taken);
+    }
 
     #[test]
     fn a_note_that_names_no_generation_is_an_error_and_not_the_first_generation() {
