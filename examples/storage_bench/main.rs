@@ -179,7 +179,7 @@ fn forget_cached(folder: &Path) {
 }
 
 pub(crate) fn options() -> Options {
-    Options { free_watermark: 0, reserve_bytes: 0, ..Options::default() }
+    Options { cache_bytes: 32 << 20, free_watermark: 0, reserve_bytes: 0, ..Options::default() }
 }
 
 pub(crate) fn name(kind: Kind) -> &'static str {

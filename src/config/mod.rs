@@ -217,7 +217,7 @@ pub enum ConfigError {
     #[error("the folder {0} holds no *.hcl and no *.json file: put the configuration there, or name a file with -config")]
     EmptyFolder(String),
     /// No `storage` stanza.
-    #[error("{0}: no storage is configured: write storage \"sled\" {{ path = \"/var/lib/sos\" }}")]
+    #[error("{0}: no storage is configured: write storage \"redb\" {{ path = \"/var/lib/sos\" }}")]
     NoStorage(String),
     /// No `listener` stanza.
     #[error(

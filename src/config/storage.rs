@@ -73,11 +73,11 @@ fn one(block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<Storage, Error>
         "" => {
             return Err(block
                 .body
-                .error(at, "the storage stanza has no type: write storage \"sled\" { path = \"/var/lib/sos\" }"));
+                .error(at, "the storage stanza has no type: write storage \"redb\" { path = \"/var/lib/sos\" }"));
         }
         other => {
             let message = format!(
-                "storage {other:?} is not supported: write storage \"sled\" {{ path = \"/var/lib/sos\" }} (or \"redb\", or \"inmem\"); \
+                "storage {other:?} is not supported: write storage \"redb\" {{ path = \"/var/lib/sos\" }} (or \"sled\", or \"inmem\"); \
                  records of another storage are brought over by migration, not by this stanza"
             );
             return Err(block.body.error(at, message));

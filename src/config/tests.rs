@@ -146,7 +146,7 @@ fn unknown_and_unneeded_keys_are_warnings_with_their_place() {
 #[test]
 fn errors_name_file_line_and_fix() {
     for (text, expected) in [
-        ("storage \"raft\" {}", "sos.hcl:1:9: storage \"raft\" is not supported: write storage \"sled\""),
+        ("storage \"raft\" {}", "sos.hcl:1:9: storage \"raft\" is not supported: write storage \"redb\""),
         ("storage \"sled\" {}", "needs a folder: write path ="),
         ("storage \"inmem\" {}\nstorage \"redb\" { path = \"x\" }", "sos.hcl:2:1: only one storage"),
         ("listener \"http\" {}", "listener \"http\" is not known"),

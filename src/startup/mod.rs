@@ -375,12 +375,12 @@ pub(crate) fn storage_config(config: &Config) -> Result<StorageConfig, StartErro
         Some(config::Storage::Inmem) => (Kind::InMem, None, Default::default()),
         None => {
             return Err(StartError::Settings(
-                "the configuration has no storage stanza: write storage \"sled\" { path = \"/var/lib/sos\" }".into(),
+                "the configuration has no storage stanza: write storage \"redb\" { path = \"/var/lib/sos\" }".into(),
             ));
         }
     };
     let mut options = storage::Options::default();
-    options.cache_bytes = limits.cache_size.unwrap_or_else(|| kind.cache_bytes());
+    options.cache_bytes = limits.cache_size.unwrap_or(options.cache_bytes);
     options.check_at_start = limits.check_at_start.unwrap_or(options.check_at_start);
     options.compact_above = limits.compact_above.unwrap_or(options.compact_above);
     Ok(StorageConfig { kind, path, options })

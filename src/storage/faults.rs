@@ -41,6 +41,8 @@ pub(crate) struct Faulty {
     hidden: Arc<Mutex<Vec<Write>>>,
     /// Held by a test to gather a batch behind the one under way.
     gate: Arc<Mutex<()>>,
+    /// Batches that came to the gate.
+    arrived: Arc<AtomicU32>,
     reopenings: Arc<AtomicU32>,
     failing_reopenings: Arc<AtomicU32>,
 }
@@ -52,6 +54,7 @@ impl Faulty {
             plans: Arc::default(),
             hidden: Arc::default(),
             gate: Arc::default(),
+            arrived: Arc::default(),
             reopenings: Arc::default(),
             failing_reopenings: Arc::default(),
         }
@@ -76,8 +79,11 @@ impl Faulty {
         self.plan(Plan::Good);
         self.plan(end);
         let closed = self.gate.lock();
+        let arrived = self.arrived.load(Ordering::SeqCst);
         let first = store.commit(Txn::new().put("gate", Vec::new()));
-        std::thread::sleep(Duration::from_millis(50));
+        while self.arrived.load(Ordering::SeqCst) == arrived {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let waiting: Vec<_> = txns.into_iter().map(|txn| store.commit(txn)).collect();
         drop(closed);
         now(first).unwrap();
@@ -95,6 +101,7 @@ impl Backend for Faulty {
     }
 
     fn apply(&self, batch: Vec<Write>) -> Result<(), Fault> {
+        self.arrived.fetch_add(1, Ordering::SeqCst);
         let _open = self.gate.lock();
         let plan = self.plans.lock().pop_front().unwrap_or(Plan::Good);
         match plan {

@@ -229,21 +229,11 @@ pub enum Kind {
     Redb,
 }
 
-impl Kind {
-    /// Bytes that the engine may cache records in where nobody says otherwise. sled takes two to three times as much
-    /// memory for what it caches, and reads what it does not cache from the system's page cache.
-    pub fn cache_bytes(self) -> u64 {
-        match self {
-            Self::Sled => 8 << 20,
-            Self::InMem | Self::Redb => 16 << 20,
-        }
-    }
-}
-
 /// What an embedded engine may be told. The defaults suit a small server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Bytes of memory that the engine may cache records in.
+    /// Bytes of memory that the engine may cache records in. Both engines read what they do not cache from the system's page
+    /// cache; sled takes two to three times as much memory for what it caches.
     pub cache_bytes: u64,
     /// Bytes that must be free on the file system for a transaction that writes a value.
     pub free_watermark: u64,
@@ -259,7 +249,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            cache_bytes: 32 << 20,
+            cache_bytes: 8 << 20,
             free_watermark: 64 << 20,
             reserve_bytes: 4 << 20,
             check_at_start: check::AT_START,
