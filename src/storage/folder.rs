@@ -12,7 +12,15 @@ use super::StorageError;
 /// A folder that belongs to this process for as long as the value lives.
 pub(crate) struct Folder {
     path: PathBuf,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Closing the file is not enough: the lock stays as long as a child has it that was forked and not yet made another
+        // program (flock(2)).
+        let _ = self.lock.unlock();
+    }
 }
 
 impl Folder {
@@ -35,13 +43,13 @@ impl Folder {
             .open(path.join("lock"))
             .map_err(|error| failed("opening the lock file in", error))?;
         take(path, &lock)?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), lock })
     }
 
     /// Whether another process holds the folder now, without making anything in it.
     pub(crate) fn probe(path: &Path) -> Result<(), StorageError> {
         match OpenOptions::new().write(true).open(path.join("lock")) {
-            Ok(lock) => take(path, &lock),
+            Ok(lock) => take(path, &lock).map(|()| drop(Self { path: path.to_owned(), lock })),
             // What else keeps it from being opened is told when it is.
             Err(_) => Ok(()),
         }
@@ -102,7 +110,10 @@ mod tests {
         let first = Folder::open(&path).unwrap();
         let error = Folder::open(&path).err().unwrap().to_string();
         assert!(error.contains(&format!("the folder {} is in use by another process", path.display())), "{error}");
+        let with_a_child = first.lock.try_clone().unwrap();
         drop(first);
+        Folder::probe(&path).unwrap();
         Folder::open(&path).unwrap();
+        drop(with_a_child);
     }
 }
