@@ -33,20 +33,22 @@ pub struct Given<'a> {
     storage: &'a dyn Storage,
     mount: &'a str,
     counts: Option<&'a Counts>,
+    /// Where it is mounted, for the log.
+    pub path: &'a str,
     /// Numbers left out behind the highest one known.
     pub skip: u64,
 }
 
 impl<'a> Given<'a> {
-    /// The numbers and the counts of the mount with this uuid.
-    pub fn of(storage: &'a dyn Storage, mount: &'a str, skip: u64, counts: &'a Counts) -> Self {
-        Self { storage, mount, counts: Some(counts), skip }
+    /// The numbers and the counts of the mount with this uuid, which is mounted at `path`.
+    pub fn of(storage: &'a dyn Storage, (mount, path): (&'a str, &'a str), skip: u64, counts: &'a Counts) -> Self {
+        Self { storage, mount, counts: Some(counts), path, skip }
     }
 
     /// Nothing carried over, and so many numbers to leave out.
     #[cfg(test)]
     pub fn skipping(storage: &'a dyn Storage, skip: u64) -> Self {
-        Self { storage, mount: "none", counts: None, skip }
+        Self { storage, mount: "none", counts: None, path: "none/", skip }
     }
 
     /// What lies below `folder` in the mount, without the folder, each with its highest number; behind `after`.
@@ -223,7 +225,7 @@ mod tests {
         let (new, later) = (store(&["logical/u/v/a/1", "logical/u/v/same/2"]), store(&["logical/u/v/a/1"]));
         carry(&old, &new, wait).unwrap();
         let noted = |store: &dyn Storage| {
-            let given = Given { storage: store, mount: "u", counts: None, skip: 0 };
+            let given = Given { storage: store, mount: "u", path: "u/", counts: None, skip: 0 };
             given.page("v/", None).unwrap()
         };
         let expected = [("a".to_owned(), 10), ("a/9".to_owned(), 4)];

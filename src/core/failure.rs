@@ -173,6 +173,13 @@ impl Failure {
         self.cause.as_deref()
     }
 
+    /// Whether its cause is a record that is there and cannot be read.
+    pub fn is_damage(&self) -> bool {
+        let Some(cause) = self.cause() else { return false };
+        cause.downcast_ref().is_some_and(|error: &BarrierError| error.damaged().is_some())
+            || matches!(cause.downcast_ref(), Some(StorageError::Corrupt { .. }))
+    }
+
     /// The entries of `errors` as clients read them.
     pub fn errors(&self) -> Vec<String> {
         match self.layout {

@@ -35,6 +35,7 @@ pub mod testing;
 #[cfg(test)]
 mod tick_tests;
 pub mod tokens;
+pub mod told;
 pub mod tools;
 pub mod wanted;
 pub mod wrapping;
@@ -272,7 +273,9 @@ impl Core {
     fn go_on_removing(self: &Arc<Self>, active: &Arc<Active>) {
         let (core, active) = (Arc::clone(self), Arc::clone(active));
         tokio::spawn(stack::overwriting(async move {
-            if let Err(failure) = active.mounts.finish_removals(&core, || core.is_still(&active)).await {
+            if let Err(failure) = active.mounts.finish_removals(&core, || core.is_still(&active)).await
+                && core.is_still(&active)
+            {
                 tracing::error!(error = ?failure, "what is left of removed mounts could not be looked at");
             }
         }));

@@ -16,7 +16,7 @@ use super::{
     testing::finish_removals,
 };
 use crate::{
-    barrier::Barrier,
+    barrier::{Barrier, Txn, View},
     engines::Services,
     hsm::{Hsm, fake::FakeHsm},
     seal::{Seal, SealSettings, wire::InitRequest},
@@ -225,6 +225,25 @@ async fn a_removal_rests_while_the_server_is_sealed() {
     assert_eq!(server.ask(Operation::Read, "t/keys/k0", "").await.status, 404);
     finish_removals(&server.core).await;
     assert_eq!((server.records(), server.objects()), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_removal_whose_record_is_damaged_holds_up_no_other() {
+    let server = server().await;
+    let level = json!({ "protection_level": "hsm-only" });
+    server.data(Operation::Update, "t/keys/k", level).await;
+    let view = View::new(Arc::clone(&server.core.barrier), "core").unwrap();
+    view.commit(Txn::new().put("removed/0000", b"garbage".to_vec())).await.unwrap();
+    assert_eq!(server.ask(Operation::Delete, "sys/mounts/t", "").await.status, 204);
+    for _ in 0..2000 {
+        server.core.tick().await;
+        if view.list("removed/", None, 9).unwrap() == ["0000"] {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!((server.records(), server.objects()), (vec![], vec![]));
+    assert_eq!(view.list("removed/", None, 9).unwrap(), ["0000"], "what cannot be read is kept");
 }
 
 /// A request that found its mount and its rights before the mount was removed, and comes to its commit after that.

@@ -23,6 +23,7 @@ use super::{
     reply::Reply,
     route::{RouteTable, Routed},
     sys::System,
+    told::Told,
 };
 use crate::{
     auth,
@@ -42,12 +43,22 @@ pub struct MountTable {
     /// Held by whoever goes on with removals. Changes do not wait for it.
     removing: Mutex<()>,
     in_doubt: Arc<InDoubt>,
+    /// Of removals that do not go on.
+    told: Told,
 }
 
 impl MountTable {
     /// A table over `core/`; nothing is mounted before [`MountTable::load`].
     pub fn new(view: View, barrier: Arc<Barrier>, router: Arc<Router>) -> Self {
-        Self { view, barrier, router, changing: Mutex::default(), removing: Mutex::default(), in_doubt: Arc::default() }
+        Self {
+            view,
+            barrier,
+            router,
+            changing: Mutex::default(),
+            removing: Mutex::default(),
+            in_doubt: Arc::default(),
+            told: Told::default(),
+        }
     }
 
     /// Reads all mounts and makes their engines; a new cluster gets the built-in mounts.

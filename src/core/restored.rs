@@ -46,7 +46,9 @@ pub(super) async fn burn(core: &Core, active: &Active, found: Option<&(Restored,
         let storage = core.barrier.raw();
         let counts = Counts::of(&core.barrier).await?;
         for mounted in active.router.all() {
-            mounted.engine.restored(&Given::of(storage.as_ref(), &mounted.entry.uuid, restored.skip_versions, &counts)).await?;
+            let path = mounted.entry.full_path();
+            let given = Given::of(storage.as_ref(), (&mounted.entry.uuid, &path), restored.skip_versions, &counts);
+            mounted.engine.restored(&given).await?;
         }
         if !restored.counts_carried {
             tracing::warn!(

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cryptoki_sys::{CKR_KEY_FUNCTION_NOT_PERMITTED, CKR_KEY_TYPE_INCONSISTENT, CKR_MECHANISM_INVALID};
 use sos::hsm::{Client, DownReason, FilePinMemory, Hsm, HsmConfig, HsmError, KeyId, KeyKind, KeySource, Status, WrappedKey};
 
 use crate::support::{Token, back, item, left_out, memory, module_path, ready, status};
@@ -125,6 +126,22 @@ async fn single_device_errors_are_tried_again() {
     fs::remove_file(faulty.fault("device_error_every")).unwrap();
     encrypt(&hsm, &key).await.unwrap();
     eprintln!("logins after single device errors: {}", faulty.logins() - generations);
+}
+
+/// SoftHSM says so of an object that another call destroyed after its handle was found.
+#[tokio::test]
+async fn a_key_that_seems_to_be_another_is_looked_for_again() {
+    let Some(faulty) = Faulty::new() else { return };
+    let hsm = ready(faulty.config()).await;
+    let key = wrapped_key(&hsm).await;
+    for rv in [CKR_KEY_TYPE_INCONSISTENT, CKR_KEY_FUNCTION_NOT_PERMITTED] {
+        faulty.set("answer_once", &rv.to_string());
+        encrypt(&hsm, &key).await.unwrap();
+        assert!(!faulty.fault("answer_once").exists());
+    }
+    // What a key cannot do at all is not tried again.
+    faulty.set("answer_once", &CKR_MECHANISM_INVALID.to_string());
+    assert!(matches!(encrypt(&hsm, &key).await, Err(HsmError::Unsupported(_))));
 }
 
 #[tokio::test]

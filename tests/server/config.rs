@@ -9,7 +9,7 @@ fn errors_name_file_line_and_fix() {
     for (text, line, fix) in [
         (format!("{good}default_lease_ttl = \"soon\"\n"), 4, "default_lease_ttl"),
         (format!("{good}seal \"pkcs11\" {{\n  lib = \"/x.so\"\n  token_label = \"x\"\n  pin = 1234\n}}\n"), 7, "pin = "),
-        ("storage \"raft\" {\n  path = \"/x\"\n}\n".to_string(), 1, "storage \"sled\""),
+        ("storage \"raft\" {\n  path = \"/x\"\n}\n".to_string(), 1, "storage \"redb\""),
         (format!("{good}listener \"tcp\" {{\n"), 5, ""),
         (
             format!("{}\nlistener \"tcp\" {{ address = \"127.0.0.1:0\" }}\n", place.storage_stanza("sled")),
@@ -23,7 +23,7 @@ fn errors_name_file_line_and_fix() {
         assert!(said.contains(&at) && said.contains(fix), "expected {at} and {fix:?} in: {said}");
     }
     place.configure("listener \"tcp\" { address = \"127.0.0.1:0\" tls_disable = true }\n");
-    assert!(place.refused().contains("storage \"sled\""));
+    assert!(place.refused().contains("storage \"redb\""));
 }
 
 #[test]

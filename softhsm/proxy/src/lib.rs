@@ -5,6 +5,7 @@
 //! - `all_ms`: so does every call that works with objects or keys, as if each went over a network: find, get attributes, create, copy,
 //!   destroy, generate, wrap and unwrap too;
 //! - `device_error_every`: every n-th of these calls answers CKR_DEVICE_ERROR;
+//! - `answer_once`: the next of these calls answers the number that the file holds (the file is removed first);
 //! - `max_sessions`: C_OpenSession answers CKR_SESSION_COUNT from the n-th open session on;
 //! - `hang_once`: the next of these calls never returns (the file is removed first);
 //! - `crash_once`: the next of these calls aborts the process (the file is removed first);
@@ -182,6 +183,11 @@ fn disturb() -> Option<CK_RV> {
         std::thread::sleep(Duration::from_millis(latency));
     }
     slow();
+    if let Some(rv) = number("answer_once")
+        && once("answer_once")
+    {
+        return Some(rv as CK_RV);
+    }
     let call = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
     match number("device_error_every") {
         Some(every) if every > 0 && call.is_multiple_of(every) => Some(CKR_DEVICE_ERROR),

@@ -12,7 +12,7 @@ use std::{
 
 use super::{MountTable, decode};
 use crate::{
-    barrier::{Entry, Stamp, Txn, View},
+    barrier::{Stamp, Txn, View},
     core::{
         Core,
         failure::Failure,
@@ -95,7 +95,9 @@ impl MountTable {
                     return Ok(());
                 }
                 if let Err(failure) = self.go_on(core, &entry).await {
-                    tracing::warn!(mount = %entry.full_path(), error = ?failure, "what is left of a removed mount is not gone yet; it is tried again");
+                    if serving() && self.told.is_news(format!("{} {failure}", entry.uuid)) {
+                        tracing::warn!(mount = %entry.full_path(), error = ?failure, "what is left of a removed mount is not gone yet; it is tried again every few seconds");
+                    }
                     waiting.insert(entry.uuid);
                 }
             }
@@ -107,11 +109,27 @@ impl MountTable {
         // What the router still shows is not among them: after a commit of unknown end it is looked first what became of it.
         let _one = self.changing.lock().await;
         self.settle(core).await?;
-        self.view
-            .scan(REMOVED, None, usize::MAX)?
-            .into_iter()
-            .map(|(path, entry): (String, Entry)| decode(&path, &entry))
-            .collect()
+        let mut removals = Vec::new();
+        for uuid in self.view.list(REMOVED, None, usize::MAX)? {
+            match self.removal(&removed_path(&uuid)) {
+                Ok(entry) => removals.extend(entry),
+                // The others go on.
+                Err(failure) if failure.is_damage() => {
+                    if self.told.is_news(&uuid) {
+                        tracing::error!(
+                            record = removed_path(&uuid), error = ?failure,
+                            "the record of a removed mount cannot be read: what is left of that mount stays, in the store and in the HSM; restore a backup to have it removed"
+                        );
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(removals)
+    }
+
+    fn removal(&self, path: &str) -> Result<Option<MountEntry>, Failure> {
+        self.view.get(path)?.map(|entry| decode(path, &entry)).transpose()
     }
 
     /// One turn. What a mount holds outside the store goes before its records: these tell what there is, so they wait for an HSM

@@ -8,6 +8,7 @@ use super::{
     b64,
     batch::{Batch, Item, Items, Needs, Results, Tally, push_text},
     ciphertext,
+    keys::{check_named, level_param},
     lifecycle::NewKey,
     ops::{Encrypted, ItemError, ToEncrypt},
     record::KeysConfig,
@@ -250,8 +251,11 @@ async fn key_for(
     derived: bool,
 ) -> Result<(std::sync::Arc<Key>, bool), Failure> {
     let name = params.name.as_str();
+    let level = level_param(params.protection_level.as_deref())?;
     if call.operation != Operation::Create {
-        return Ok((engine.existing(name, "encryption key not found")?, false));
+        let key = engine.existing(name, "encryption key not found")?;
+        check_named(&key, name, level)?;
+        return Ok((key, false));
     }
     if params.convergent_encryption && !derived {
         return Err(Failure::invalid("convergent encryption requires derivation to be enabled, so context is required"));
@@ -268,8 +272,8 @@ async fn key_for(
     if config.disable_upsert {
         return Ok((engine.existing(name, "encryption key not found")?, true));
     }
-    let level = super::keys::level_param(params.protection_level.as_deref())?;
     let new = NewKey { derived, convergent: params.convergent_encryption, level, ..NewKey::plain(kind) };
     let (key, created) = engine.create(name, &new).await?;
+    check_named(&key, name, level)?;
     Ok((key, !created))
 }

@@ -112,9 +112,22 @@ params! {
 
 const SHORT_PERIOD: &str = "auto rotate period must be 0 to disable or at least an hour";
 
-/// A `protection_level` parameter.
+/// A `protection_level` parameter; `null` and nothing name none.
 pub fn level_param(text: Option<&str>) -> Result<Option<Level>, Failure> {
-    text.map(|text| parse_level("protection_level", text)).transpose()
+    text.filter(|text| !text.is_empty()).map(|text| parse_level("protection_level", text)).transpose()
+}
+
+/// Refuses a request that would make a key at a level by name where the key is there already at another: whoever named it must
+/// not believe that it holds.
+pub fn check_named(key: &Key, name: &str, named: Option<Level>) -> Result<(), Failure> {
+    match named.filter(|named| *named != key.record.level) {
+        None => Ok(()),
+        Some(named) => Err(Failure::invalid(format!(
+            "the key {name:?} exists and has protection_level {:?}, not {:?}: leave the level out to use it as it is, change it with keys/{name}/config, or make a key of another name",
+            key.record.level.word(),
+            named.word()
+        ))),
+    }
 }
 
 /// LIST `keys`.
@@ -138,6 +151,7 @@ pub async fn create(engine: &Transit, _: &Call<'_>, params: CreateParams) -> Res
     let key_size = key_size(kind, params.key_size)?;
     let level = level_param(params.protection_level.as_deref())?;
     if let Some(key) = engine.store.key(&params.name)? {
+        check_named(&key, &params.name, level)?;
         return reply(engine, &key);
     }
     let new = NewKey {
@@ -151,6 +165,8 @@ pub async fn create(engine: &Transit, _: &Call<'_>, params: CreateParams) -> Res
         key_size,
     };
     let (key, _) = engine.create(&params.name, &new).await?;
+    // Another request may have made it meanwhile.
+    check_named(&key, &params.name, level)?;
     reply(engine, &key)
 }
 

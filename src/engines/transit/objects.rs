@@ -118,7 +118,9 @@ impl Transit {
                     self.store.doomed.lock().remove(&id);
                 }
                 Err(failure) => {
-                    tracing::warn!(object = %id, %failure, "an HSM object could not be destroyed yet");
+                    if self.store.told.is_news(failure.to_string()) {
+                        tracing::warn!(object = %id, %failure, "an HSM object could not be destroyed yet; it and others are tried again every few seconds");
+                    }
                     return;
                 }
             }

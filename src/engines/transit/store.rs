@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     barrier::{BarrierError, Entry, Stamp, Txn, View, on_own_task},
-    core::{failure::Failure, route::BoxFuture},
+    core::{failure::Failure, route::BoxFuture, told::Told},
     hsm::{self, HsmError},
     secret::SecretBytes,
     stack,
@@ -106,6 +106,8 @@ pub struct Store {
     pub doomed: Mutex<HashSet<hsm::KeyId>>,
     /// Those that a request is destroying just now.
     pub destroying: Mutex<HashSet<hsm::KeyId>>,
+    /// Of objects that cannot be destroyed now.
+    pub told: Told,
     /// The keys that HSM objects were taken from lately: a request that uses one finds it missing.
     pub dropped: Cache<hsm::KeyId, String>,
     /// Keys that rotate by themselves, with the time of the next look in Unix seconds.
@@ -191,6 +193,7 @@ impl Store {
             making: Mutex::default(),
             doomed: Mutex::default(),
             destroying: Mutex::default(),
+            told: Told::default(),
             dropped: Cache::new(DROPPED),
             schedule: Mutex::default(),
             fence: Arc::default(),
@@ -513,10 +516,7 @@ pub struct Vanished {
 /// Whether a failure to read a record says that it is damaged or lost, and not that the store cannot be read now.
 pub fn is_lost(failure: &Failure) -> bool {
     let Some(cause) = failure.cause() else { return false };
-    cause.is::<Vanished>()
-        || cause.is::<Unreadable>()
-        || matches!(cause.downcast_ref(), Some(BarrierError::Corrupt { .. }))
-        || matches!(cause.downcast_ref(), Some(StorageError::Corrupt { .. }))
+    cause.is::<Vanished>() || cause.is::<Unreadable>() || failure.is_damage()
 }
 
 /// Whether a failed commit may be tried again.

@@ -32,6 +32,9 @@ pub const LIMIT: u64 = 1 << 32;
 /// From here on clients and the log are warned, and keys that rotate by themselves do so.
 pub const WARN: u64 = LIMIT - (1 << 28);
 
+/// Versions that a warning names at most.
+const NAMED: usize = 20;
+
 /// How long an answer of [`worn`] is repeated.
 const LOOKED: Duration = Duration::from_secs(300);
 
@@ -39,11 +42,13 @@ const LOOKED: Duration = Duration::from_secs(300);
 /// versions that is not known.
 pub async fn take_up(view: &View, given: &Given<'_>) -> Result<usize, Failure> {
     let mut unknown = 0_usize;
+    let mut versions = Versions::new();
     for page in given.counts(USAGE_FOLDER) {
         let mut txn = Txn::new();
         for (path, found) in page? {
             let Some(Ok(found)) = found.map(|record| decode::<UsageRecord>(&record)) else {
                 unknown += 1;
+                note(&mut versions, &path);
                 continue;
             };
             let entry = match view.get(&path) {
@@ -60,9 +65,12 @@ pub async fn take_up(view: &View, given: &Given<'_>) -> Result<usize, Failure> {
         view.commit(txn).await?;
     }
     if unknown > 0 {
+        let mut keys = names_of(view, versions)?;
+        keys.truncate(NAMED);
         tracing::warn!(
-            mount = view.prefix(),
+            mount = given.path,
             versions = unknown,
+            ?keys,
             "how often some key versions encrypted after the backup is not known: they were deleted since, or their counts in the \
              replaced store cannot be opened, as they are damaged or its root key was changed; rotate keys that may have come near \
              2^32 encryptions"
@@ -90,16 +98,29 @@ pub async fn burn(view: &View) -> Result<(), Failure> {
 
 /// Versions near the bound of their encryptions, as `name v3`. Reads every count of the mount.
 pub fn worn(view: &View) -> Result<Vec<String>, Failure> {
-    let mut found = BTreeMap::new();
+    let mut found = Versions::new();
     let see = |path: &str, usage: UsageRecord| {
-        if usage.reserved > WARN
-            && let Some((uid, version)) = path.strip_prefix(USAGE_FOLDER).and_then(|rest| rest.split_once('/'))
-        {
-            found.entry(uid.to_owned()).or_insert_with(Vec::new).push(version.to_owned());
+        if usage.reserved > WARN {
+            note(&mut found, path);
         }
     };
     // Damaged records are told to whoever uses them.
     Pages::of(view, USAGE_FOLDER).each(see, |_, _| ())?;
+    names_of(view, found)
+}
+
+/// Versions of keys by the key's uid.
+type Versions = BTreeMap<String, Vec<String>>;
+
+/// Notes the version whose count is at this path.
+fn note(versions: &mut Versions, path: &str) {
+    if let Some((uid, version)) = path.strip_prefix(USAGE_FOLDER).and_then(|rest| rest.split_once('/')) {
+        versions.entry(uid.to_owned()).or_default().push(version.to_owned());
+    }
+}
+
+/// The versions as `name v3`, of the keys that there are.
+fn names_of(view: &View, mut found: Versions) -> Result<Vec<String>, Failure> {
     let mut names = Vec::new();
     if found.is_empty() {
         return Ok(names);

@@ -289,6 +289,11 @@ impl Shared {
         let last = attempt >= ATTEMPTS;
         match error.kind() {
             Kind::BadInput => Next::Fail(Failure::BadInput(error.to_string())),
+            // So SoftHSM speaks of an object that was destroyed after its handle was found: it looks as if it had no attributes.
+            Kind::Unsupported if attempt == 1 && speaks_of_the_key(&error) => {
+                self.device.forget_all(current);
+                Next::Again
+            }
             Kind::Unsupported => Next::Fail(Failure::Unsupported(error.to_string())),
             Kind::SessionCount => Next::Fail(Failure::Overloaded),
             _ if last => Next::Fail(self.final_verdict(owned, current, error)),
@@ -340,6 +345,11 @@ enum Next {
 
 fn unavailable(detail: String) -> Failure {
     Failure::Unavailable { reason: DownReason::DeviceError, detail }
+}
+
+/// Whether a function is refused for what the key is.
+fn speaks_of_the_key(error: &CkError) -> bool {
+    matches!(error.rv, CKR_KEY_TYPE_INCONSISTENT | CKR_KEY_FUNCTION_NOT_PERMITTED)
 }
 
 /// Whether the failed function works on data that a caller may have spoilt.

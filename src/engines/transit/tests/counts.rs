@@ -30,7 +30,7 @@ async fn unsealed(new: Arc<dyn Storage>, root: &SecretBytes, uid: record::KeyUid
     barrier.rotate(Clock::system().now()).await.unwrap();
     let view = View::new(Arc::clone(&barrier), "logical/uuid").unwrap();
     let counts = Counts::of(&barrier).await.unwrap();
-    let given = Given::of(barrier.raw().as_ref(), "uuid", 0, &counts);
+    let given = Given::of(barrier.raw().as_ref(), ("uuid", "t/"), 0, &counts);
     let unknown = usage::take_up(&view, &given).await.unwrap();
     Given::forget_all(barrier.raw().as_ref()).await.unwrap();
     assert!(barrier.raw().scan("core/given", None, 1).unwrap().is_empty());

@@ -88,3 +88,22 @@ async fn items_of_rewraps_and_signatures_may_hold_numbers_for_texts() {
     assert!(lines[1].starts_with("'[0].plaintext' missing") && lines[3].starts_with("'[0].reference' expected"), "{refused}");
     assert_eq!(lines[2], "error decoding json.Number into [0].key_version: strconv.ParseInt: parsing \"1.5\": invalid syntax");
 }
+
+#[tokio::test]
+async fn a_level_by_name_is_that_of_the_key_or_the_request_is_refused() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({ "protection_level": Value::Null })).await;
+    for (path, body) in [
+        ("keys/k", json!({ "protection_level": "hsm-only" })),
+        ("keys/k", json!({ "protection_level": "hsm" })),
+        ("encrypt/k", json!({ "plaintext": "YQ==", "protection_level": "hsm" })),
+        ("encrypt/k", json!({ "batch_input": [{ "plaintext": "YQ==" }], "protection_level": "hsm-only" })),
+    ] {
+        let refused = bench.refused(path, body).await;
+        assert!(refused.starts_with("the key \"k\" exists and has protection_level \"software\", not \"hsm"), "{refused}");
+    }
+    for level in [json!("software"), json!(""), Value::Null] {
+        assert_eq!(bench.post("keys/k", json!({ "protection_level": level })).await["latest_version"], 1);
+        bench.post("encrypt/k", json!({ "plaintext": "YQ==", "protection_level": level })).await;
+    }
+}
