@@ -210,8 +210,8 @@ fn public(record: &KeyRecord, line: &VersionLine, what: What, format: Format) ->
         }
         return Ok(Zeroizing::new(pem_chain(&line.certificate_chain)));
     }
-    // Of a derived key the public half is that of no key in use.
-    match line.public_key.as_deref().filter(|_| !record.derived()) {
+    // Of a derived key it is that of the key which contexts derive from, as everywhere.
+    match line.public_key.as_deref() {
         Some(text) => public_text(record.kind, text, format).map(Zeroizing::new),
         None if record.kind.is_asymmetric() => Ok(Zeroizing::default()),
         None => Err(stop(format!("unknown key type {} for export type {}", record.kind.name(), what.name()))),

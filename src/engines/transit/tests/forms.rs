@@ -107,3 +107,12 @@ async fn a_level_by_name_is_that_of_the_key_or_the_request_is_refused() {
         bench.post("encrypt/k", json!({ "plaintext": "YQ==", "protection_level": level })).await;
     }
 }
+
+#[tokio::test]
+async fn a_derived_ed25519_key_exports_the_public_half_of_what_contexts_derive_from() {
+    let bench = Bench::new().await;
+    bench.post("keys/k", json!({ "type": "ed25519", "derived": true, "exportable": true })).await;
+    let read = async |path: &str| data(bench.call(Operation::Read, path, json!({})).await.unwrap())["keys"]["1"].clone();
+    let private = b64::decode(read("export/signing-key/k").await.as_str().unwrap()).unwrap();
+    assert_eq!(read("export/public-key/k").await, b64::encode(&private[32..]));
+}
