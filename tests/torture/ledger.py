@@ -11,6 +11,9 @@ from place import Lost
 
 NEVER = float("inf")
 
+# Each so many steps it is looked at once what was acknowledged is there.
+LOOK_EVERY = 8
+
 
 class Log:
     """The acknowledgements, in a file of this process that is written before the next request."""
@@ -72,6 +75,9 @@ class Subject:
         self.change(client, number)
         self.acked = number
         self.marks[number] = self.log.acknowledged(self.name, number)
+        # What the next steps cover up no later check would see.
+        if number % LOOK_EVERY == 1:
+            self.check(client)
 
     def required(self, limit):
         return max((step for step, mark in self.marks.items() if mark <= limit), default=0)

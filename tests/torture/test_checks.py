@@ -57,6 +57,24 @@ class Checks(unittest.TestCase):
         self.audit(("request", "1"))
         self.found("appended to half a line", self.work.check_audit)
 
+    def test_writes_that_are_acknowledged_and_not_done_are_found_although_later_ones_cover_them_up(self):
+        for subject in (self.work.groups[5][0], self.work.groups[7][0], self.work.only):
+            held = {}
+
+            def ok(method, path, body=None, dropped=False):
+                if not dropped:
+                    held.pop(path, None) if method == "DELETE" else held.__setitem__(path, body or {})
+                return {"data": {"ciphertext": "c", "plaintext": "b25seQ=="}}
+
+            def call(method, path):
+                return (200, {"data": held[path]}) if path in held else (404, {})
+
+            client = types.SimpleNamespace(ok=ok, call=call)
+            for _ in range(16):
+                subject.step(client)
+            client.ok = lambda method, path, body=None: ok(method, path, body, dropped=True)
+            self.found("at step" if subject is not self.work.only else "key", subject.step, client)
+
     def test_a_writer_that_dies_is_found(self):
         for died, passes in ((Gone("the server was killed"), True), (KeyError("data"), False)):
             def step(_client, died=died):

@@ -22,7 +22,7 @@ class Workload:
                         [Kv1Register(self.log, "large-%d" % number, 400_000) for number in range(2)],
                         [Policy(self.log, "policy-%d" % number) for number in range(2)] + [Tokens(self.log, "tokens", dice())],
                         self.levels[:2], [self.levels[2], self.terms]]
-        # These write to the token for good, or much: a step or two in every run.
+        # These write to the token for good, or much: a few steps in every run.
         self.rare = [self.zones, self.only]
         self.failures = []
         # How many steps each group of writers has done.
@@ -58,10 +58,12 @@ class Workload:
     def write(self, at, group, rare, seed):
         dice, client = random.Random(seed), self.client()
         try:
-            for number in range(2 if rare else 1 << 60):
+            for number in range(3 if rare else 1 << 60):
                 if self.stopping:
                     return
-                dice.choice(group).step(client)
+                # Of the rare ones each comes to all of its steps, deletions too.
+                subject = min(group, key=lambda subject: subject.acked) if rare else dice.choice(group)
+                subject.step(client)
                 self.steps[at] += 1
                 if rare:
                     time.sleep(dice.random() / 5)
