@@ -10,6 +10,10 @@ from .local import ROOT
 from .verdicts import cpu_ratio, of, ratio
 
 
+# Why a row is left out that there was no time for.
+OVER = "the time was over"
+
+
 def output(*command):
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
@@ -112,6 +116,17 @@ def listed(entries):
     return "\n".join("- " + entry for entry in entries)
 
 
+def partial(figures):
+    """What a reader must know before the goals."""
+    rows = sum(why == OVER for _, why in figures["left_out"])
+    few = ["%d of %d %s" % (found["written"], found["asked"], what) for key, what in verdicts.FILLED
+           if (found := figures.get(key)) and found["written"] < found["asked"]]
+    if not rows and not few:
+        return ""
+    return "**A partial run**: the time was over before all was measured. Left out: %s." % "; ".join(
+        ["%d rows" % rows] * bool(rows) + ["all but " + each for each in few])
+
+
 def write(figures, folder, how):
     """Writes report.md and its charts."""
     os.makedirs(folder, exist_ok=True)
@@ -123,7 +138,7 @@ def write(figures, folder, how):
     if bad:
         parts += section("Bad answers: this run counts for nothing", listed("%s: %d, %s" % (where, run.bad, run.why) for where, run in bad))
     parts += section(
-        "Goals", "%d of %d are reached." % (len([one for one in found if one.goal is not None]) - len(short), len([one for one in found if one.goal is not None])),
+        "Goals", partial(figures), "%d of %d are reached." % (len([one for one in found if one.goal is not None]) - len(short), len([one for one in found if one.goal is not None])),
         table(["what", "measured", "goal", ""], [one.cells() for one in found]),
         "Not measured in this run:", listed(verdicts.elsewhere(figures)))
     if figures["left_out"]:
@@ -199,7 +214,7 @@ def scale_table(figures):
     rows = [["server with two listeners, idle after start", resident(memory["idle"])]]
     if memory.get("after"):
         rows.append(["server, after the rows", resident(memory["after"])])
-    for key, what in (("secrets", "secrets"), ("leases", "tokens with a lease")):
+    for key, what in verdicts.FILLED:
         one = figures.get(key)
         if not one:
             continue

@@ -171,12 +171,17 @@ def memory(figures):
                       found["after"]["server"], quarter, True, " MiB")
 
 
+# What the store is filled with.
+FILLED = (("secrets", "secrets"), ("leases", "tokens with a lease"))
+
+
 def growth(figures):
     starts = figures.get("cold_start") or []
     for one in starts[1:]:
         yield Verdict("start until the first answer, %s, over the start of a fresh store" % one["store"], one["first"] / starts[0]["first"], SAME_START, True)
-    for key, what in (("secrets", "secrets"), ("leases", "tokens with a lease")):
+    for key, what in FILLED:
         if figures.get(key):
+            yield Verdict("memory, right after %d %s" % (figures[key]["written"], what), figures[key]["rss_after"], None, True, " MiB")
             yield Verdict("%s written, of those asked for" % what, figures[key]["written"] / figures[key]["asked"], 1)
 
 
