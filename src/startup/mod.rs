@@ -58,6 +58,9 @@ const TICK: Duration = Duration::from_secs(2);
 /// of an HSM that hangs may add five, see [`Hsm::close`]).
 const CLOSING: Duration = Duration::from_secs(1);
 
+/// How long the end of the process then waits for what still runs, the last tidying of the store among it.
+const ENDING: Duration = Duration::from_secs(5);
+
 /// Why the server did not start.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -135,7 +138,14 @@ pub fn run(args: ServerArgs) -> Result<(), StartError> {
         .enable_all()
         .build()
         .map_err(system("the async runtime cannot be started"))?;
-    runtime.block_on(serve(args, config, log))
+    let ended = runtime.block_on(serve(args, config, log));
+    // What still runs lets go of the store here. A thread that waits for a disk or an HSM that hangs must not keep the process from
+    // ending; what it was at has been acknowledged to nobody.
+    runtime.shutdown_timeout(ENDING);
+    if ended.is_ok() {
+        tracing::info!("stopped");
+    }
+    ended
 }
 
 fn load(args: &ServerArgs) -> Result<(Config, Vec<config::Warning>), StartError> {
@@ -171,9 +181,6 @@ async fn serve(args: ServerArgs, mut config: Config, log: Log) -> Result<(), Sta
         hsm.close().await;
     }
     drop((token, certificates));
-    if ended.is_ok() {
-        tracing::info!("stopped");
-    }
     ended
 }
 

@@ -16,6 +16,9 @@ pub(crate) type Write = (Vec<u8>, Option<Vec<u8>>);
 /// What keys held before a batch.
 pub(crate) type Before = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
+/// Keys and the bytes at them.
+pub(crate) type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// How a visit goes on.
 pub(crate) enum Step {
     /// With the next record.
@@ -65,6 +68,15 @@ impl From<io::Error> for Fault {
 pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_panic| Err(Fault::Corrupt("the engine gave up on its own files".into())))
+}
+
+/// What a copy's files hold. Nothing is written to the copy during a call.
+pub(crate) trait Copied: Send {
+    /// The bytes at `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Fault>;
+
+    /// The records at and after `from`, in order, up to so many and about so many bytes; empty at the end only.
+    fn page(&self, from: &[u8], limit: usize, bytes: usize) -> Result<Records, Fault>;
 }
 
 /// An ordered map on disk (or in memory). All methods block for as long as the disk takes.
@@ -118,9 +130,15 @@ pub(crate) trait Backend: Send + Sync + 'static {
         Err(Fault::Io("no copy was begun".into()))
     }
 
-    /// Prepares the full copy for taking over, off this thread; true when it is ready and may be written again.
+    /// Prepares the full copy for being read back and taking over, off this thread: what it reads from then on comes from
+    /// the disk. True when it is ready and may be written again.
     fn settle_copy(&self) -> Result<bool, Fault> {
         Ok(true)
+    }
+
+    /// The settled copy, to be read back. It is let go of before anything but writing is done with the copy.
+    fn copied(&self) -> Result<Box<dyn Copied>, Fault> {
+        Err(Fault::Io("no copy was begun".into()))
     }
 
     /// Makes the copy durable and uses it from now on instead of the old files, which are removed. After an error

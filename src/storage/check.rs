@@ -172,7 +172,7 @@ impl Check {
 
 /// Lets requests, and at a start the way to the first of them, have the processors before the calling thread (setpriority(2), which
 /// means one thread on Linux). A system that refuses that costs time and nothing else.
-fn give_way() {
+pub(super) fn give_way() {
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), BEHIND);
 }
 

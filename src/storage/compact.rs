@@ -2,13 +2,21 @@
 //!
 //! Neither engine gives much space back by itself: sled's log and redb's file keep the room that overwritten and
 //! deleted records had. The committer copies the records, in steps between its batches, into a new generation of the
-//! engine's files (see [`super::generation`]), repeats there what the batches change behind the copy, compares the
-//! census and lets the new generation take over. Readers notice nothing.
+//! engine's files (see [`super::generation`]) and repeats there what the batches change behind the copy. The copy is then closed, opened
+//! from the disk and read back whole ([`read_back`]); when it has what the store has it takes over, and otherwise the
+//! old files go on. Readers notice nothing.
 
-use std::time::{Duration, Instant};
+mod read_back;
+#[cfg(test)]
+pub(super) mod spoil;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     StorageError,
@@ -16,6 +24,7 @@ use super::{
     census::{Census, Weight, weight},
     group::{SEQUENCE, failed_at, just_behind},
 };
+use read_back::ReadBack;
 
 /// How often the files are looked at while they change.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
@@ -40,6 +49,12 @@ const REST: Duration = Duration::from_secs(60);
 /// Records, and bytes of them, that are copied in one step.
 const STEP: (usize, usize) = (2048, 1 << 20);
 
+/// Bytes of changes that are kept in memory while the copy is opened again; beyond that writers wait for it.
+const CHANGES_AT_MOST: usize = 64 << 20;
+
+/// How long is waited for what other threads do with the copy, before it is looked at again.
+const WAIT: Duration = Duration::from_millis(2);
+
 /// The answer to a compaction that was asked for.
 pub(super) type Answer = oneshot::Sender<Result<(), StorageError>>;
 
@@ -63,9 +78,12 @@ pub(super) struct Compaction {
 struct Copying {
     /// Keys before this one are in the copy.
     next: Vec<u8>,
-    /// Changes to them that are not yet there.
-    changes: Vec<Write>,
-    /// What the copy holds, the changes included.
+    /// Changes to them that are not yet there, and their bytes.
+    changes: Vec<Change>,
+    changed: usize,
+    /// The number of the last commit that was written to the copy.
+    sequence: Option<Vec<u8>>,
+    /// What was given to the copy, the changes included.
     census: Census,
     begun: Instant,
     /// Bytes of the files, and of their records, when it began.
@@ -74,12 +92,17 @@ struct Copying {
     said: Instant,
     /// All records are there; the copy is made ready to take over.
     settling: bool,
+    /// What it really holds, once it was opened again.
+    read_back: Option<ReadBack>,
     answer: Option<Answer>,
 }
 
+/// A write to the copy, and the weight of what stood there before.
+type Change = (Write, Option<Weight>);
+
 /// What a batch changes behind the copy.
 #[derive(Default)]
-pub(super) struct Behind(Vec<(Write, Option<Weight>)>);
+pub(super) struct Behind(Vec<Change>);
 
 /// How a step ended.
 pub(super) enum Progress {
@@ -103,7 +126,7 @@ impl Compaction {
 
     /// How long the committer may wait for work before it goes on with a compaction; `None` when that has work itself.
     pub(super) fn pause(&self) -> Option<Duration> {
-        self.copying.as_ref().filter(|copying| copying.settling).map(|_| Duration::from_millis(2))
+        self.copying.as_ref().filter(|copying| copying.settling).map(|_| WAIT)
     }
 
     /// How long the committer may sleep.
@@ -127,7 +150,8 @@ impl Compaction {
         for ((key, framed), before) in behind.0 {
             before.into_iter().for_each(|weight| copying.census.subtract(weight));
             framed.iter().for_each(|framed| copying.census.add(weight(&key, framed)));
-            copying.changes.push((key, framed));
+            copying.changed += key.len() + framed.as_ref().map_or(0, Vec::len);
+            copying.changes.push(((key, framed), before));
         }
     }
 
@@ -164,12 +188,15 @@ impl Compaction {
         self.copying = Some(Copying {
             next: Vec::new(),
             changes: Vec::new(),
+            changed: 0,
+            sequence: None,
             census: Census::default(),
             begun,
             bytes,
             records: census.bytes(),
             said: begun,
             settling: false,
+            read_back: None,
             answer,
         });
         match guarded(|| backend.begin_copy(census.bytes())) {
@@ -196,7 +223,10 @@ impl Compaction {
                 return Progress::Goes;
             }
         }
-        if let Some(why) = copying.census.differs(census) {
+        let given = copying.census.differs(census);
+        // It is let go of here: nobody may read the copy while it takes over.
+        let held = copying.read_back.take().map(ReadBack::into_counted).unwrap_or_default();
+        if let Some(why) = given.or_else(|| held.differs(census).map(|why| format!("read back from the disk, {why}"))) {
             self.abandon(backend, &Fault::Corrupt(why));
             return Progress::Goes;
         }
@@ -216,8 +246,14 @@ impl Compaction {
 
     /// Ends a compaction that cannot be finished; the old files go on.
     pub(super) fn abandon(&mut self, backend: &dyn Backend, fault: &Fault) {
-        let Some(copying) = self.copying.take() else { return };
-        warn!(?fault, "the store's files cannot be written anew now; the old ones stay in use");
+        let Some(mut copying) = self.copying.take() else { return };
+        match fault {
+            Fault::Corrupt(why) => {
+                error!(%why, "the copy of the store's files does not hold what the store holds, and is given up; the old files stay in use");
+            }
+            _ => warn!(?fault, "the store's files cannot be written anew now; the old ones stay in use"),
+        }
+        copying.read_back = None;
         let _ = guarded(|| {
             backend.abandon_copy();
             Ok(())
@@ -246,17 +282,34 @@ impl Copying {
         if !self.settling {
             self.settling = self.copy_some(backend)?;
         }
-        if !self.settling || !backend.settle_copy()? {
+        if !self.settling {
             return Ok(false);
         }
-        // What changed while it settled; when that was much, there is more by now.
+        while !backend.settle_copy()? {
+            if self.changed < CHANGES_AT_MOST {
+                return Ok(false);
+            }
+            thread::sleep(WAIT);
+        }
+        let read_back = match &mut self.read_back {
+            Some(read_back) => read_back,
+            // The number stands behind all records, so that a copy without its end is seen.
+            none => none.insert(ReadBack::start(backend.copied()?, self.sequence.is_some())?),
+        };
+        let over = read_back.is_over()?;
+        if !over && self.changes.len() < STEP.0 && self.changed < STEP.1 {
+            return Ok(false);
+        }
+        // What changed meanwhile; when that was much, there is more by now.
         let changes = self.changes.len();
-        Ok(self.copy_some(backend)? && changes < STEP.0)
+        let caught_up = self.copy_some(backend)? && changes < STEP.0;
+        Ok(caught_up && over)
     }
 
     /// Copies what has changed behind the copy, and some more. True when there was no more.
     fn copy_some(&mut self, backend: &dyn Backend) -> Result<bool, Fault> {
         let mut batch = std::mem::take(&mut self.changes);
+        self.changed = 0;
         let from = batch.len();
         let mut size = 0;
         let mut more = false;
@@ -269,18 +322,24 @@ impl Copying {
                 return Step::Stop;
             }
             size += key.len() + framed.len();
-            batch.push((key.to_vec(), Some(framed.to_vec())));
+            batch.push(((key.to_vec(), Some(framed.to_vec())), None));
             Step::Next
         })?;
-        for (key, framed) in batch.iter().skip(from) {
+        for ((key, framed), _) in batch.iter().skip(from) {
             framed.iter().for_each(|framed| self.census.add(weight(key, framed)));
             self.next = just_behind(key);
         }
-        if !more && let Some(sequence) = backend.get(SEQUENCE)? {
-            batch.push((SEQUENCE.to_vec(), Some(sequence)));
+        if !more {
+            let sequence = backend.get(SEQUENCE)?;
+            if sequence != self.sequence {
+                batch.push(((SEQUENCE.to_vec(), sequence.clone()), None));
+                self.sequence = sequence;
+            }
         }
-        if !batch.is_empty() {
-            backend.write_copy(batch)?;
+        match &self.read_back {
+            Some(read_back) => read_back.write(backend, batch)?,
+            None if batch.is_empty() => {}
+            None => backend.write_copy(batch.into_iter().map(|(write, _)| write).collect())?,
         }
         Ok(!more)
     }

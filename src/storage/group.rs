@@ -108,6 +108,7 @@ impl Store {
             check: check.clone(),
             listings: listings.clone(),
             compaction: Compaction::new(compact_above),
+            remains: false,
         };
         committer.examine()?;
         let (jobs, waiting) = mpsc::channel();

@@ -30,7 +30,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{
     Version,
-    backend::{Backend, Fault, Step, Trust, Write},
+    backend::{Backend, Copied, Fault, Step, Trust, Write},
     frame,
     group::SEQUENCE,
     journal::{Files, Found, Journal, KEPT, Place},
@@ -246,6 +246,10 @@ impl<E: Backend> Backend for Journaled<E> {
 
     fn settle_copy(&self) -> Result<bool, Fault> {
         self.shared.engine.settle_copy()
+    }
+
+    fn copied(&self) -> Result<Box<dyn Copied>, Fault> {
+        self.shared.engine.copied()
     }
 
     /// The copy has all that was written, also what is only in memory. What is frozen must not follow: it would put back what was written

@@ -6,6 +6,8 @@
 //! read; and it writes when it opens. So once it has failed, readers are given the file as it stands, opened so that what redb
 //! writes stays in memory ([`super::standin`]), until it could be opened again. What the journal has beyond it they find in memory.
 
+mod copy;
+
 use std::{
     path::Path,
     sync::{
@@ -23,7 +25,7 @@ use tracing::warn;
 
 use super::{
     Options, StorageError,
-    backend::{Backend, Fault, Step, Trust, Write, guarded},
+    backend::{Backend, Copied, Fault, Step, Trust, Write, guarded},
     folder::Folder,
     generation,
     group::{Store, failed_at},
@@ -32,7 +34,8 @@ use super::{
     space::Space,
     standin::{Ended, StandIn},
 };
-use crate::crashpoint::{reach, sync_is_skipped};
+use crate::crashpoint::sync_is_skipped;
+use copy::Copy;
 
 const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
 
@@ -80,7 +83,14 @@ struct Engine {
     stand_in: Mutex<Option<(Database, Ended)>>,
     database: Mutex<Option<Database>>,
     generation: Mutex<u64>,
-    copy: Mutex<Option<(u64, Database)>>,
+    copy: Mutex<Option<Copy>>,
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Nothing may be at work in the folder when the next store takes it.
+        self.drop_copy();
+    }
 }
 
 impl From<::redb::Error> for Fault {
@@ -131,12 +141,7 @@ impl Engine {
     }
 
     fn create(&self, file: &Path) -> Result<Database, Fault> {
-        let mut builder = Builder::new();
-        builder.set_cache_size(self.cache_bytes).set_check_integrity_on_open(self.reads_all_in_time(file));
-        match guarded(|| Ok(builder.create(file)))? {
-            Err(DatabaseError::DatabaseAlreadyOpen) => Err(Fault::Io(format!("{} is in use by another process", file.display()))),
-            other => other.map_err(fault),
-        }
+        create(file, self.cache_bytes, self.reads_all_in_time(file))
     }
 
     /// redb's own check reads all of the file.
@@ -163,6 +168,16 @@ impl Engine {
         let old = self.records.swap(Some(Arc::new(table)));
         *self.stand_in.lock() = Some((database, ended));
         Ok(old)
+    }
+}
+
+/// Opens or makes a database; `checked` has redb read all of it and compare its checksums.
+fn create(file: &Path, cache_bytes: usize, checked: bool) -> Result<Database, Fault> {
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes).set_check_integrity_on_open(checked);
+    match guarded(|| Ok(builder.create(file)))? {
+        Err(DatabaseError::DatabaseAlreadyOpen) => Err(Fault::Io(format!("{} is in use by another process", file.display()))),
+        other => other.map_err(fault),
     }
 }
 
@@ -262,41 +277,27 @@ impl Backend for Engine {
     }
 
     fn begin_copy(&self, bytes: u64) -> Result<(), Fault> {
-        generation::refuse_without_room(self.folder.path(), bytes)?;
-        let generation = *self.generation.lock() + 1;
-        let place = generation::make(self.folder.path(), generation)?;
-        let database = self.create(&place.join(FILE))?;
-        write(&database, Vec::new())?;
-        *self.copy.lock() = Some((generation, database));
-        Ok(())
+        self.begin(bytes)
     }
 
     fn write_copy(&self, batch: Vec<Write>) -> Result<(), Fault> {
-        write(&self.copy.lock().as_ref().ok_or_else(no_copy)?.1, batch)
+        self.write_to_copy(batch)
+    }
+
+    fn settle_copy(&self) -> Result<bool, Fault> {
+        self.settle()
+    }
+
+    fn copied(&self) -> Result<Box<dyn Copied>, Fault> {
+        self.settled()
     }
 
     fn let_copy_take_over(&self) -> Result<(), Fault> {
-        // Each of its batches was synced.
-        let (generation, database) = self.copy.lock().take().ok_or_else(no_copy)?;
-        reach("compaction-copied");
-        generation::make_current(self.folder.path(), generation)?;
-        reach("compaction-current");
-        self.publish(&database)?;
-        *self.generation.lock() = generation;
-        // Readers that still hold the old table keep its open file.
-        *self.database.lock() = Some(database);
-        generation::clear_others(self.folder.path(), generation, is_of_redb);
-        Ok(())
+        self.take_over()
     }
 
     fn abandon_copy(&self) {
-        drop(self.copy.lock().take());
-        // What is current is told by the folder: a failed taking over may have changed it.
-        if let Ok(current) = generation::current(self.folder.path(), is_of_redb)
-            && current == *self.generation.lock()
-        {
-            generation::clear_others(self.folder.path(), current, is_of_redb);
-        }
+        self.abandon();
     }
 
     fn reopen(&self) -> Result<(), Fault> {
@@ -346,10 +347,6 @@ fn write(database: &Database, batch: Vec<Write>) -> Result<(), Fault> {
         }
     }
     txn.commit().map_err(fault)
-}
-
-fn no_copy() -> Fault {
-    Fault::Io("no copy was begun".into())
 }
 
 fn being_reopened() -> Fault {

@@ -7,12 +7,13 @@
 //! - It shows a batch to readers before the flush. A reader must not see what a crash can take back, so while a batch
 //!   is under way the old values of its keys are shown.
 //! - Its cache grows to 1 GiB unless bounded.
-//! - Its log keeps the room of what was overwritten and deleted; see [`super::compact`].
+//! - Its log keeps the room of what was overwritten and deleted; see [`super::compact`] and [`copy`].
 //! - A flush can wait for ever for a write that has failed, also the flush of whoever drops the last handle; see [`closing`].
 //! - After the first failed write it stays broken until it is opened again.
 //! - At an opening it takes what it cannot read for absent and writes over it, and it stumbles over what it left unfinished; see [`recovery`].
 
 mod closing;
+mod copy;
 mod recovery;
 
 use std::{
@@ -22,7 +23,7 @@ use std::{
     ops::Bound,
     path::{Path, PathBuf},
     sync::Arc,
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -31,7 +32,7 @@ use parking_lot::Mutex;
 
 use super::{
     Options, StorageError,
-    backend::{Backend, Before, Fault, Step, Trust, Write, guarded},
+    backend::{Backend, Before, Copied, Fault, Step, Trust, Write, guarded},
     folder::{Folder, sync_folder},
     generation,
     group::Store,
@@ -40,20 +41,12 @@ use super::{
     whole_sync::refuse_sync_file_range,
 };
 use crate::crashpoint::{reach, sync_is_skipped};
-use closing::{Closing, Flushing};
+use closing::{Closing, Flushing, give_up, give_up_after};
+use copy::Copy;
 use recovery::{read_beforehand, remove_unfinished};
 
 /// How long a reopening waits for readers and sled's own threads to let go of the old instance.
 const LET_GO: Duration = Duration::from_secs(10);
-
-/// An instance that holds its files so long after it failed keeps every other from opening them: only the end of the process helps.
-const GIVE_UP: Duration = Duration::from_secs(25);
-
-/// How long the store waits for a copy that is given up.
-const LET_COPY_GO: Duration = Duration::from_secs(1);
-
-/// The process's exit status then, so that a supervisor starts it again.
-const STUCK: i32 = 75;
 
 /// Most records, and about the most bytes, that a visit reads between two looks at what is under way. sled copies the
 /// page that an iteration starts on, so that short chunks cost more than what they read.
@@ -101,26 +94,6 @@ struct Engine {
     copy: Mutex<Option<Copy>>,
     /// The instance that failed, until it has let go of its files.
     closing: Mutex<Option<Closing>>,
-}
-
-/// The copy that a compaction makes.
-enum Copy {
-    /// Being written.
-    Filling(Instance),
-    /// Being closed and opened again: sled writes the table of its pages only when it opens. Without that the next start would
-    /// have to read the whole copy.
-    Settling(JoinHandle<Result<Instance, Fault>>),
-    /// Opened again.
-    Settled(Instance),
-}
-
-impl Copy {
-    fn instance(&self) -> Result<&Instance, Fault> {
-        match self {
-            Self::Filling(instance) | Self::Settled(instance) => Ok(instance),
-            Self::Settling(_) => Err(Fault::Io("the copy is being opened again".into())),
-        }
-    }
 }
 
 impl Drop for Engine {
@@ -313,78 +286,27 @@ impl Backend for Engine {
     }
 
     fn begin_copy(&self, bytes: u64) -> Result<(), Fault> {
-        generation::refuse_without_room(self.folder.path(), bytes)?;
-        let generation = *self.generation.lock() + 1;
-        let place = generation::make(self.folder.path(), generation)?;
-        *self.copy.lock() = Some(Copy::Filling(open(&place, generation, self.cache_bytes, &self.flushing)?));
-        Ok(())
+        self.begin(bytes)
     }
 
     fn write_copy(&self, batch: Vec<Write>) -> Result<(), Fault> {
-        let copy = self.copy.lock();
-        let db = &copy.as_ref().ok_or_else(no_copy)?.instance()?.db;
-        let ordered: BTreeMap<_, _> = batch.into_iter().collect();
-        // sled splits a page of more than 16 records into halves. Written one after the other they would stay half empty, and
-        // every page costs memory and time at a start. Two in three first and then the rest leaves pages of 12: fuller
-        // ones would all be split by the next writes.
-        for second in [false, true] {
-            for (_, (key, value)) in ordered.iter().enumerate().filter(|(at, _)| (at % 3 == 2) == second) {
-                match value {
-                    Some(value) => db.insert(key, value.as_slice())?,
-                    None => db.remove(key)?,
-                };
-            }
-        }
-        Ok(())
+        self.write_to_copy(batch)
     }
 
     fn settle_copy(&self) -> Result<bool, Fault> {
-        let mut copy = self.copy.lock();
-        let (settled, ready) = match copy.take().ok_or_else(no_copy)? {
-            Copy::Filling(instance) => {
-                let (place, cache_bytes) = (generation::place(self.folder.path(), instance.generation), self.cache_bytes);
-                let flushing = Arc::clone(&self.flushing);
-                let settle = move || settle(instance, &place, cache_bytes, &flushing);
-                (Copy::Settling(thread::Builder::new().name("storage-settle".into()).spawn(settle)?), false)
-            }
-            Copy::Settling(thread) if thread.is_finished() => {
-                let opened = thread.join().unwrap_or_else(|_panic| Err(Fault::Io("the copy could not be opened again".into())));
-                (Copy::Settled(opened?), true)
-            }
-            Copy::Settling(thread) => (Copy::Settling(thread), false),
-            Copy::Settled(instance) => (Copy::Settled(instance), true),
-        };
-        *copy = Some(settled);
-        Ok(ready)
+        self.settle()
+    }
+
+    fn copied(&self) -> Result<Box<dyn Copied>, Fault> {
+        self.settled()
     }
 
     fn let_copy_take_over(&self) -> Result<(), Fault> {
-        let Some(Copy::Settled(mut copy)) = self.copy.lock().take() else { return Err(no_copy()) };
-        self.flushing.flush(&copy.db)?;
-        copy.durability.sync()?;
-        reach("compaction-copied");
-        generation::make_current(self.folder.path(), copy.generation)?;
-        reach("compaction-current");
-        let old = self.publish(Some(copy.db), BTreeMap::new());
-        if let Some(db) = old.db.clone() {
-            // Nobody waits for it: its files are on their way out.
-            drop(self.flushing.close(db, old));
-        }
-        *self.durability.lock() = Some(copy.durability);
-        *self.generation.lock() = copy.generation;
-        // Readers that still hold the old instance keep its open files.
-        generation::clear_others(self.folder.path(), copy.generation, is_of_sled);
-        Ok(())
+        self.take_over()
     }
 
     fn abandon_copy(&self) {
-        self.drop_copy();
-        // What is current is told by the folder: a failed taking over may have changed it.
-        if let Ok(current) = generation::current(self.folder.path(), is_of_sled)
-            && current == *self.generation.lock()
-        {
-            generation::clear_others(self.folder.path(), current, is_of_sled);
-        }
+        self.abandon();
     }
 
     fn reopen(&self) -> Result<(), Fault> {
@@ -422,32 +344,11 @@ impl Engine {
         if closing.wait(LET_GO) && wait_for_own_predecessor(&self.place())? {
             return Ok(());
         }
-        if closing.since().elapsed() > GIVE_UP {
-            tracing::error!(
-                "sled failed and does not let go of its files, so that they cannot be opened again: the process ends and is to be started anew"
-            );
-            std::process::exit(STUCK);
+        if closing.since().elapsed() > give_up_after() {
+            give_up();
         }
         Err(Fault::Io("sled failed and has not let go of its files yet".into()))
     }
-
-    fn drop_copy(&self) {
-        let copy = self.copy.lock().take();
-        let instance = match copy {
-            Some(Copy::Filling(instance) | Copy::Settled(instance)) => Some(instance),
-            Some(Copy::Settling(thread)) => thread.join().ok().and_then(Result::ok),
-            None => None,
-        };
-        if let Some(Instance { db, .. }) = instance
-            && !self.flushing.close(db, ()).wait(LET_COPY_GO)
-        {
-            tracing::warn!("sled does not end the flush of a copy that is not used");
-        }
-    }
-}
-
-fn no_copy() -> Fault {
-    Fault::Io("no copy was begun".into())
 }
 
 fn being_reopened() -> Fault {
@@ -488,21 +389,6 @@ fn not_opened(place: &Path, error: ::sled::Error) -> Fault {
         }
         other => other.into(),
     }
-}
-
-/// Closes a copy and opens it again.
-fn settle(
-    Instance { db, generation, .. }: Instance,
-    place: &Path,
-    cache_bytes: u64,
-    flushing: &Arc<Flushing>,
-) -> Result<Instance, Fault> {
-    guarded(|| Ok(flushing.flush(&db)?))?;
-    if !flushing.close(db, ()).wait(LET_GO) {
-        return Err(Fault::Io("sled does not let go of the copy".into()));
-    }
-    wait_for_own_predecessor(place)?;
-    open(place, generation, cache_bytes, flushing)
 }
 
 /// Whether a name in the folder belongs to sled.

@@ -323,3 +323,89 @@ fn files_are_written_anew_only_when_they_hold_little() {
     compaction.look(store.backend(), Census::default());
     assert!(compaction.sleep().is_none(), "an idle store is left alone");
 }
+
+/// Copies whose files were harmed between being written and taking over: none is used, and the old files go on.
+fn a_harmed_copy_is_not_used(kind: Kind, harm: impl Fn(&Path) + Clone + Send + 'static) -> String {
+    let bench = Bench::new(kind);
+    let store = bench.try_open().unwrap();
+    churned(&store);
+    spoil::plan(bench.folder.path(), harm);
+    let error = now(store.compact()).unwrap_err().to_string();
+    is_whole(&store);
+    assert!(!bench.folder.path().join("current").exists() && !bench.folder.path().join("generation-1").exists());
+    commit(&store, put(0, "2-0 ")).unwrap();
+    // It is no harm to the next one.
+    spoil::mend(bench.folder.path());
+    now(store.compact()).unwrap();
+    is_whole(&store);
+    drop(store);
+    is_whole(&bench.try_open().unwrap());
+    error
+}
+
+fn flip(file: &Path, at: usize, bytes: usize) {
+    let mut content = fs::read(file).unwrap();
+    content[at..].iter_mut().take(bytes).for_each(|byte| *byte ^= 0x55);
+    // In place: the file that a test holds open stays the same.
+    std::os::unix::fs::FileExt::write_all_at(&fs::OpenOptions::new().write(true).open(file).unwrap(), &content, 0).unwrap();
+}
+
+#[test]
+fn a_copy_of_sled_that_lost_the_head_of_its_log_is_not_used() {
+    let error = a_harmed_copy_is_not_used(Kind::Sled, |place| {
+        // Its table would still lead to what the log holds.
+        for entry in fs::read_dir(place).unwrap().map(Result::unwrap) {
+            if entry.file_name().to_str().unwrap().starts_with("snap.") {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        flip(&place.join("db"), 0, 20);
+    });
+    assert!(error.contains("read back from the disk"), "{error}");
+}
+
+#[test]
+fn a_copy_of_redb_with_a_flipped_byte_is_not_used() {
+    let error = a_harmed_copy_is_not_used(Kind::Redb, |place| {
+        let file = place.join("sos.redb");
+        let content = fs::read(&file).unwrap();
+        let at = content.windows(8).position(|bytes| bytes == b"2-1500 2").unwrap();
+        flip(&file, at, 1);
+    });
+    assert!(error.contains("corrupt"), "{error}");
+}
+
+/// Wherever a copy is harmed, it is not used, or the harm is where nothing is. `SOS_ROT_ROUNDS` sets how often.
+fn harm_anywhere_in_a_copy_loses_nothing(kind: Kind, file: &str) {
+    let rounds: usize = std::env::var("SOS_ROT_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(6);
+    let bench = Bench::new(kind);
+    let store = bench.try_open().unwrap();
+    churned(&store);
+    let mut refused = 0;
+    for round in 0..rounds {
+        let name = file.to_owned();
+        spoil::plan(bench.folder.path(), move |place| {
+            let length = usize::try_from(fs::metadata(place.join(&name)).unwrap().len()).unwrap();
+            let random = u64::from_be_bytes(crate::secret::random_array());
+            let at = usize::try_from(random % u64::try_from(length).unwrap()).unwrap();
+            flip(&place.join(&name), at, if round % 2 == 0 { 8 } else { 64 << 10 });
+        });
+        refused += usize::from(now(store.compact()).is_err());
+        is_whole(&store);
+        commit(&store, put(0, "2-0 ")).unwrap();
+    }
+    eprintln!("{kind:?}: {refused} of {rounds} harmed copies were refused");
+    spoil::mend(bench.folder.path());
+    drop(store);
+    is_whole(&bench.try_open().unwrap());
+}
+
+#[test]
+fn harm_anywhere_in_a_copy_of_sled_loses_nothing() {
+    harm_anywhere_in_a_copy_loses_nothing(Kind::Sled, "db");
+}
+
+#[test]
+fn harm_anywhere_in_a_copy_of_redb_loses_nothing() {
+    harm_anywhere_in_a_copy_loses_nothing(Kind::Redb, "sos.redb");
+}

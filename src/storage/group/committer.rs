@@ -51,6 +51,8 @@ pub(super) struct Committer {
     pub(super) check: Arc<Check>,
     pub(super) listings: Arc<Listings>,
     pub(super) compaction: Compaction,
+    /// What an interrupted compaction may have left is still there.
+    pub(super) remains: bool,
 }
 
 /// What the accepted transactions of a batch leave at their keys.
@@ -129,12 +131,21 @@ impl Committer {
                 Err(mpsc::RecvTimeoutError::Disconnected) => return None,
                 Err(mpsc::RecvTimeoutError::Timeout) if self.backend.is_failing() => self.broken.set(true),
                 Err(mpsc::RecvTimeoutError::Timeout) if sleep.is_some_and(|sleep| sleep <= RETRY) => self.compact(),
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Timeout) => self.clear_remains(),
             }
         }
     }
 
+    /// What an interrupted compaction left goes once the files in use were counted and are whole.
+    pub(super) fn clear_remains(&mut self) {
+        if self.remains && !self.compaction.is_under_way() && !self.check.is_running() && self.lost.get().is_none() {
+            self.backend.clear_remains();
+            self.remains = false;
+        }
+    }
+
     fn compact(&mut self) {
+        self.clear_remains();
         if self.broken.is() || self.lost.get().is_some() {
             return self.compaction.abandon(&*self.backend, &Fault::Io("the engine failed".into()));
         }

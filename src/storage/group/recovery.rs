@@ -101,7 +101,6 @@ impl Committer {
     pub(super) fn examine(&mut self) -> Result<Version, StorageError> {
         let (found, written) = read_sequence(&*self.backend)?;
         self.mark.as_ref().map_or(Ok(()), |mark| mark.check(found))?;
-        self.backend.clear_remains();
         self.census = written;
         if self.backend.trust() != Trust::Proven {
             let snapshot = self.snapshots.open(&self.backend, &self.lost, found);
@@ -111,6 +110,8 @@ impl Committer {
         }
         // Versions given to a failed batch are burnt: nothing may get them again.
         self.sequence = self.sequence.max(found);
+        self.remains = true;
+        self.clear_remains();
         Ok(found)
     }
 

@@ -6,11 +6,15 @@
 //!
 //! Whoever drops the last handle of an instance flushes too, out of reach of any help. So an instance is flushed first (once its error is
 //! known, later flushes see it at once), and dropped on a thread of its own, for which others wait only so long.
+//!
+//! A flush that does not end holds up more than its own instance: all instances of a process share one lock, which a flush holds for reading and a
+//! batch takes for writing, so that the next batch waits for a copy's flush, and every read for that batch. Only the end of the process helps
+//! then: it ends when an instance has not let go of its files, or a copy's flush has not ended, after [`GIVE_UP`]. Nothing acknowledged is lost by that.
 
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Weak,
         mpsc::{self, RecvTimeoutError},
     },
     thread,
@@ -20,15 +24,35 @@ use std::{
 use parking_lot::Mutex;
 use sled::Db;
 
-use crate::storage::backend::guarded;
+use crate::{crashpoint::patience, storage::backend::guarded};
 
 /// A flush that takes longer is looked after.
 const LONG_FLUSH: Duration = Duration::from_millis(250);
 
-/// The flushes under way; a thread looks after them.
+/// What takes longer to let go of its files keeps others from opening them, or holds up everything.
+const GIVE_UP: Duration = Duration::from_secs(25);
+
+/// The process's exit status then, so that a supervisor starts it again.
+const STUCK: i32 = 75;
+
+pub(super) fn give_up_after() -> Duration {
+    patience(GIVE_UP)
+}
+
+/// Ends the process: a store that neither works nor can be opened again serves nobody.
+pub(super) fn give_up() -> ! {
+    tracing::error!(
+        "sled failed and does not let go of its files, so that they cannot be opened again and others may wait for it for ever: the \
+         process ends with status {STUCK} and is to be started anew; nothing that was acknowledged is lost by that"
+    );
+    std::process::exit(STUCK)
+}
+
+/// The flushes under way, and what must end; a thread looks after them.
 #[derive(Default)]
 pub(super) struct Flushing {
     now: Mutex<Vec<Flush>>,
+    must_end: Mutex<Vec<(Instant, Weak<()>)>>,
 }
 
 struct Flush {
@@ -46,6 +70,9 @@ impl Flushing {
             loop {
                 thread::sleep(LONG_FLUSH);
                 let Some(flushing) = watched.upgrade() else { return };
+                if flushing.longest() > give_up_after() {
+                    give_up();
+                }
                 for flush in flushing.now.lock().iter_mut().filter(|flush| flush.since.elapsed() >= flush.patience) {
                     // On a disk that is slow and has not failed the second waits like the first: seldom, then.
                     flush.patience *= 2;
@@ -71,10 +98,31 @@ impl Flushing {
         flushed.map(|_| ())
     }
 
+    /// As [`Flushing::flush`], of a copy: others wait for it to end.
+    pub(super) fn flush_copy(&self, db: &Db) -> Result<(), ::sled::Error> {
+        let _until_it_ends = self.must_end();
+        self.flush(db)
+    }
+
+    /// Has the process ended when what is answered lives for too long.
+    fn must_end(&self) -> Arc<()> {
+        let alive = Arc::new(());
+        self.must_end.lock().push((Instant::now(), Arc::downgrade(&alive)));
+        alive
+    }
+
+    /// For how long the oldest of what must end has been at it.
+    fn longest(&self) -> Duration {
+        let mut waited_for = self.must_end.lock();
+        waited_for.retain(|(_, alive)| alive.strong_count() > 0);
+        waited_for.iter().map(|(since, _)| since.elapsed()).max().unwrap_or_default()
+    }
+
     /// Flushes an instance and lets go of it, together with what else holds it.
     pub(super) fn close<T: Send + 'static>(self: &Arc<Self>, db: Db, held: T) -> Closing {
         let (over, waiting) = mpsc::channel();
         let flushing = Arc::clone(self);
+        let until_it_ends = self.must_end();
         let close = move || {
             let _ = guarded(|| Ok(flushing.flush(&db)?));
             drop(held);
@@ -82,6 +130,7 @@ impl Flushing {
                 drop(db);
                 Ok(())
             });
+            drop(until_it_ends);
             let _ = over.send(());
         };
         // Where no thread can be had the closure is dropped here, and with it the instance.
@@ -133,8 +182,10 @@ mod tests {
         let stuck = flushing.close(one, Slow(wait));
         assert!(!stuck.wait(Duration::from_millis(20)));
         assert!(flushing.close(two, ()).wait(Duration::from_secs(10)), "another does not wait for it");
+        assert!(flushing.longest() >= Duration::from_millis(20));
         drop(go);
         assert!(stuck.wait(Duration::from_secs(10)));
+        assert_eq!(flushing.longest(), Duration::ZERO);
         assert_eq!(open("one").get("k").unwrap().unwrap(), "v");
     }
 }

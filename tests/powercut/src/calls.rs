@@ -152,7 +152,7 @@ unsafe fn writing(fd: c_int, at: Option<off_t>, bytes: *const c_void, len: size_
     let position = u64::try_from(position).unwrap_or(0);
     file.remember(fd, &stat, position, u64::try_from(len).unwrap_or(0));
     // A write that fails may have got half-way.
-    let error = faults::due("write");
+    let error = faults::due("write", fd);
     let wanted = if error.is_some() { len / 2 } else { len };
     let done = call(wanted);
     if let Ok(count @ 1..) = usize::try_from(done) {
@@ -203,7 +203,7 @@ fn reading(fd: c_int) -> Option<c_int> {
     let stat = regular(fd)?;
     let mut state = lock();
     state.file(&stat)?;
-    faults::due("read")
+    faults::due("read", fd)
 }
 
 #[unsafe(no_mangle)]
@@ -234,7 +234,7 @@ unsafe extern "C" fn ftruncate64(fd: c_int, length: off_t) -> c_int {
     let mut state = lock();
     let Some(file) = state.file(&stat) else { return call() };
     if length > stat.st_size
-        && let Some(error) = faults::due("write")
+        && let Some(error) = faults::due("write", fd)
     {
         return c_int::try_from(fail(error)).unwrap_or(-1);
     }
@@ -263,7 +263,7 @@ fn syncing(fd: c_int, call: impl Fn() -> c_int) -> c_int {
         if !path.starts_with(root().unwrap_or_default()) {
             return call();
         }
-        if let Some(error) = faults::due("sync") {
+        if let Some(error) = faults::due("sync", fd) {
             return c_int::try_from(fail(error)).unwrap_or(-1);
         }
         journal::note(Kind::SyncFolder, 0, 0, path.as_os_str().as_encoded_bytes());
@@ -273,7 +273,7 @@ fn syncing(fd: c_int, call: impl Fn() -> c_int) -> c_int {
         drop(state);
         return call();
     }
-    if let Some(error) = faults::due("sync") {
+    if let Some(error) = faults::due("sync", fd) {
         state.lose(fd, &stat);
         return c_int::try_from(fail(error)).unwrap_or(-1);
     }
@@ -308,7 +308,7 @@ unsafe extern "C" fn sync_file_range(fd: c_int, from: off_t, len: off_t, flags: 
     let Some(stat) = regular(fd) else { return call() };
     let mut state = lock();
     let Some(file) = state.file(&stat).map(|file| file.id) else { return call() };
-    if let Some(error) = faults::due("sync") {
+    if let Some(error) = faults::due("sync", fd) {
         state.lose(fd, &stat);
         return c_int::try_from(fail(error)).unwrap_or(-1);
     }

@@ -1,7 +1,7 @@
 //! Which calls fail: a file for each kind of call in the folder `SOS_POWERCUT_FAULTS`, looked at with every call.
 //!
 //! - `read`, `write`, `sync`: `<error number> <how often>`, as in `5 1` (EIO once) or `28 1000000` (ENOSPC from now on).
-//!   A third number lets so many calls pass before.
+//!   A third number lets so many calls pass before, and a word behind it names a part of the paths that are meant.
 //! - `lose`: when it exists, a failed sync leaves a random half of the unsynced blocks as they were before, as a kernel
 //!   may that drops the pages it could not write.
 
@@ -31,10 +31,14 @@ pub fn exists(name: &str) -> bool {
     })
 }
 
-/// The error that this call has to fail with. Called with the state's lock held.
-pub fn due(name: &str) -> Option<c_int> {
+fn path_of(fd: c_int) -> Option<String> {
+    std::fs::read_link(format!("/proc/self/fd/{fd}")).ok().map(|path| path.display().to_string())
+}
+
+/// The error that this call on a descriptor has to fail with. Called with the state's lock held.
+pub fn due(name: &str, on: c_int) -> Option<c_int> {
     let fd = open(name, O_RDONLY)?;
-    let mut text = [0_u8; 64];
+    let mut text = [0_u8; 256];
     // SAFETY: the buffer lives through the call; the descriptor is ours.
     let count = unsafe {
         let count = libc::syscall(libc::SYS_read, fd, text.as_mut_ptr(), text.len());
@@ -42,14 +46,16 @@ pub fn due(name: &str) -> Option<c_int> {
         count
     };
     let text = std::str::from_utf8(text.get(..usize::try_from(count).ok()?)?).ok()?;
-    let mut numbers = text.split_whitespace().map(|word| word.parse::<i64>().ok());
-    let (error, times) = (numbers.next()??, numbers.next()??);
-    let pass = numbers.next().flatten().unwrap_or(0);
-    if times <= 0 {
+    let mut words = text.split_whitespace();
+    let mut number = || words.next().map(|word| word.parse::<i64>().ok());
+    let (error, times) = (number()??, number()??);
+    let pass = number().flatten().unwrap_or(0);
+    let part = words.next().unwrap_or_default();
+    if times <= 0 || !path_of(on).is_some_and(|path| path.contains(part)) {
         return None;
     }
-    let (left, failing) =
-        if pass > 0 { (format!("{error} {times} {}", pass - 1), false) } else { (format!("{error} {}", times - 1), true) };
+    let failing = pass <= 0;
+    let left = if failing { format!("{error} {} 0 {part}", times - 1) } else { format!("{error} {times} {} {part}", pass - 1) };
     if let Some(fd) = open(name, O_WRONLY | O_CREAT | O_TRUNC) {
         // SAFETY: as above.
         unsafe {
