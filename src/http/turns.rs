@@ -1,122 +1,209 @@
 //! Connections that send requests without waiting for answers take turns with all others.
 //!
 //! actix reads up to 128 KiB of a connection at a time, makes a request of every head in it and answers what it can at once: thousands of
-//! requests that nobody can come between, some KB of memory each. So a connection gets the heads of a few requests, and then nothing until
-//! others had their turn. Bodies go through as they are.
+//! requests that nobody can come between, some KB of memory each. When it has enough of them it does not always come back for the rest,
+//! and what it answers goes by the request that was read last. So a connection gives it one request, with its body, and the next one
+//! when the answer was sent; until then nothing more is read, and who does not read its answers gets no further.
+
+pub mod answers;
+mod framing;
 
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
+use answers::Answers;
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use framing::Framing;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
 
-/// Heads of requests that a connection hands over in one turn.
-const HEADS: usize = 8;
+/// After so many bytes of a body a connection's turn is over. actix reads at most as much at once, and keeps a buffer that holds it.
+const PIECE: usize = 8 << 10;
 
-/// A connection of which so much is read at a time.
+/// How long a connection that is closed waits for its client, which may still be sending what nobody reads any more: closed at once, it
+/// would take the answer with it.
+pub const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A connection of which one request is read at a time.
 #[derive(Debug)]
 pub struct Turns<T> {
     connection: T,
-    ends: Ends,
-    /// Heads handed over in this turn.
-    heads: usize,
+    framing: Framing,
+    answers: Answers,
+    /// Requests that were handed over, and how many answers were sent.
+    asked: u64,
+    sent: u64,
     /// Read and not handed over yet.
     held: BytesMut,
+    /// Whether the client sends nothing more.
+    ended: bool,
+    /// Bytes of a body handed over in this turn.
+    given: usize,
+    /// How long the client may take nothing of what is sent to it, and until when it may do so now.
+    patience: Option<Duration>,
+    unread: Option<Pin<Box<Sleep>>>,
+    /// Whether nothing more is sent, whether more came than was read, and until when the client may notice.
+    closed: bool,
+    surplus: bool,
+    goodbye: Option<Pin<Box<Sleep>>>,
 }
 
 impl<T> Turns<T> {
     /// The same connection, read in turns.
     pub fn new(connection: T) -> Self {
-        Self { connection, ends: Ends::default(), heads: 0, held: BytesMut::new() }
+        Self {
+            connection,
+            framing: Framing::default(),
+            answers: Answers::default(),
+            asked: 0,
+            sent: 0,
+            held: BytesMut::new(),
+            ended: false,
+            given: 0,
+            patience: None,
+            unread: None,
+            closed: false,
+            surplus: false,
+            goodbye: None,
+        }
+    }
+
+    /// Gives a client up that takes nothing for so long.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience: Some(patience), ..self }
     }
 
     /// The connection itself.
     pub fn connection(&self) -> &T {
         &self.connection
     }
-}
 
-/// Finds where heads end: at empty lines. So do paragraphs of bodies, which are handed over in smaller pieces for it.
-#[derive(Debug, Default)]
-struct Ends {
-    /// What the line so far is: nothing, a carriage return, or more.
-    line: Line,
-}
+    /// What counts its answers.
+    pub fn answers(&self) -> Answers {
+        self.answers.clone()
+    }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Line {
-    #[default]
-    Empty,
-    Return,
-    Text,
-}
+    /// How much of this belongs to the request under way; it is handed over.
+    fn take(&mut self, bytes: &[u8]) -> usize {
+        let in_head = self.framing.is_head();
+        let taken = self.framing.take(bytes);
+        self.given += if in_head { 0 } else { taken };
+        self.asked += u64::from(self.framing.is_whole());
+        taken
+    }
 
-impl Ends {
-    /// How much of this to hand over, and how many heads end in that: at most `most`.
-    fn take(&mut self, bytes: &[u8], most: usize) -> (usize, usize) {
-        let (mut at, mut found) = (0, 0);
-        while found < most {
-            let rest = &bytes[at..];
-            let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
-                self.line = match (self.line, rest) {
-                    (line, []) => line,
-                    (Line::Empty, [b'\r']) => Line::Return,
-                    _ => Line::Text,
-                };
-                return (bytes.len(), found);
-            };
-            let empty = matches!((self.line, &rest[..end]), (Line::Empty, [] | [b'\r']) | (Line::Return, []));
-            found += usize::from(empty);
-            self.line = Line::Empty;
-            at += end + 1;
+    /// What a write or a flush came to, unless the client has taken nothing for too long.
+    fn patiently<R>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        let Some(patience) = self.patience else { return written };
+        if written.is_ready() {
+            self.unread = None;
+            return written;
         }
-        (at, found)
+        let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(patience)));
+        ready!(unread.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<T: AsyncRead + Unpin> Turns<T> {
+    /// While a request is worked on: notices that the client is gone, and takes nothing from one that is not.
+    fn poll_watch(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.given = 0;
+        if self.held.is_empty() && !self.ended {
+            let mut room = [0];
+            let mut out = ReadBuf::new(&mut room);
+            ready!(Pin::new(&mut self.connection).poll_read(context, &mut out))?;
+            self.ended = out.filled().is_empty();
+            self.held.extend_from_slice(out.filled());
+        }
+        Poll::Pending
+    }
+
+    /// Reads away what the client still sends, until it has closed too or its time is over. Who sent no more than was asked for has
+    /// nothing to be waited for.
+    fn poll_surplus(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut room = [0; 4096];
+        for _ in 0..16 {
+            let mut out = ReadBuf::new(&mut room);
+            match Pin::new(&mut self.connection).poll_read(context, &mut out) {
+                Poll::Ready(Ok(())) if !out.filled().is_empty() => self.surplus = true,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending if !self.surplus => return Poll::Ready(()),
+                Poll::Pending => return self.poll_goodbye(context),
+            }
+        }
+        if self.poll_goodbye(context).is_ready() {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_goodbye(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.goodbye.get_or_insert_with(|| Box::pin(sleep(GOODBYE))).as_mut().poll(context)
     }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Turns<T> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.heads >= HEADS {
-            this.heads = 0;
+        if this.framing.is_unknown() {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        if this.framing.is_whole() {
+            if this.sent < this.asked {
+                return this.poll_watch(context);
+            }
+            this.asked = this.sent;
+            this.framing.next();
+        }
+        if this.given >= PIECE {
+            this.given = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
+        let before = out.filled().len();
         if !this.held.is_empty() {
-            let most = this.held.len().min(out.remaining());
-            let (taken, heads) = this.ends.take(&this.held[..most], HEADS - this.heads);
-            out.put_slice(&this.held[..taken]);
-            this.held.advance(taken);
-            if this.held.is_empty() {
-                this.held = BytesMut::new();
+            let mut held = std::mem::take(&mut this.held);
+            let there = held.get(..held.len().min(out.remaining())).unwrap_or_default();
+            let taken = this.take(there);
+            out.put_slice(there.get(..taken).unwrap_or_default());
+            held.advance(taken);
+            if !held.is_empty() {
+                this.held = held;
             }
-            this.heads += heads;
             return Poll::Ready(Ok(()));
         }
-        let before = out.filled().len();
+        if this.ended {
+            return Poll::Ready(Ok(()));
+        }
         match Pin::new(&mut this.connection).poll_read(context, out) {
             Poll::Ready(Ok(())) => {}
             Poll::Pending => {
-                this.heads = 0;
+                this.given = 0;
                 return Poll::Pending;
             }
             failed => return failed,
         }
-        let (taken, heads) = this.ends.take(&out.filled()[before..], HEADS - this.heads);
-        this.heads += heads;
-        let end = before + taken;
-        this.held.extend_from_slice(&out.filled()[end..]);
-        out.set_filled(end);
+        let read = out.filled().get(before..).unwrap_or_default();
+        this.ended = read.is_empty();
+        let taken = this.take(read);
+        this.held.extend_from_slice(read.get(taken..).unwrap_or_default());
+        out.set_filled(before + taken);
         Poll::Ready(Ok(()))
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Turns<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Turns<T> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write(context, bytes)
+        let written = Pin::new(&mut self.connection).poll_write(context, bytes);
+        self.patiently(context, written)
     }
 
     fn poll_write_vectored(
@@ -124,76 +211,39 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Turns<T> {
         context: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write_vectored(context, pieces)
+        let written = Pin::new(&mut self.connection).poll_write_vectored(context, pieces);
+        self.patiently(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.connection.is_write_vectored()
     }
 
+    /// What is flushed is sent, and with the last byte of an answer the next request may come.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_flush(context)
+        let flushed = Pin::new(&mut self.connection).poll_flush(context);
+        ready!(self.patiently(context, flushed))?;
+        let done = self.answers.done();
+        if done != self.sent {
+            self.sent = done;
+            // Otherwise the connection itself wakes who reads when there is something.
+            if !self.held.is_empty() || self.ended {
+                context.waker().wake_by_ref();
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_shutdown(context)
+        let this = &mut *self;
+        if !this.closed {
+            ready!(Pin::new(&mut this.connection).poll_shutdown(context))?;
+            this.closed = true;
+            this.surplus = !this.held.is_empty();
+        }
+        if this.ended { Poll::Ready(Ok(())) } else { this.poll_surplus(context).map(Ok) }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::task::Waker;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// What one turn after another hands over of this, which all is there at once.
-    fn turns(sent: &[u8], pieces: usize) -> Vec<Vec<u8>> {
-        let mut server = Turns::new(sent);
-        let mut turns = vec![Vec::new()];
-        let mut room = vec![0; pieces];
-        let mut context = Context::from_waker(Waker::noop());
-        loop {
-            let mut out = ReadBuf::new(&mut room);
-            match Pin::new(&mut server).poll_read(&mut context, &mut out) {
-                Poll::Pending => turns.push(Vec::new()),
-                Poll::Ready(read) => {
-                    read.unwrap();
-                    if out.filled().is_empty() {
-                        return turns;
-                    }
-                    turns.last_mut().unwrap().extend_from_slice(out.filled());
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_turn_has_few_requests_however_many_are_there() {
-        for head in ["GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\nHost: x\n\n"] {
-            for pieces in [1, 7, 4096, 1 << 20] {
-                let turns = turns(head.repeat(100).as_bytes(), pieces);
-                assert_eq!(turns.concat(), head.repeat(100).as_bytes());
-                assert_eq!(turns.len(), 100_usize.div_ceil(HEADS), "{pieces}");
-                assert!(turns.iter().all(|turn| turn.len() <= HEADS * head.len()));
-            }
-        }
-        let body = [b"POST / HTTP/1.1\r\n\r\n".as_slice(), &[b'x'; 500_000]].concat();
-        assert_eq!(turns(&body, 1 << 20).len(), 1, "a body is no reason to wait");
-    }
-
-    proptest! {
-        #[test]
-        fn nothing_is_lost_or_exchanged(sent in "[\r\nx]{0,300}", pieces in 1..50_usize) {
-            let turns = turns(sent.as_bytes(), pieces);
-            prop_assert_eq!(turns.concat(), sent.as_bytes());
-            for turn in turns {
-                let ended = turn.iter().filter(|byte| **byte == b'\n').count();
-                // An empty line may have begun in the turn before.
-                let empty = turn.split_inclusive(|byte| *byte == b'\n').filter(|line| matches!(*line, b"\n" | b"\r\n"));
-                prop_assert!(empty.count() <= HEADS + 1 && ended <= 300);
-            }
-        }
-    }
-}
+mod tests;

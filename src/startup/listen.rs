@@ -14,7 +14,7 @@ use actix_web::dev::{Server, ServerHandle};
 use thiserror::Error;
 
 use super::{
-    serving::Serving,
+    serving::{READER_PATIENCE, Serving},
     tls::{self, Certificate, TlsError},
 };
 use crate::{
@@ -30,9 +30,6 @@ use crate::{
 
 /// Connections that wait to be accepted: a whole rack comes back at once after a power loss.
 const BACKLOG: i32 = 4096;
-
-/// After so many milliseconds in which a client takes nothing of what is sent to it, its connection is closed.
-const READER_PATIENCE: u32 = 60_000;
 
 /// Descriptors that connections leave to the store, the audit devices and the HSM's worker.
 const KEPT_DESCRIPTORS: u64 = 256;
@@ -222,9 +219,10 @@ fn bind_tcp(address: &str) -> io::Result<TcpListener> {
         match TcpListener::bind(candidate) {
             Ok(socket) => {
                 socket.set_nonblocking(true)?;
+                let patience = u32::try_from(READER_PATIENCE.as_millis()).unwrap_or(u32::MAX);
                 // Both are advice of which the server can do without; accepted connections inherit the second.
                 let set = rustix::net::listen(&socket, BACKLOG)
-                    .and_then(|()| rustix::net::sockopt::set_tcp_user_timeout(&socket, READER_PATIENCE));
+                    .and_then(|()| rustix::net::sockopt::set_tcp_user_timeout(&socket, patience));
                 if let Err(error) = set {
                     tracing::debug!(%error, "the backlog or the patience with slow readers stays the system's");
                 }

@@ -6,7 +6,7 @@ use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use actix_http::{HttpService, Protocol, Request, Response, body::BoxBody, error::DispatchError};
 use actix_server::GracefulShutdownSignal;
-use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt, fn_service, map_config};
+use actix_service::{IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, apply_fn_factory, fn_service, map_config};
 use actix_tls::accept::{
     TlsError,
     rustls_0_23::{Acceptor, TlsStream},
@@ -20,7 +20,14 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
-    http::{self, Front, surplus::Places, turns::Turns},
+    http::{
+        self, Front,
+        surplus::Places,
+        turns::{
+            GOODBYE, Turns,
+            answers::{Answers, Counted},
+        },
+    },
     relay, stack,
 };
 
@@ -30,9 +37,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// How long the head of a request may take.
 const HEAD: Duration = Duration::from_secs(30);
 
-/// How long a connection that is to be closed waits for its client, which may still be sending what nobody reads any more: closed at
-/// once, it would take the answer with it.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// After so long in which a client takes nothing of what is sent to it, its connection is closed.
+pub(super) const READER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a listener's workers need for its connections.
 #[derive(Clone)]
@@ -48,6 +54,15 @@ type Accepted<T> = (Turns<T>, Protocol, Option<SocketAddr>);
 
 fn accepted<T>(connection: T, peer: Option<SocketAddr>) -> Accepted<T> {
     (Turns::new(connection), Protocol::Http1, peer)
+}
+
+/// What a request of this connection is answered, counted where it is sent.
+fn counted(answers: Option<Answers>, answer: Result<Response<BoxBody>, actix_web::Error>) -> Response<Counted> {
+    let answer = answer.unwrap_or_else(|error| error.error_response().into());
+    match answers {
+        Some(answers) => answers.count(answer),
+        None => answer.map_body(|_, body| Counted::by_nobody(body)),
+    }
 }
 
 /// Small answers go out at once. It is advice of which the server can do without.
@@ -72,7 +87,12 @@ impl Serving {
     pub fn unix(
         &self,
     ) -> impl ServiceFactory<UnixStream, Config = (), Response = (), Error = DispatchError, InitError = ()> + use<> {
-        fn_service(|connection: UnixStream| async { Ok(accepted(connection, None)) }).and_then(self.http())
+        fn_service(|connection: UnixStream| async {
+            // What TCP's own timer does for the others.
+            let (connection, protocol, peer) = accepted(connection, None);
+            Ok((connection.with_patience(READER_PATIENCE), protocol, peer))
+        })
+        .and_then(self.http())
     }
 
     /// Connections under TLS.
@@ -102,8 +122,13 @@ impl Serving {
         actix_web::rt::spawn(relay::serve());
         let (front, places, stopping) = (self.front.clone(), Arc::clone(&self.places), self.stopping.clone());
         let app = App::new().configure(|app| http::configure(app, front));
-        let app = IntoServiceFactory::<_, Request>::into_factory(app)
-            .map_err(|error: actix_web::Error| Response::<BoxBody>::from(error.error_response()));
+        let app = IntoServiceFactory::<_, Request>::into_factory(app);
+        let app = apply_fn_factory(app, |request: Request, app| {
+            let answers = request.conn_data::<Answers>().cloned();
+            let answer = app.call(request);
+            async move { Ok(counted(answers, answer.await.map(Into::into))) }
+        })
+        .map_err(|error: actix_web::Error| Response::<BoxBody>::from(error.error_response()));
         HttpService::build()
             .graceful_shutdown_signal(move || {
                 let stopping = stopping.clone();
@@ -114,7 +139,10 @@ impl Serving {
             .client_disconnect_timeout(GOODBYE)
             // A client may close its sending side: without this, work for it would stand still, half done, until its answers are read.
             .h1_allow_half_closed(true)
-            .on_connect_ext(move |connection: &Turns<T>, data| drop(data.insert(places.take(connection.connection()))))
+            .on_connect_ext(move |connection: &Turns<T>, data| {
+                data.insert(places.take(connection.connection()));
+                data.insert(connection.answers());
+            })
             .finish(map_config(app, |()| AppConfig::default()))
     }
 }
