@@ -73,17 +73,15 @@ pub async fn backup(engine: &Transit, call: &Call<'_>, params: BackupParams) -> 
     let (key, ()) = engine.change(name, move |key| Box::pin(async move { noted(engine, name, key) })).await?;
     let key = key.ok_or_else(|| stop(format!("key {name:?} not found")))?;
     let (going, small) = (Going::of(call, &engine.store.view), key.record.versions.len() <= FEW_VERSIONS);
-    let (mut versions, mut turn) = (Vec::with_capacity(key.record.versions.len()), Turn::begin());
-    for line in &key.record.versions {
+    let lines: Vec<_> = key.record.versions.iter().collect();
+    let (mut versions, mut turn) = (Vec::with_capacity(lines.len()), Turn::begin());
+    for brought in engine.bring_all_out(&key, &lines, &going).await? {
         turn.give_way().await;
-        going.check()?;
-        let (record, _) = engine.store.version_record(name, key.record.uid, line.version)?;
-        let material = engine.material_of(&key, line.version).await?;
         let encryptions = match key.record.is_counted() {
-            true => usage::stored(&engine.store.view, key.record.uid, line.version)?.0,
+            true => usage::stored(&engine.store.view, key.record.uid, brought.version)?.0,
             false => 0,
         };
-        versions.push((record.convergent_version, encryptions, material));
+        versions.push((brought.convergent_version, encryptions, brought.material));
     }
     let write = move |job: &mut Job| {
         let lines = key.record.versions.iter().zip(versions);
@@ -211,12 +209,12 @@ async fn store(
             })
         })
         .await?;
-    engine.destroy(objects).await;
+    engine.destroy(objects);
     if let Some(key) = key {
         engine.reschedule(&key);
     }
     Ok(match remains {
-        Some(remains) => Reply::empty().with_warning(engine.dropped_remains(name, remains).await),
+        Some(remains) => Reply::empty().with_warning(engine.dropped_remains(name, remains)),
         None => Reply::empty(),
     })
 }

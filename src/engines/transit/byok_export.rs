@@ -15,11 +15,11 @@ use super::{
     },
     export::{Exported, Shown, chosen},
     gate::{FEW_VERSIONS, Going, Job},
+    given::Brought,
     import::oaep_hash,
     lifecycle::SOFT_DELETED,
     protect::Material,
     store::Key,
-    turn::Turn,
 };
 use crate::{
     core::{
@@ -68,16 +68,11 @@ pub async fn export(engine: &Transit, call: &Call<'_>, params: WrappedExportPara
     let (going, small) = (Going::of(call, &engine.store.view), lines.len() <= FEW_VERSIONS);
     let hash = oaep_hash(params.hash.as_deref().unwrap_or("SHA256")).map_err(stop)?;
     let public = wrapping_half(&destination)?;
-    let (mut versions, mut turn) = (Vec::with_capacity(lines.len()), Turn::begin());
-    for line in lines {
-        turn.give_way().await;
-        going.check()?;
-        versions.push((line.version, engine.material_of(&source, line.version).await?));
-    }
+    let versions = engine.bring_all_out(&source, &lines, &going).await?;
     let write = move |job: &mut Job| {
         let mut keys = BTreeMap::new();
         job.expect(versions.len());
-        for (version, material) in versions {
+        for Brought { version, material, .. } in versions {
             job.version()?;
             let material = prepared(source.record.kind, material)?;
             keys.insert(version, Shown(wrapped(&public, &material, hash)?.into()));

@@ -178,13 +178,13 @@ impl Transit {
     }
 
     /// What is to be done once the commit held that took a damaged key away; gives what the client is told.
-    pub async fn dropped_remains(&self, name: &str, remains: Remains) -> String {
+    pub fn dropped_remains(&self, name: &str, remains: Remains) -> String {
         let told = remains.told(name);
         tracing::warn!(key = name, uids = ?remains.uids, "{told}");
         for uid in &remains.uids {
             self.store.forget_key(*uid);
         }
-        self.destroy(remains.objects).await;
+        self.destroy(remains.objects);
         told
     }
 
@@ -207,7 +207,7 @@ impl Transit {
             .await?;
         let Some(remains) = remains else { return Ok(None) };
         self.store.schedule.lock().remove(name);
-        Ok(Some(self.dropped_remains(name, remains).await))
+        Ok(Some(self.dropped_remains(name, remains)))
     }
 }
 

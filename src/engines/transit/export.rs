@@ -17,7 +17,6 @@ use super::{
     lifecycle::SOFT_DELETED,
     protect::Material,
     record::{KeyRecord, VersionLine},
-    turn::Turn,
 };
 use crate::{
     core::{
@@ -178,13 +177,13 @@ pub async fn export(engine: &Transit, call: &Call<'_>, params: ExportParams) -> 
     what.check(record.kind)?;
     let lines = chosen(record, &params.version)?;
     let (going, small) = (Going::of(call, &engine.store.view), lines.len() <= FEW_VERSIONS);
-    let (mut versions, mut turn) = (Vec::with_capacity(lines.len()), Turn::begin());
-    for line in lines {
-        turn.give_way().await;
-        going.check()?;
-        let material = if what.is_private() { Some(engine.material_of(&key, line.version).await?) } else { None };
-        versions.push((line.version, material));
-    }
+    let versions: Vec<_> = match what.is_private() {
+        true => {
+            let brought = engine.bring_all_out(&key, &lines, &going).await?;
+            brought.into_iter().map(|brought| (brought.version, Some(brought.material))).collect()
+        }
+        false => lines.iter().map(|line| (line.version, None)).collect(),
+    };
     let write = move |job: &mut Job| {
         let mut keys = BTreeMap::new();
         job.expect(versions.len());

@@ -3,7 +3,7 @@
 use super::{
     Transit,
     alg::KeyType,
-    gate::Going,
+    gate::{Going, Way},
     in_order::InOrder,
     lifecycle::nanos,
     protect::{Level, Material, VersionId},
@@ -32,6 +32,16 @@ pub struct Given {
     pub certificate_chain: Vec<String>,
     /// How often it may have encrypted before, as far as that is known.
     pub encryptions: u64,
+}
+
+/// A version that is given out.
+pub struct Brought {
+    /// Its number.
+    pub version: u32,
+    /// How nonces of a convergent key are made; 0 for other keys.
+    pub convergent_version: u8,
+    /// Its secrets.
+    pub material: Material,
 }
 
 impl KeyRecord {
@@ -76,7 +86,7 @@ impl Transit {
         self.place_given(record, given, stored, level, given.encryptions, txn).await
     }
 
-    /// Adds the versions of a restored key, which are wrapped several at a time. `old` is the key that it takes the place of.
+    /// Adds the versions of a restored key, in their order. `old` is the key that it takes the place of.
     pub async fn add_all_given(
         &self,
         record: &mut KeyRecord,
@@ -87,9 +97,9 @@ impl Transit {
     ) -> Result<Txn, Failure> {
         let template = record.clone();
         let template = &template;
-        let mut moving = self.stores.gate.move_versions(versions.len(), going);
+        let mut moving = self.stores.gate.move_versions(versions.len(), Way::In, going);
         let mut wrapping = InOrder::of(versions, |(version, given)| async move {
-            let _turn = self.stores.gate.private_while(going).await?;
+            let _turn = self.stores.gate.wrap(going).await?;
             let before = self.used_before(old, *version, given).await?;
             let (stored, level) = self.store_given(template, *version, given).await?;
             Ok::<_, Failure>((given, stored, level, before))
@@ -206,10 +216,22 @@ impl Transit {
         Ok(())
     }
 
-    /// All material of a version, whatever its level: for exports and backups alone.
-    pub async fn material_of(&self, key: &Key, version: u32) -> Result<Material, Failure> {
-        let uid = key.record.uid;
-        let (record, _) = self.store.version_record(&key.name, uid, version)?;
-        self.vault().bring_out(VersionId { uid, version }, &record).await
+    /// All material of some versions of a key, whatever its level, in their order: for exports and backups alone. Ends between two
+    /// versions when nobody waits for it any longer, or when it cannot end in time.
+    pub async fn bring_all_out(&self, key: &Key, lines: &[&VersionLine], going: &Going) -> Result<Vec<Brought>, Failure> {
+        let mut moving = self.stores.gate.move_versions(lines.len(), Way::Out, going);
+        let mut under_way = InOrder::of(lines, |line| async move {
+            let (uid, version) = (key.record.uid, line.version);
+            let _turn = self.stores.gate.wrap(going).await?;
+            let (record, _) = self.store.version_record(&key.name, uid, version)?;
+            let material = self.vault().bring_out(VersionId { uid, version }, &record).await?;
+            Ok::<_, Failure>(Brought { version, convergent_version: record.convergent_version, material })
+        });
+        let mut all = Vec::with_capacity(lines.len());
+        while let Some(brought) = under_way.next().await {
+            all.push(brought?);
+            moving.moved()?;
+        }
+        Ok(all)
     }
 }

@@ -1,11 +1,12 @@
-//! Many operations of one request, several at a time: the versions of a key that are wrapped.
+//! Many operations of one request, one after the other: the versions of a key that are wrapped or brought out.
 
 use futures_util::{StreamExt, stream::FuturesOrdered};
 
-use super::{rsa_in_hsm::AT_ONCE, turn::Turn};
+use super::{gate::WRAPS, turn::Turn};
 
-/// Begins an operation for each item, as many at once as the HSM's sessions can use, and gives what came of them in the order of
-/// the items. An item is taken, and its operation made, only when it is about to begin.
+/// Begins an operation for each item, as many at once as can have [their turns](WRAPS), and gives what came of them in the order of the items:
+/// who has more of them waiting for a turn would only keep others from theirs. An item is taken, and its operation made, only when it
+/// is about to begin.
 pub struct InOrder<I, B, F: Future> {
     items: I,
     begin: B,
@@ -21,7 +22,7 @@ impl<I: Iterator, B: FnMut(I::Item) -> F, F: Future> InOrder<I, B, F> {
 
     /// The outcome of the next operation; `None` when there are no more.
     pub async fn next(&mut self) -> Option<F::Output> {
-        while self.under_way.len() < AT_ONCE
+        while self.under_way.len() < WRAPS
             && let Some(item) = self.items.next()
         {
             self.turn.give_way().await;
@@ -51,6 +52,6 @@ mod tests {
             assert_eq!(squares.next().await, Some(number * number));
         }
         assert_eq!(squares.next().await, None);
-        assert_eq!(most.load(Ordering::Relaxed), AT_ONCE);
+        assert_eq!(most.load(Ordering::Relaxed), WRAPS);
     }
 }

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::{
     Transit,
     alg::{HMAC_KEY_BYTES, KeyType, asym::PublicKey, kdf::Kdf},
-    gate::Going,
+    gate::{Going, Way},
     import::HIDDEN,
     in_order::InOrder,
     objects::Making,
@@ -310,7 +310,7 @@ impl Transit {
             Err(reason) => return Ok(Err(reason)),
         };
         self.store.schedule.lock().remove(name);
-        self.destroy(objects).await;
+        self.destroy(objects);
         Ok(Ok(()))
     }
 
@@ -332,12 +332,12 @@ impl Transit {
                 })
             })
             .await?;
-        self.destroy(objects).await;
+        self.destroy(objects);
         Ok(key)
     }
 
     /// Adds to `txn` what takes a version's material away. An object on the HSM is added to `objects`, which the caller
-    /// [destroys](Transit::destroy) after the commit. A record that is damaged or lost does not keep its key from going away.
+    /// has [destroyed](Transit::destroy) after the commit. A record that is damaged or lost does not keep its key from going away.
     pub fn drop_version(
         &self,
         name: &str,
@@ -388,9 +388,9 @@ impl Transit {
         let before = record.clone();
         let of = &before;
         let lines: Vec<&VersionLine> = of.versions.iter().filter(|line| line.level != to).collect();
-        let mut moving = self.stores.gate.move_versions(lines.len(), going);
+        let mut moving = self.stores.gate.move_versions(lines.len(), Way::In, going);
         let mut under_way = InOrder::of(lines, |line| async move {
-            let _turn = self.stores.gate.private_while(going).await?;
+            let _turn = self.stores.gate.wrap(going).await?;
             self.at_level(name, of, line, to).await
         });
         while let Some(moved) = under_way.next().await {

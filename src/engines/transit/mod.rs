@@ -166,7 +166,7 @@ impl Routed for Transit {
 
     async fn tick(&self) -> Result<(), Failure> {
         self.find_doomed()?;
-        self.destroy_doomed(schedule::BUDGET).await;
+        self.destroy_doomed();
         self.rotate_due(schedule::BUDGET).await
     }
 

@@ -9,8 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::OwnedMutexGuard;
+
 use super::{
     Transit,
+    gate::{Gate, Going},
     record::{FORMAT, Fate, TokenRecord, decode, encode, token_path},
     store::{Store, is_lost},
 };
@@ -19,6 +22,7 @@ use crate::{
     core::failure::Failure,
     crashpoint::reach,
     hsm::KeyId,
+    stack,
     storage::{Expect, Version},
 };
 
@@ -96,43 +100,70 @@ impl Transit {
         Ok(())
     }
 
-    /// Destroys what is no longer referred to until so much time is over, one object at least; the rest is left for later, and what
-    /// fails is tried again later.
-    pub async fn destroy_doomed(&self, budget: Duration) {
-        let doomed = self.store.doomed.lock().iter().copied().collect();
-        self.destroy_within(doomed, Some(budget)).await;
+    /// Destroys objects of which a commit says that nothing refers to them, on a task of its own: an HSM may take long for many, and
+    /// nobody needs to wait for that.
+    pub fn destroy(&self, objects: Vec<KeyId>) {
+        // Once more: who looked at them before the commit found nothing to do.
+        self.store.doomed.lock().extend(objects);
+        self.destroy_doomed();
     }
 
-    /// Destroys objects whose records say that nothing refers to them; what fails is tried again later.
-    pub async fn destroy(&self, objects: Vec<KeyId>) {
-        self.destroy_within(objects, None).await;
-    }
-
-    async fn destroy_within(&self, objects: Vec<KeyId>, budget: Option<Duration>) {
-        let began = Instant::now();
-        for id in objects {
-            // Another request may be at it.
-            let Some(_one) = Destroying::begin(&self.store, id) else { continue };
-            match self.destroy_one(id).await {
-                Ok(()) => {
-                    self.store.doomed.lock().remove(&id);
-                }
-                Err(failure) => {
-                    if self.store.told.is_news(failure.to_string()) {
-                        tracing::warn!(object = %id, %failure, "an HSM object could not be destroyed yet; it and others are tried again every few seconds");
-                    }
-                    return;
+    /// Goes on with what is no longer referred to, on a task of its own, unless one is at it. What fails is tried again at the next tick; what
+    /// is left when the server ends or is sealed is [found](Transit::find_doomed) when it serves again.
+    pub fn destroy_doomed(&self) {
+        let (store, stores) = (Arc::clone(&self.store), Arc::clone(&self.stores));
+        let Some(mut alone) = store.begin_destroying() else { return };
+        tokio::spawn(stack::overwriting(async move {
+            while store.destroy_within(&stores.gate, None).await {
+                drop(alone);
+                // What was added behind its last look was left to this task.
+                match store.begin_destroying() {
+                    Some(again) => alone = again,
+                    None => return,
                 }
             }
+        }));
+    }
+}
+
+impl Store {
+    /// The right to destroy objects, if there are any and nobody has it.
+    fn begin_destroying(&self) -> Option<OwnedMutexGuard<()>> {
+        match self.doomed.lock().is_empty() {
+            true => None,
+            false => Arc::clone(&self.destroying).try_lock_owned().ok(),
+        }
+    }
+
+    /// Destroys what is no longer referred to, until so much time is over and one object at least; the caller has the right to. Tells
+    /// whether it went well; what fails is tried again later.
+    pub async fn destroy_within(&self, gate: &Gate, budget: Option<Duration>) -> bool {
+        let (began, going) = (Instant::now(), Going::at(&self.view));
+        loop {
+            let next = self.doomed.lock().iter().next().copied();
+            let Some(id) = next else { return true };
+            // Before the look at it, so that it is looked at again where the commit that dooms it comes in between.
+            self.doomed.lock().remove(&id);
+            let destroyed = async {
+                let _turn = gate.wrap(&going).await?;
+                self.destroy_one(id).await
+            };
+            if let Err(failure) = destroyed.await {
+                if self.told.is_news(failure.to_string()) {
+                    tracing::warn!(object = %id, %failure, "an HSM object could not be destroyed yet; it and others are tried again every few seconds");
+                }
+                self.doomed.lock().insert(id);
+                return false;
+            }
             if budget.is_some_and(|budget| began.elapsed() >= budget) {
-                return;
+                return true;
             }
         }
     }
 
     async fn destroy_one(&self, id: KeyId) -> Result<(), Failure> {
         let path = token_path(id);
-        let found = self.store.view.get(&path).map_err(Failure::from);
+        let found = self.view.get(&path).map_err(Failure::from);
         let found = found.and_then(|entry| entry.map(|entry| Ok((decode(&entry.value)?, entry))).transpose());
         let (mut record, entry): (TokenRecord, Entry) = match found {
             Ok(Some(found)) => found,
@@ -140,8 +171,8 @@ impl Transit {
             Err(failure) if is_lost(&failure) => {
                 // Whether it was being made or destroyed: no request is at it, so nothing refers to it.
                 tracing::warn!(object = %id, ?failure, "the record of an HSM object is damaged; the object is destroyed");
-                self.store.protection.hsm()?.destroy(id).await?;
-                self.store.view.commit(Txn::new().delete(path)).await?;
+                self.protection.hsm()?.destroy(id).await?;
+                self.view.commit(Txn::new().delete(path)).await?;
                 return Ok(());
             }
             Err(failure) => return Err(failure),
@@ -151,32 +182,12 @@ impl Transit {
             // From here on a commit that would refer to the object cannot hold any more.
             record.fate = Fate::Destroying;
             let txn = Txn::new().check(path.clone(), Entry::unchanged(Some(&entry))).put_secret(path.clone(), encode(&record)?);
-            version = self.store.view.commit(txn).await?;
+            version = self.view.commit(txn).await?;
         }
         reach("token-doomed");
-        self.store.protection.hsm()?.destroy(id).await?;
+        self.protection.hsm()?.destroy(id).await?;
         reach("token-destroyed");
-        self.store.view.commit(Txn::new().check(path.clone(), Expect::Version(version)).delete(path)).await?;
+        self.view.commit(Txn::new().check(path.clone(), Expect::Version(version)).delete(path)).await?;
         Ok(())
-    }
-}
-
-/// The right to destroy an object, until it is dropped.
-struct Destroying<'a> {
-    store: &'a Store,
-    id: KeyId,
-}
-
-impl<'a> Destroying<'a> {
-    fn begin(store: &'a Store, id: KeyId) -> Option<Self> {
-        // In two steps: made without the right it would be dropped here, take the right of who has it, and lock what is locked.
-        let is_free = store.destroying.lock().insert(id);
-        is_free.then(|| Self { store, id })
-    }
-}
-
-impl Drop for Destroying<'_> {
-    fn drop(&mut self) {
-        self.store.destroying.lock().remove(&self.id);
     }
 }

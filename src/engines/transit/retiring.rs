@@ -2,6 +2,7 @@
 
 use super::{
     Transit,
+    gate::Going,
     pages::Pages,
     record::{MATERIAL_FOLDER, StoredKey, VersionRecord, decode},
 };
@@ -70,6 +71,7 @@ impl Transit {
     }
 
     async fn destroy_for(&self, removal: &Removal, id: KeyId) -> Result<(), Failure> {
+        let _turn = self.stores.gate.wrap(&Going::at(&self.store.view)).await?;
         removal.check()?;
         self.store.protection.hsm()?.destroy(id).await?;
         reach("retiring-destroyed");
@@ -83,8 +85,12 @@ impl Transit {
             return Err(Failure::unavailable("requests under way are still making objects in the HSM"));
         }
         self.find_doomed()?;
+        // A key was deleted before its mount was, and its objects are still on their way out: they go on doing so.
+        let Ok(_alone) = tokio::time::timeout(removal.time_left(), self.store.destroying.lock()).await else {
+            return Ok(Left::Something);
+        };
         let before = self.store.doomed.lock().len();
-        self.destroy_doomed(removal.time_left()).await;
+        self.store.destroy_within(&self.stores.gate, Some(removal.time_left())).await;
         match self.store.doomed.lock().len() {
             0 => Ok(Left::Nothing),
             left if left < before => Ok(Left::Something),

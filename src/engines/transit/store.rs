@@ -104,8 +104,8 @@ pub struct Store {
     pub making: Mutex<HashSet<hsm::KeyId>>,
     /// HSM objects of former runs and deleted keys that are still to be destroyed.
     pub doomed: Mutex<HashSet<hsm::KeyId>>,
-    /// Those that a request is destroying just now.
-    pub destroying: Mutex<HashSet<hsm::KeyId>>,
+    /// Held by who destroys them.
+    pub destroying: Arc<tokio::sync::Mutex<()>>,
     /// Of objects that cannot be destroyed now.
     pub told: Told,
     /// The keys that HSM objects were taken from lately: a request that uses one finds it missing.
@@ -192,7 +192,7 @@ impl Store {
             protection,
             making: Mutex::default(),
             doomed: Mutex::default(),
-            destroying: Mutex::default(),
+            destroying: Arc::default(),
             told: Told::default(),
             dropped: Cache::new(DROPPED),
             schedule: Mutex::default(),

@@ -172,6 +172,12 @@ impl Bench {
         while self.retire().await.unwrap() == Left::Something {}
     }
 
+    /// Waits until objects of deleted keys are destroyed, as far as that goes now.
+    async fn destroyed(&self) {
+        let idle = tokio::time::timeout(Duration::from_secs(60), self.transit.store.destroying.lock());
+        drop(idle.await.expect("objects are being destroyed for a minute"));
+    }
+
     async fn post(&self, path: &str, body: Value) -> Value {
         data(self.call(Operation::Update, path, body).await.unwrap())
     }

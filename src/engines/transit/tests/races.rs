@@ -429,19 +429,21 @@ async fn without_the_hsm_rewrapping_waits_and_says_why() {
 }
 
 #[tokio::test]
-async fn who_meets_an_object_that_another_destroys_goes_on_and_leaves_it_the_right() {
-    let bench = Bench::with(Some(FakeHsm::new()), &[]).await;
-    let transit = Arc::clone(&bench.transit);
-    let id = KeyId([7; 16]);
-    transit.store.destroying.lock().insert(id);
-    let second = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async { tokio::join!(transit.destroy(vec![id]), transit.destroy(vec![id])) });
-    });
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while !second.is_finished() {
-        assert!(std::time::Instant::now() < until, "it waits for what it has locked itself");
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+async fn a_removal_leaves_the_objects_that_a_deletion_is_destroying_to_it() {
+    let hsm = FakeHsm::new();
+    let bench = Bench::with(Some(Arc::clone(&hsm)), &[]).await;
+    let before = hsm.labels().len();
+    bench.post("keys/k", json!({ "protection_level": "hsm-only" })).await;
+    bench.post("keys/k/config", json!({ "deletion_allowed": true })).await;
+    let held = hsm.hold_next_destroyed();
+    bench.call(Operation::Delete, "keys/k", json!({})).await.unwrap();
+    held.wait().await;
+    bench.remove().await;
+    for _ in 0..3 {
+        assert_eq!(bench.retire().await.unwrap(), Left::Something);
     }
-    assert!(bench.transit.store.destroying.lock().contains(&id));
+    held.wait().await;
+    bench.destroyed().await;
+    assert_eq!(bench.retire().await.unwrap(), Left::Nothing);
+    assert_eq!(hsm.labels().len(), before);
 }
