@@ -72,6 +72,8 @@ mod secrecy;
 mod shares;
 #[path = "server/status.rs"]
 mod status;
+#[path = "server/stuck.rs"]
+mod stuck;
 #[path = "server/usage.rs"]
 mod usage;
 #[path = "server/worker.rs"]

@@ -167,6 +167,9 @@ impl Engine {
             let db = view.db.as_ref().ok_or_else(being_reopened)?;
             let result = guarded(|| read(db, &view));
             if Arc::ptr_eq(&view, &self.view.load()) {
+                if result.is_err() {
+                    self.flushing.met_error(true);
+                }
                 return result;
             }
         }
@@ -322,6 +325,7 @@ impl Backend for Engine {
             match start(&self.folder, self.cache_bytes, &self.flushing) {
                 Ok(Instance { db, durability, generation }) => {
                     *self.closing.lock() = None;
+                    self.flushing.met_error(false);
                     *self.durability.lock() = Some(durability);
                     *self.generation.lock() = generation;
                     self.publish(Some(db), BTreeMap::new());

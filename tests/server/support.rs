@@ -516,6 +516,29 @@ impl Server<'_> {
         }
     }
 
+    /// Waits until the log says this.
+    #[track_caller]
+    pub fn wait_log(&self, words: &str) {
+        let began = Instant::now();
+        while !self.log().contains(words) {
+            assert!(began.elapsed() < PATIENCE, "never {words:?}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until the server ends by itself; how, and its log.
+    #[track_caller]
+    pub fn wait_ended(mut self) -> (std::process::ExitStatus, String) {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return (status, self.log());
+            }
+            assert!(began.elapsed() < PATIENCE, "it does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Sends a request that the server may not live to answer.
     pub fn send(&self, method: &str, path: &str, body: &Value) {
         let _ = request(self.url(), method, &format!("/v1/{path}"), self.token.as_deref(), Some(&body.to_string()));

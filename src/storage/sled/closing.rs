@@ -15,6 +15,7 @@ use std::{
     io,
     sync::{
         Arc, Weak,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread,
@@ -53,6 +54,8 @@ pub(super) fn give_up() -> ! {
 pub(super) struct Flushing {
     now: Mutex<Vec<Flush>>,
     must_end: Mutex<Vec<(Instant, Weak<()>)>>,
+    /// A read of the store's instance has failed: where that was a page that it tidied up into a large value's file, no flush ends any more.
+    met_error: AtomicBool,
 }
 
 struct Flush {
@@ -111,11 +114,23 @@ impl Flushing {
         alive
     }
 
-    /// For how long the oldest of what must end has been at it.
+    /// Whether a read of the store's instance has failed.
+    pub(super) fn met_error(&self, met: bool) {
+        if self.met_error.load(Ordering::Relaxed) != met {
+            self.met_error.store(met, Ordering::Relaxed);
+        }
+    }
+
+    /// For how long the oldest of what must end has been at it. A flush of the store itself is given all the time that a slow disk takes,
+    /// unless its instance is known to have failed.
     fn longest(&self) -> Duration {
         let mut waited_for = self.must_end.lock();
         waited_for.retain(|(_, alive)| alive.strong_count() > 0);
-        waited_for.iter().map(|(since, _)| since.elapsed()).max().unwrap_or_default()
+        let longest = waited_for.iter().map(|(since, _)| since.elapsed()).max().unwrap_or_default();
+        if !self.met_error.load(Ordering::Relaxed) {
+            return longest;
+        }
+        self.now.lock().iter().map(|flush| flush.since.elapsed()).max().unwrap_or_default().max(longest)
     }
 
     /// Flushes an instance and lets go of it, together with what else holds it.

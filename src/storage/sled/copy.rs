@@ -110,6 +110,7 @@ impl Engine {
             // Nobody waits for it: its files are on their way out.
             drop(self.flushing.close(db, old));
         }
+        self.flushing.met_error(false);
         *self.durability.lock() = Some(copy.durability);
         *self.generation.lock() = copy.generation;
         // Readers that still hold the old instance keep its open files.
