@@ -1,6 +1,6 @@
 //! What the server takes on at once. What comes beyond is answered 503 at once instead of being gathered in memory.
 //!
-//! Requests are few bytes each; what can grow are bodies on their way in, and answers that a slow reader leaves lying.
+//! Requests are few bytes each; what can grow are bodies, and heads, on their way in, and answers that a slow reader leaves lying.
 //! Both are counted, and so are requests that are worked on: those whose body is there, for a body that does not come costs
 //! no more than its connection. One count for all listeners: memory is shared too.
 //!
@@ -33,7 +33,7 @@ use crate::core::{auth_failures::Source, failure::Failure};
 const MAX_REQUESTS: usize = 10_000;
 
 /// Bodies up to this size are not counted: with the head before them they are what a connection's own buffer holds.
-const TINY_BODY: usize = 4 << 10;
+pub(super) const TINY_BODY: usize = 4 << 10;
 
 /// Bodies up to this size have bytes of their own.
 const SMALL_BODY: usize = 64 << 10;

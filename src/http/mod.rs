@@ -97,7 +97,7 @@ fn forget(request: &mut ServiceRequest) {
 }
 
 async fn answer(http: &HttpRequest, payload: Payload, front: &Front) -> HttpResponse {
-    let share = match http.conn_data::<surplus::Taken>() {
+    let share = match http.conn_data::<Rc<surplus::Taken>>() {
         // It was answered already, or is closed under way: nothing that it says is carried out.
         Some(taken) if taken.is_surplus() => return HttpResponse::ServiceUnavailable().force_close().finish(),
         Some(taken) => taken.share(),

@@ -2,15 +2,12 @@
 //! unanswered to be accepted.
 
 use std::{
-    any::Any,
     net::IpAddr,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::BorrowedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use actix_tls::accept::rustls_0_23::TlsStream;
-use actix_web::rt::net::{TcpStream, UnixStream};
 use parking_lot::Mutex;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
@@ -18,12 +15,17 @@ use super::limits::{Connected, Limits, PerAddress, Share};
 
 const ALL: &str = "too many connections are open";
 const OF_ADDRESS: &str = "too many connections of this address are open";
+/// Why a head is not taken.
+pub(super) const HEADS: &str = "too many large headers and bodies are being received";
+
+/// What a client reads whose head takes too long.
+pub(super) const TOO_SLOW: &str = "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// Between two lines in the log about addresses that have too many.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// What a surplus client reads where the connection is not encrypted.
-fn answer(what: &str) -> String {
+/// What a client reads that is one too many.
+pub(super) fn answer(what: &str) -> String {
     let body = format!("{{\"errors\":[\"the server is overloaded: {what}; try again later\"]}}");
     let length = body.len();
     format!(
@@ -32,38 +34,36 @@ fn answer(what: &str) -> String {
     )
 }
 
-/// The places for connections at one listener; there are so many of all listeners together.
+/// The places for connections at one listener. It has its part of all that may be open, so that no other listener's can fill it.
 #[derive(Debug)]
 pub struct Places {
     limits: Arc<Limits>,
+    /// Counts the connections at this listener alone.
+    own: Arc<Limits>,
     per_address: PerAddress,
     told: Mutex<Option<Instant>>,
 }
 
 impl Places {
-    /// The places of these limits, of which an address has so many.
-    pub fn new(limits: Arc<Limits>, per_address: PerAddress) -> Arc<Self> {
-        Arc::new(Self { limits, per_address, told: Mutex::default() })
+    /// So many places at one of the listeners that these limits are for. Nearly all of them are an address's, or as many as are set for
+    /// it at all listeners together.
+    pub fn new(limits: Arc<Limits>, most_connections: usize, per_address: PerAddress) -> Arc<Self> {
+        Arc::new(Self { limits, own: Limits::new(0, most_connections), per_address, told: Mutex::default() })
     }
 
     /// Gives a new connection its place. Where none is left it is answered 503 if it is not encrypted, and closed.
-    pub fn take(&self, stream: &dyn Any) -> Taken {
-        let plain = stream.downcast_ref::<TcpStream>();
-        let encrypted = stream.downcast_ref::<TlsStream<TcpStream>>().map(|stream| stream.get_ref().0);
-        let address = plain.or(encrypted).and_then(|stream| stream.peer_addr().ok()).map(|peer| peer.ip());
-        let share = self.limits.share(address);
-        let place = share.connect(self.per_address);
+    pub fn take(&self, address: Option<IpAddr>, socket: BorrowedFd<'_>, encrypted: bool) -> Taken {
+        let (own, share) = (self.own.share(address), self.limits.share(address));
+        let all = PerAddress::Most(usize::MAX);
+        let (here, everywhere) = match self.per_address {
+            PerAddress::Share => (PerAddress::Share, all),
+            most @ PerAddress::Most(_) => (all, most),
+        };
+        let place = own.connect(here).and_then(|here| Some((here, share.connect(everywhere)?)));
         if place.is_none() {
-            let full = share.is_full();
-            let what = answer(if full { ALL } else { OF_ADDRESS });
+            let full = own.is_full() || share.is_full();
             self.tell(address.filter(|_| !full));
-            if let Some(stream) = plain {
-                close(stream.as_fd(), &what);
-            } else if let Some(stream) = stream.downcast_ref::<UnixStream>() {
-                close(stream.as_fd(), &what);
-            } else if let Some(stream) = encrypted {
-                close(stream.as_fd(), "");
-            }
+            close(socket, &if encrypted { String::new() } else { answer(if full { ALL } else { OF_ADDRESS }) });
         }
         Taken { share, place }
     }
@@ -82,7 +82,7 @@ impl Places {
 #[derive(Debug)]
 pub struct Taken {
     share: Arc<Share>,
-    place: Option<Connected>,
+    place: Option<(Connected, Connected)>,
 }
 
 impl Taken {
@@ -108,7 +108,10 @@ fn close(socket: BorrowedFd<'_>, answer: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::{
+        io::{Read, Write},
+        os::fd::AsFd,
+    };
 
     use super::*;
 
@@ -121,24 +124,46 @@ mod tests {
 
     #[tokio::test]
     async fn who_finds_no_place_is_answered_and_closed_and_places_are_given_back() {
-        let places = Places::new(Limits::new(1, 1), PerAddress::Most(usize::MAX));
+        let places = Places::new(Limits::new(1, 10), 1, PerAddress::Most(usize::MAX));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let connect = async || {
             let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             (client, listener.accept().await.unwrap().0)
         };
         let (_first, accepted) = connect().await;
-        let first = places.take(&accepted);
+        let first = places.take(None, accepted.as_fd(), false);
         assert!(!first.is_surplus());
         let (mut client, accepted) = connect().await;
         client.write_all(b"GET /v1/sys/health HTTP/1.1\r\n\r\n").unwrap();
-        let second = places.take(&accepted);
+        let second = places.take(None, accepted.as_fd(), false);
         assert!(second.is_surplus());
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
         assert_eq!(answer, super::answer(ALL));
         drop((first, second));
         let (_third, accepted) = connect().await;
-        assert!(!places.take(&accepted).is_surplus());
+        assert!(!places.take(None, accepted.as_fd(), false).is_surplus());
+    }
+
+    #[tokio::test]
+    async fn an_address_fills_no_listener_and_what_is_set_for_it_holds_for_all_of_them() {
+        let (limits, socket) = (Limits::new(1, 200), tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let fill = |places: &Places, last: u8| -> Vec<Taken> {
+            let take = || places.take(Some(IpAddr::from([10, 0, 0, last])), socket.as_fd(), true);
+            std::iter::repeat_with(take).take_while(|taken| !taken.is_surplus()).collect()
+        };
+        let [one, other] = [0, 1].map(|_| Places::new(Arc::clone(&limits), 80, PerAddress::Share));
+        let first = fill(&one, 1);
+        assert_eq!(first.len(), 70, "nearly all");
+        assert!(!fill(&one, 2).is_empty(), "another address at the same listener");
+        assert_eq!(fill(&other, 1).len(), 70, "the same one at the other listener");
+        let [one, other] = [0, 1].map(|_| Places::new(Arc::clone(&limits), 80, PerAddress::Most(100)));
+        assert_eq!(fill(&one, 3).len(), 80);
+        assert_eq!(fill(&one, 1).len(), 30);
+        assert_eq!(fill(&other, 1).len(), 30);
+        drop(first);
+        let kept = fill(&one, 1);
+        assert_eq!(kept.len(), 80);
+        assert_eq!(fill(&other, 1).len(), 20);
     }
 }

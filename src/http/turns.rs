@@ -11,6 +11,7 @@ mod framing;
 use std::{
     io,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -23,8 +24,19 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use super::{
+    limits::{Received, TINY_BODY},
+    surplus::{self, Taken},
+};
+
 /// After so many bytes of a body a connection's turn is over. actix reads at most as much at once, and keeps a buffer that holds it.
 const PIECE: usize = 8 << 10;
+
+/// How long the head of a request may take, from its first byte on.
+pub const HEAD: Duration = Duration::from_secs(30);
+
+/// Where a head was longer than that the connection ends with its answer: actix would keep as large a buffer for as long as it is open.
+const LARGE_HEAD: usize = 16 << 10;
 
 /// How long a connection that is closed waits for its client, which may still be sending what nobody reads any more: closed at once, it
 /// would take the answer with it.
@@ -34,15 +46,22 @@ pub const GOODBYE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Turns<T> {
     connection: T,
+    taken: Rc<Taken>,
     framing: Framing,
     answers: Answers,
+    /// What is counted of the bytes of a head, while the request is worked on.
+    head: Option<Received>,
+    counted: usize,
+    /// Until when a head has to be there.
+    late: Option<Pin<Box<Sleep>>>,
     /// Requests that were handed over, and how many answers were sent.
     asked: u64,
     sent: u64,
     /// Read and not handed over yet.
     held: BytesMut,
-    /// Whether the client sends nothing more.
+    /// Whether the client sends nothing more, and whether nothing more of what it sends is taken.
     ended: bool,
+    refused: bool,
     /// Bytes of a body handed over in this turn.
     given: usize,
     /// How long the client may take nothing of what is sent to it, and until when it may do so now.
@@ -55,10 +74,15 @@ pub struct Turns<T> {
 }
 
 impl<T> Turns<T> {
-    /// The same connection, read in turns.
-    pub fn new(connection: T) -> Self {
+    /// The same connection, read in turns. What of its heads is more than a few KiB counts as bytes of this address.
+    pub fn new(connection: T, taken: Rc<Taken>) -> Self {
         Self {
             connection,
+            taken,
+            head: None,
+            counted: 0,
+            late: None,
+            refused: false,
             framing: Framing::default(),
             answers: Answers::default(),
             asked: 0,
@@ -79,9 +103,9 @@ impl<T> Turns<T> {
         Self { patience: Some(patience), ..self }
     }
 
-    /// The connection itself.
-    pub fn connection(&self) -> &T {
-        &self.connection
+    /// Its place.
+    pub fn taken(&self) -> Rc<Taken> {
+        Rc::clone(&self.taken)
     }
 
     /// What counts its answers.
@@ -89,13 +113,34 @@ impl<T> Turns<T> {
         self.answers.clone()
     }
 
-    /// How much of this belongs to the request under way; it is handed over.
-    fn take(&mut self, bytes: &[u8]) -> usize {
+    /// How much of this belongs to the request under way, if there is room for it.
+    fn take(&mut self, bytes: &[u8]) -> Option<usize> {
         let in_head = self.framing.is_head();
         let taken = self.framing.take(bytes);
-        self.given += if in_head { 0 } else { taken };
+        if in_head {
+            let room = self.framing.head_length().next_power_of_two();
+            if room > TINY_BODY && room > self.counted {
+                let head = self.head.get_or_insert_with(|| self.taken.share().body());
+                head.grow(room - self.counted).ok()?;
+                self.counted = room;
+            }
+            if room > LARGE_HEAD {
+                self.answers.end();
+            }
+        } else {
+            self.given += taken;
+        }
         self.asked += u64::from(self.framing.is_whole());
-        taken
+        Some(taken)
+    }
+
+    /// The request is answered: the next one may come.
+    fn next(&mut self) {
+        self.asked = self.sent;
+        self.framing.next();
+        if self.counted <= LARGE_HEAD {
+            (self.head, self.counted) = (None, 0);
+        }
     }
 
     /// What a write or a flush came to, unless the client has taken nothing for too long.
@@ -150,7 +195,27 @@ impl<T: AsyncRead + Unpin> Turns<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Turns<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> Turns<T> {
+    /// Whether a head, or a body whose request is answered already, has taken too long.
+    fn is_late(&mut self, context: &mut Context<'_>) -> bool {
+        let under_way = if self.framing.is_head() { self.framing.head_length() > 0 } else { self.sent > self.asked };
+        if !under_way {
+            self.late = None;
+            return false;
+        }
+        self.late.get_or_insert_with(|| Box::pin(sleep(HEAD))).as_mut().poll(context).is_ready()
+    }
+
+    /// Takes nothing more of this client, and tells it why: everything was sent that it asked for.
+    fn refuse(&mut self, context: &mut Context<'_>, answer: &str) {
+        let _ = Pin::new(&mut self.connection).poll_write(context, answer.as_bytes());
+        let _ = Pin::new(&mut self.connection).poll_flush(context);
+        self.held = BytesMut::new();
+        self.refused = true;
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Turns<T> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.framing.is_unknown() {
@@ -160,19 +225,27 @@ impl<T: AsyncRead + Unpin> AsyncRead for Turns<T> {
             if this.sent < this.asked {
                 return this.poll_watch(context);
             }
-            this.asked = this.sent;
-            this.framing.next();
+            this.next();
         }
         if this.given >= PIECE {
             this.given = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
+        if !this.refused && this.is_late(context) {
+            this.refuse(context, if this.framing.is_asking() { surplus::TOO_SLOW } else { "" });
+        }
+        if this.refused {
+            return Poll::Ready(Ok(()));
+        }
         let before = out.filled().len();
         if !this.held.is_empty() {
             let mut held = std::mem::take(&mut this.held);
             let there = held.get(..held.len().min(out.remaining())).unwrap_or_default();
-            let taken = this.take(there);
+            let Some(taken) = this.take(there) else {
+                this.refuse(context, &surplus::answer(surplus::HEADS));
+                return Poll::Ready(Ok(()));
+            };
             out.put_slice(there.get(..taken).unwrap_or_default());
             held.advance(taken);
             if !held.is_empty() {
@@ -193,7 +266,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Turns<T> {
         }
         let read = out.filled().get(before..).unwrap_or_default();
         this.ended = read.is_empty();
-        let taken = this.take(read);
+        let Some(taken) = this.take(read) else {
+            out.set_filled(before);
+            this.refuse(context, &surplus::answer(surplus::HEADS));
+            return Poll::Ready(Ok(()));
+        };
         this.held.extend_from_slice(read.get(taken..).unwrap_or_default());
         out.set_filled(before + taken);
         Poll::Ready(Ok(()))
@@ -239,7 +316,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Turns<T> {
         if !this.closed {
             ready!(Pin::new(&mut this.connection).poll_shutdown(context))?;
             this.closed = true;
-            this.surplus = !this.held.is_empty();
+            this.surplus = this.refused || !this.held.is_empty();
         }
         if this.ended { Poll::Ready(Ok(())) } else { this.poll_surplus(context).map(Ok) }
     }

@@ -192,7 +192,7 @@ impl Bound {
                     limits: Arc::clone(&limits),
                     aside: Arc::clone(&aside),
                 };
-                let places = Places::new(Arc::clone(&limits), one.per_address);
+                let places = Places::new(Arc::clone(&limits), served(connections * workers), one.per_address);
                 let builder = actix_server::Server::build()
                     .workers(workers)
                     .disable_signals()

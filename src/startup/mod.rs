@@ -10,6 +10,7 @@ pub mod listen;
 pub mod logging;
 pub mod memory;
 mod notify;
+mod placed;
 pub mod process;
 mod sanitized;
 mod serving;

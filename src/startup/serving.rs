@@ -2,7 +2,7 @@
 //!
 //! actix-web's own `HttpServer` would take connections as they are.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, os::fd::AsFd, rc::Rc, sync::Arc, time::Duration};
 
 use actix_http::{HttpService, Protocol, Request, Response, body::BoxBody, error::DispatchError};
 use actix_server::GracefulShutdownSignal;
@@ -19,12 +19,13 @@ use actix_web::{
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::placed::Placed;
 use crate::{
     http::{
         self, Front,
-        surplus::Places,
+        surplus::{Places, Taken},
         turns::{
-            GOODBYE, Turns,
+            GOODBYE, HEAD, Turns,
             answers::{Answers, Counted},
         },
     },
@@ -33,9 +34,6 @@ use crate::{
 
 /// How long a connection may be idle between two requests.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
-
-/// How long the head of a request may take.
-const HEAD: Duration = Duration::from_secs(30);
 
 /// After so long in which a client takes nothing of what is sent to it, its connection is closed.
 pub(super) const READER_PATIENCE: Duration = Duration::from_secs(60);
@@ -52,8 +50,8 @@ pub(super) struct Serving {
 /// A connection that HTTP/1 is spoken on, and who is at its other end.
 type Accepted<T> = (Turns<T>, Protocol, Option<SocketAddr>);
 
-fn accepted<T>(connection: T, peer: Option<SocketAddr>) -> Accepted<T> {
-    (Turns::new(connection), Protocol::Http1, peer)
+fn accepted<T>(connection: T, taken: Rc<Taken>, peer: Option<SocketAddr>) -> Accepted<T> {
+    (Turns::new(connection, taken), Protocol::Http1, peer)
 }
 
 /// What a request of this connection is answered, counted where it is sent.
@@ -65,20 +63,16 @@ fn counted(answers: Option<Answers>, answer: Result<Response<BoxBody>, actix_web
     }
 }
 
-/// Small answers go out at once. It is advice of which the server can do without.
-fn without_delay(connection: &TcpStream) -> Option<SocketAddr> {
-    let _ = connection.set_nodelay(true);
-    connection.peer_addr().ok()
-}
-
 impl Serving {
     /// Connections as they are.
     pub fn plain(
         &self,
     ) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = DispatchError, InitError = ()> + use<> {
-        fn_service(|connection: TcpStream| async {
-            let peer = without_delay(&connection);
-            Ok(accepted(connection, peer))
+        let places = Arc::clone(&self.places);
+        fn_service(move |connection: TcpStream| {
+            let connection = Placed::new(connection, &places, false);
+            let (taken, peer) = (Rc::clone(&connection.taken), connection.peer);
+            async move { Ok(accepted(connection, taken, peer)) }
         })
         .and_then(self.http())
     }
@@ -87,10 +81,12 @@ impl Serving {
     pub fn unix(
         &self,
     ) -> impl ServiceFactory<UnixStream, Config = (), Response = (), Error = DispatchError, InitError = ()> + use<> {
-        fn_service(|connection: UnixStream| async {
+        let places = Arc::clone(&self.places);
+        fn_service(move |connection: UnixStream| {
+            let taken = Rc::new(places.take(None, connection.as_fd(), false));
             // What TCP's own timer does for the others.
-            let (connection, protocol, peer) = accepted(connection, None);
-            Ok((connection.with_patience(READER_PATIENCE), protocol, peer))
+            let (connection, protocol, peer) = accepted(connection, taken, None);
+            async move { Ok((connection.with_patience(READER_PATIENCE), protocol, peer)) }
         })
         .and_then(self.http())
     }
@@ -102,14 +98,21 @@ impl Serving {
     ) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = TlsError<io::Error, DispatchError>, InitError = ()> + use<>
     {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Acceptor::new(config)
+        let places = Arc::clone(&self.places);
+        let handshake = Acceptor::new(config)
             .map_init_err(|_| ())
-            .map_err(|error: TlsError<io::Error, Infallible>| error.into_service_error())
-            .and_then(fn_service(|connection: TlsStream<TcpStream>| async {
-                let peer = without_delay(connection.get_ref().0);
-                Ok(accepted(connection, peer))
-            }))
-            .and_then(self.http().map_err(TlsError::Service))
+            .map_err(|error: TlsError<io::Error, Infallible>| error.into_service_error());
+        fn_service(move |connection: TcpStream| {
+            let connection = Placed::new(connection, &places, true);
+            async move { Ok(connection) }
+        })
+        .and_then(handshake)
+        .and_then(fn_service(|connection: TlsStream<Placed>| async {
+            let placed = connection.get_ref().0;
+            let (taken, peer) = (Rc::clone(&placed.taken), placed.peer);
+            Ok(accepted(connection, taken, peer))
+        }))
+        .and_then(self.http().map_err(TlsError::Service))
     }
 
     fn http<T>(
@@ -120,7 +123,7 @@ impl Serving {
     {
         actix_web::rt::spawn(stack::keep_overwriting());
         actix_web::rt::spawn(relay::serve());
-        let (front, places, stopping) = (self.front.clone(), Arc::clone(&self.places), self.stopping.clone());
+        let (front, stopping) = (self.front.clone(), self.stopping.clone());
         let app = App::new().configure(|app| http::configure(app, front));
         let app = IntoServiceFactory::<_, Request>::into_factory(app);
         let app = apply_fn_factory(app, |request: Request, app| {
@@ -139,8 +142,8 @@ impl Serving {
             .client_disconnect_timeout(GOODBYE)
             // A client may close its sending side: without this, work for it would stand still, half done, until its answers are read.
             .h1_allow_half_closed(true)
-            .on_connect_ext(move |connection: &Turns<T>, data| {
-                data.insert(places.take(connection.connection()));
+            .on_connect_ext(|connection: &Turns<T>, data| {
+                data.insert(connection.taken());
                 data.insert(connection.answers());
             })
             .finish(map_config(app, |()| AppConfig::default()))

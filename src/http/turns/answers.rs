@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use actix_http::Response;
+use actix_http::{ConnectionType, Response};
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use bytes::Bytes;
 
@@ -19,6 +19,8 @@ pub struct Answers(Rc<Counts>);
 struct Counts {
     /// Answers of which the last byte was handed over.
     done: Cell<u64>,
+    /// Whether no more requests are taken after the one that is worked on.
+    last: Cell<bool>,
 }
 
 impl Answers {
@@ -27,8 +29,16 @@ impl Answers {
         self.0.done.get()
     }
 
+    /// Whatever is answered next is the last answer of this connection.
+    pub(super) fn end(&self) {
+        self.0.last.set(true);
+    }
+
     /// An answer that is counted when all of it was handed over, or when it is given up.
-    pub fn count(&self, response: Response<BoxBody>) -> Response<Counted> {
+    pub fn count(&self, mut response: Response<BoxBody>) -> Response<Counted> {
+        if self.0.last.get() {
+            response.head_mut().set_connection_type(ConnectionType::Close);
+        }
         response.map_body(|_, body| Counted { body, counts: Some(Rc::clone(&self.0)) })
     }
 }

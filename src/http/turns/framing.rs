@@ -11,6 +11,8 @@ const LONGEST_LINE: usize = 1 << 10;
 pub(super) struct Framing {
     place: Place,
     head: Head,
+    /// How much of the head has come.
+    length: usize,
 }
 
 /// What comes next.
@@ -106,6 +108,16 @@ impl Framing {
         matches!(self.place, Place::Before | Place::Head)
     }
 
+    /// Whether a request has begun, and not only empty lines before one.
+    pub fn is_asking(&self) -> bool {
+        self.is_head() && (self.head.headers || self.head.text)
+    }
+
+    /// How many bytes of the request's head have come.
+    pub fn head_length(&self) -> usize {
+        self.length
+    }
+
     /// Takes one line of a head, or what is there of it.
     fn head(&mut self, bytes: &[u8]) -> usize {
         let end = bytes.iter().position(|byte| *byte == b'\n');
@@ -113,6 +125,7 @@ impl Framing {
             Some(end) => (bytes.get(..end).unwrap_or_default(), end + 1),
             None => (bytes, bytes.len()),
         };
+        self.length += taken;
         let head = &mut self.head;
         let begun = head.begun;
         head.text |= match piece {
@@ -330,7 +343,7 @@ mod tests {
         long.as_bytes().chunks(100).for_each(|piece| {
             framing.take(piece);
         });
-        assert!(framing.is_whole());
+        assert!(framing.is_whole() && framing.head_length() == long.len() - 1);
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 use std::{
     collections::VecDeque,
+    os::fd::AsFd,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -11,6 +12,10 @@ use actix_http::Response;
 use actix_web::body::BoxBody;
 
 use super::*;
+use crate::http::{
+    limits::{Limits, PerAddress},
+    surplus::Places,
+};
 
 /// A client that has sent this, and takes so many bytes of its answers.
 #[derive(Default)]
@@ -18,6 +23,7 @@ struct Client {
     sends: VecDeque<u8>,
     ends: bool,
     takes: usize,
+    read: Vec<u8>,
 }
 
 impl AsyncRead for Client {
@@ -38,6 +44,7 @@ impl AsyncWrite for Client {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let taken = self.takes.min(bytes.len());
         self.takes -= taken;
+        self.read.extend_from_slice(&bytes[..taken]);
         if taken == 0 { Poll::Pending } else { Poll::Ready(Ok(taken)) }
     }
 
@@ -48,6 +55,16 @@ impl AsyncWrite for Client {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
+}
+
+/// The places of a server that takes bodies and heads of so many bytes.
+fn places(largest: u64) -> Arc<Places> {
+    Places::new(Limits::new(largest, 100), 100, PerAddress::Share)
+}
+
+fn turns(client: Client, places: &Places) -> Turns<Client> {
+    // There is room: the socket is not looked at.
+    Turns::new(client, Rc::new(places.take(None, io::stdin().as_fd(), true)))
 }
 
 #[derive(Default)]
@@ -66,8 +83,12 @@ struct Server {
 
 impl Server {
     fn new(sent: &str, ends: bool) -> Self {
-        let client = Client { sends: sent.bytes().collect(), ends, takes: usize::MAX };
-        Self { turns: Turns::new(client), woken: Arc::default() }
+        Self::with(sent, ends, &places(1 << 20))
+    }
+
+    fn with(sent: &str, ends: bool, places: &Places) -> Self {
+        let client = Client { sends: sent.bytes().collect(), ends, takes: usize::MAX, read: Vec::new() };
+        Self { turns: turns(client, places), woken: Arc::default() }
     }
 
     /// What can be read now, and whether the client has ended.
@@ -103,8 +124,8 @@ impl Server {
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
-#[test]
-fn the_next_request_comes_when_the_answer_is_sent() {
+#[tokio::test]
+async fn the_next_request_comes_when_the_answer_is_sent() {
     for size in [1, 7, 4096] {
         let mut server = Server::new(&GET.repeat(3), true);
         for _ in 0..3 {
@@ -119,8 +140,8 @@ fn the_next_request_comes_when_the_answer_is_sent() {
     }
 }
 
-#[test]
-fn who_waits_for_an_answer_is_not_woken_by_it() {
+#[tokio::test]
+async fn who_waits_for_an_answer_is_not_woken_by_it() {
     let mut server = Server::new(GET, false);
     assert_eq!(server.read(4096), (GET.to_owned(), false));
     server.answer();
@@ -130,8 +151,8 @@ fn who_waits_for_an_answer_is_not_woken_by_it() {
     assert_eq!(server.read(4096), (GET.to_owned(), false));
 }
 
-#[test]
-fn bodies_come_in_pieces_whatever_was_answered_already() {
+#[tokio::test]
+async fn bodies_come_in_pieces_whatever_was_answered_already() {
     let body = "\n".repeat(100_000);
     let put = format!("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     for answered in [false, true] {
@@ -162,10 +183,10 @@ fn bodies_come_in_pieces_whatever_was_answered_already() {
 
 #[tokio::test]
 async fn who_takes_nothing_is_given_up() {
-    let mut turns = Turns::new(Client::default()).with_patience(Duration::from_millis(50));
-    turns.connection.takes = 3;
+    let mut slow = turns(Client::default(), &places(1)).with_patience(Duration::from_millis(50));
+    slow.connection.takes = 3;
     let began = std::time::Instant::now();
-    let mut write = async |bytes: &[u8]| tokio::io::AsyncWriteExt::write(&mut turns, bytes).await;
+    let mut write = async |bytes: &[u8]| tokio::io::AsyncWriteExt::write(&mut slow, bytes).await;
     assert_eq!(write(b"abc").await.unwrap(), 3);
     assert_eq!(write(b"d").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     assert!(began.elapsed() >= Duration::from_millis(50));
@@ -184,4 +205,65 @@ async fn who_sends_more_than_is_read_has_a_second_to_read_its_answer() {
     assert!(close(GET, false).await < GOODBYE, "nobody waits");
     assert!(close(&GET.repeat(1000), true).await < GOODBYE);
     assert!(close(&GET.repeat(1000), false).await >= GOODBYE);
+}
+
+#[tokio::test]
+async fn heads_count_as_bytes_of_their_address_until_they_are_answered() {
+    // Of four times a MiB an address has half.
+    let places = places(1 << 20);
+    let begun = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}", "x".repeat(100_000));
+    let mut held: Vec<Server> = Vec::new();
+    let refused = loop {
+        let mut server = Server::with(&begun, false, &places);
+        match server.read(8192) {
+            (_, true) => break server,
+            (read, false) => assert_eq!(read, begun),
+        }
+        held.push(server);
+    };
+    assert_eq!(held.len(), (2 << 20) / (128 << 10), "each counts as the buffer that holds it");
+    let answer = String::from_utf8_lossy(&refused.turns.connection.read).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("too many large headers"), "{answer}");
+    assert_eq!(Server::with(GET, false, &places).read(4096).0, GET, "small ones do not count");
+    // It counts while its request is worked on, and then its connection ends.
+    let mut first = held.remove(0);
+    first.turns.connection.sends.extend(b"\r\n\r\n");
+    assert_eq!(first.read(8192), ("\r\n\r\n".to_owned(), false));
+    assert!(Server::with(&begun, false, &places).read(8192).1);
+    let answer = first.turns.answers().count(Response::ok().set_body(BoxBody::new("ok")));
+    assert_eq!(answer.head().connection_type(), actix_http::ConnectionType::Close);
+    drop((answer, first));
+    assert!(!Server::with(&begun, false, &places).read(8192).1);
+}
+
+#[tokio::test]
+async fn a_head_under_way_has_its_time_also_behind_other_requests() {
+    for (sent, first) in [("GET / HT", false), ("GET / HT", true), ("\r\n", true)] {
+        let mut server = Server::new("", false);
+        if first {
+            server.turns.connection.sends.extend(GET.bytes());
+            assert_eq!(server.read(4096).0, GET);
+            server.answer();
+            assert_eq!(server.flush(), (true, false));
+            assert_eq!(server.read(4096), (String::new(), false));
+        }
+        assert!(server.turns.late.is_none(), "who sends nothing is not late");
+        server.turns.connection.sends.extend(sent.bytes());
+        assert_eq!(server.read(4096), (sent.to_owned(), false));
+        let late = server.turns.late.as_mut().expect("it has a time");
+        assert!(late.deadline() <= tokio::time::Instant::now() + HEAD);
+        late.as_mut().reset(tokio::time::Instant::now());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(server.read(4096), (String::new(), true));
+        let expected = if sent.starts_with("GET") { surplus::TOO_SLOW } else { "" };
+        assert_eq!(String::from_utf8_lossy(&server.turns.connection.read), expected);
+    }
+    // A body whose request is answered already, of which the rest is only read away.
+    let mut server = Server::new("PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx", false);
+    server.read(4096);
+    assert!(server.turns.late.is_none());
+    server.answer();
+    server.flush();
+    server.read(4096);
+    assert!(server.turns.late.is_some());
 }

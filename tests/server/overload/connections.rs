@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -164,4 +165,81 @@ fn a_listener_bounds_the_connections_of_an_address() {
     }
     place.configure(&place.plain_config("sled").replace("tls_disable", "max_connections_per_address = -1 tls_disable"));
     assert!(place.refused().contains("max_connections_per_address must be a number of connections"));
+}
+
+/// Heads that do not end, behind a request that was answered: nobody needs a token for them.
+#[test]
+fn heads_without_end_are_taken_in_bounded_memory() {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, rustix::process::Rlimit { current: most, maximum: most })
+        .unwrap();
+    let place = Place::shamir();
+    let server = ready(&place);
+    let idle = server.resident();
+    let begun = format!("GET /v1/sys/health HTTP/1.1\r\nHost: x\r\nX: {}", "x".repeat(120_000));
+    let (mut streams, refused) = gather([127, 0, 0, 1], &server, 800);
+    assert_eq!(refused, 0);
+    for stream in &mut streams {
+        // Who is refused is closed, which may be noticed while the rest is sent.
+        let _ = stream.write_all(begun.as_bytes());
+    }
+    let mut closed = vec![false; streams.len()];
+    let mut refused = || {
+        for (stream, closed) in streams.iter_mut().zip(&mut closed).filter(|(_, closed)| !**closed) {
+            stream.set_nonblocking(true).unwrap();
+            let mut answer = [0; 12];
+            match stream.read(&mut answer) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                // The answer may be lost to the reset that what is still sent brings about.
+                read => *closed = read.is_err() || &answer == b"HTTP/1.1 503",
+            }
+        }
+        closed.iter().filter(|closed| **closed).count()
+    };
+    // Of 128 MiB one address has half, and each of these is a buffer of 128 KiB.
+    let began = Instant::now();
+    while refused() < 288 {
+        assert!(began.elapsed() < Duration::from_secs(20), "{} refused", refused());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (refused, resident) = (refused(), server.resident());
+    measured(&format!(
+        "800 heads of 120 KB without end: {refused} refused, resident {idle} MiB before and {resident} MiB with them"
+    ));
+    assert!(refused <= 500, "{refused} refused");
+    assert!(resident < idle + 160, "{idle} MiB before, {resident} MiB then");
+    for address in [[127, 0, 0, 1], [127, 0, 0, 2]] {
+        assert_eq!(gather(address, &server, 5).0.len(), 5, "small requests from {address:?}");
+    }
+    // Who ends its head is answered, and its connection, with the buffer, ends.
+    let mut whole = connect_from([127, 0, 0, 2], &server);
+    whole.write_all(format!("{begun}\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    whole.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
+}
+
+#[test]
+fn no_address_fills_one_of_several_listeners() {
+    let place = Place::shamir();
+    let socket = place.path("sos.sock");
+    place.configure(&format!("{}\nlistener \"unix\" {{ address = \"{}\" }}", place.plain_config("sled"), socket.display()));
+    // Room for some 70 connections at each.
+    let server = ready_within(&place, 320);
+    let (one, refused) = gather([127, 0, 0, 1], &server, 200);
+    assert!(one.len() >= 40 && refused >= 120, "{} served, {refused} refused", one.len());
+    assert_eq!(gather([127, 0, 0, 2], &server, 3).0.len(), 3, "from a second address");
+    // The clients of the other listener are one address there.
+    let ask = |stream: &mut UnixStream| {
+        // It may be closed already.
+        let _ = stream.write_all(b"GET /v1/sys/health HTTP/1.1\r\nHost: x\r\n\r\n");
+        let mut answer = [0; 12];
+        let _ = stream.read(&mut answer);
+        answer
+    };
+    let mut local: Vec<UnixStream> = (0..200).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let answers: Vec<_> = local.iter_mut().map(ask).collect();
+    let served = answers.iter().filter(|answer| *answer == b"HTTP/1.1 200").count();
+    assert!((40..80).contains(&served), "{served} served");
+    assert_eq!(gather([127, 0, 0, 2], &server, 3).0.len(), 3, "whatever is at the other listener");
 }
