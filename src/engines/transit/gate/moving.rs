@@ -1,6 +1,9 @@
 //! Keys of many versions on their way into the HSM or out of it: wraps and unwraps.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::SemaphorePermit;
 
@@ -15,9 +18,9 @@ pub const WRAPS: usize = 2;
 /// The time of those that move versions, in equal shares.
 #[derive(Default)]
 pub struct Shares {
-    /// How many there are.
-    moving: u32,
-    /// How often that changed.
+    /// The versions that each of them has to do yet, in the order in which they began.
+    left: BTreeMap<u64, usize>,
+    /// How often it changed how many they are.
     changes: u64,
     /// What one that was there all the time had until it last changed.
     had: Duration,
@@ -28,13 +31,30 @@ impl Shares {
     /// What one that was there all the time has had.
     fn had(&self, now: Instant) -> Duration {
         let since = self.changed.map_or(Duration::ZERO, |changed| now.saturating_duration_since(changed));
-        self.had + since / self.moving.max(1)
+        self.had + since / u32::try_from(self.left.len()).unwrap_or(u32::MAX).max(1)
     }
 
-    fn change(&mut self, moving: u32, now: Instant) {
+    /// One begins; gives its number.
+    fn begin(&mut self, versions: usize, now: Instant) -> u64 {
+        self.change(now);
+        self.left.insert(self.changes, versions);
+        self.changes
+    }
+
+    fn end(&mut self, one: u64, now: Instant) {
+        self.change(now);
+        self.left.remove(&one);
+    }
+
+    fn change(&mut self, now: Instant) {
         (self.had, self.changed) = (self.had(now), Some(now));
-        self.moving = moving;
         self.changes += 1;
+    }
+
+    /// How many versions of those that began earlier are done before the last one of this one, which has so many to do yet.
+    fn ahead(&mut self, one: u64, versions: usize) -> usize {
+        self.left.insert(one, versions);
+        self.left.range(..one).map(|(_, left)| *left.min(&versions)).sum()
     }
 }
 
@@ -59,10 +79,9 @@ impl Gate {
     /// Begins to move so many versions of a key.
     pub fn move_versions(&self, versions: usize, way: Way, going: &Going) -> Moving<'_> {
         let (mut shares, now) = (self.shares.lock(), Instant::now());
-        let more = shares.moving + 1;
-        shares.change(more, now);
+        let number = shares.begin(versions, now);
         let (had, changes) = (shares.had, shares.changes);
-        Moving { gate: self, going: going.clone(), way, pace: Pace::of(versions), began: now, had, changes }
+        Moving { gate: self, going: going.clone(), way, pace: Pace::of(versions), began: now, number, had, changes }
     }
 }
 
@@ -73,6 +92,7 @@ pub struct Moving<'a> {
     way: Way,
     pace: Pace,
     began: Instant,
+    number: u64,
     /// The [share](Shares) when it began.
     had: Duration,
     /// How often the number of shares had changed at the last version.
@@ -88,12 +108,14 @@ impl Moving<'_> {
     pub fn moved(&mut self) -> Result<(), Failure> {
         self.going.check()?;
         self.pace.done += 1;
-        // Its share of the time: what takes longer only because of others is not refused, it may be late.
-        let (had, changes) = {
-            let shares = self.gate.shares.lock();
-            (shares.had(Instant::now()), shares.changes)
+        // Its share of the time: who came first is not refused because of others. Where there is not enough for all, who came later is, so
+        // that not all are in vain.
+        let (had, changes, ahead) = {
+            let mut shares = self.gate.shares.lock();
+            let ahead = shares.ahead(self.number, self.pace.pieces.saturating_sub(self.pace.done));
+            (shares.had(Instant::now()), shares.changes, ahead)
         };
-        self.pace.worked = had.saturating_sub(self.had);
+        (self.pace.worked, self.pace.ahead) = (had.saturating_sub(self.had), ahead);
         // One that ended leaves its share to the others.
         if self.changes != changes {
             self.changes = changes;
@@ -123,8 +145,7 @@ impl Moving<'_> {
 impl Drop for Moving<'_> {
     fn drop(&mut self) {
         let (mut shares, now) = (self.gate.shares.lock(), Instant::now());
-        let fewer = shares.moving.saturating_sub(1);
-        shares.change(fewer, now);
+        shares.end(self.number, now);
     }
 }
 
@@ -149,7 +170,7 @@ mod tests {
         assert_eq!(refused.kind(), Kind::Invalid);
         assert!(refused.text().starts_with("the key has 10000 versions to wrap, of which about "));
         move_all(50, wanted.clone()).await.unwrap();
-        assert_eq!(gate.shares.lock().moving, 0);
+        assert_eq!(gate.shares.lock().left.len(), 0);
         drop(waiting);
         assert_eq!(move_all(1, wanted).await.unwrap_err().kind(), Kind::Unavailable);
     }
@@ -171,12 +192,15 @@ mod tests {
     fn the_time_is_shared_by_those_who_are_there() {
         let (mut shares, start) = (Shares::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        shares.change(1, at(0));
+        let first = shares.begin(60, at(0));
         assert_eq!(shares.had(at(10)), Duration::from_secs(10));
-        shares.change(2, at(10));
+        let second = shares.begin(40, at(10));
         assert_eq!(shares.had(at(30)), Duration::from_secs(20));
-        shares.change(1, at(30));
-        assert_eq!(shares.had(at(31)), Duration::from_secs(21));
+        // The second one waits for as many of the first, and the first for nobody.
+        assert_eq!((shares.ahead(first, 50), shares.ahead(second, 30)), (0, 30));
+        assert_eq!((shares.ahead(first, 10), shares.ahead(second, 30)), (0, 10));
+        shares.end(first, at(30));
+        assert_eq!((shares.had(at(31)), shares.ahead(second, 30)), (Duration::from_secs(21), 0));
     }
 
     #[tokio::test]

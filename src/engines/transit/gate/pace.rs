@@ -15,6 +15,8 @@ pub struct Pace {
     pub done: usize,
     /// How long that took.
     pub worked: Duration,
+    /// As many pieces of others are done before the last one of these.
+    pub ahead: usize,
     /// Both as of the last judgement, and how many judgements in a row were that it is too much.
     judged: (usize, Duration),
     doubts: u32,
@@ -23,7 +25,7 @@ pub struct Pace {
 impl Pace {
     /// So many, of which none is done.
     pub fn of(pieces: usize) -> Self {
-        Self { pieces, done: 0, worked: Duration::ZERO, judged: (0, Duration::ZERO), doubts: 0 }
+        Self { pieces, done: 0, worked: Duration::ZERO, ahead: 0, judged: (0, Duration::ZERO), doubts: 0 }
     }
 
     /// What made the last judgements is not so any more.
@@ -48,12 +50,17 @@ impl Pace {
         self.judged = (self.done, self.worked);
         let (left, count) = (left?.as_nanos(), |pieces: usize| u128::try_from(pieces).unwrap_or(u128::MAX));
         let each = (worked.as_nanos() / count(done)).max(1);
-        if each.saturating_mul(count(self.pieces.saturating_sub(self.done))) <= left {
+        let to_do = self.pieces.saturating_sub(self.done).saturating_add(self.ahead);
+        if each.saturating_mul(count(to_do)) <= left {
             self.doubts = 0;
             return None;
         }
         self.doubts += 1;
-        if self.doubts < SURE { None } else { usize::try_from(count(self.done) + left / each).ok() }
+        if self.doubts < SURE {
+            None
+        } else {
+            usize::try_from(count(self.done) + (left / each).saturating_sub(count(self.ahead))).ok()
+        }
     }
 }
 
@@ -77,6 +84,14 @@ mod tests {
         assert_eq!(judge(49, 490, 7), None);
         assert_eq!(judge(50, 500, 6), None);
         assert_eq!(judge(50, 500, 5), Some(200 + 500));
+        // Of what others do before it.
+        let mut late = Pace { ahead: 900, ..Pace::of(100) };
+        let mut judge = || {
+            late.done += 10;
+            late.worked += Duration::from_millis(500);
+            late.fitting(Some(Duration::from_secs(46)))
+        };
+        assert_eq!([judge(), judge(), judge()], [None, None, Some(30 + 20)]);
         let mut endless = Pace { done: 10, worked: Duration::from_secs(100), ..Pace::of(1000) };
         assert!((0..5).all(|_| endless.fitting(None).is_none()));
     }
