@@ -57,6 +57,13 @@ struct Queues {
 }
 
 impl Queues {
+    /// The next job of one of these lanes. They take turns: none waits for as long as another has work.
+    fn next(&mut self, lanes: &[Lane], last: Option<Lane>) -> Option<Job> {
+        let behind = last.and_then(|last| lanes.iter().position(|lane| *lane == last)).map_or(0, |at| at + 1);
+        let (before, after) = lanes.split_at_checked(behind)?;
+        after.iter().chain(before).find_map(|lane| self.of(*lane).pop_front())
+    }
+
     fn of(&mut self, lane: Lane) -> &mut VecDeque<Job> {
         match lane {
             Lane::Slow => &mut self.slow,
@@ -191,8 +198,10 @@ impl Pool {
 impl Shared {
     fn work(&self, index: usize, mut owned: Owned) {
         let Some(thread) = self.threads.get(index) else { return };
+        let mut last = None;
         loop {
-            let job = self.take(index, thread);
+            let job = self.take(index, thread, last);
+            last = Some(job.lane);
             // Nobody waits for a call whose time is up.
             if job.expires <= Instant::now() {
                 continue;
@@ -213,10 +222,10 @@ impl Shared {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn take(&self, index: usize, thread: &Thread) -> Job {
+    fn take(&self, index: usize, thread: &Thread, last: Option<Lane>) -> Job {
         let mut queues = self.queues.lock();
         loop {
-            if let Some(job) = thread.lanes.iter().find_map(|lane| queues.of(*lane).pop_front()) {
+            if let Some(job) = queues.next(thread.lanes, last) {
                 if let Some(idle) = queues.idle.get_mut(index) {
                     *idle = false;
                 }
@@ -378,5 +387,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn lanes_of_one_thread_take_turns() {
+        let mut queues = Queues::default();
+        for lane in [Lane::Slow, Lane::Fast, Lane::Long] {
+            for call in 0..3 {
+                queues.of(lane).push_back(Job { call, lane, expires: Instant::now(), frame: Frame::default() });
+            }
+        }
+        queues.of(Lane::Long).clear();
+        let mut last = None;
+        let mut took = Vec::new();
+        while let Some(job) = queues.next(&[Lane::Slow, Lane::Fast, Lane::Long], last) {
+            took.push((job.lane, job.call));
+            last = Some(job.lane);
+        }
+        let turns = [Lane::Slow, Lane::Fast];
+        assert_eq!(took, (0..3).flat_map(|call| turns.map(|lane| (lane, call))).collect::<Vec<_>>());
+        queues.of(Lane::Fast).push_back(Job { call: 9, lane: Lane::Fast, expires: Instant::now(), frame: Frame::default() });
+        assert!(queues.next(&[Lane::Slow], last).is_none(), "another thread's");
+        assert!(queues.next(&[Lane::Fast], last).is_some());
     }
 }
