@@ -133,12 +133,34 @@ def resident_mib(pid):
 
 
 def memory(pid):
-    """Resident MiB of a server alone and of its children as they are now, and of all together with shared pages counted once
-    (None where the system does not tell)."""
+    """Resident MiB of a server alone and of its children as they are now, and of all together with what they have in common
+    counted once (None where the system does not tell): of each part of a file the most that one of them has of it. The kernel's own
+    Pss is only an estimate where files lie in large folios."""
     pids = family(pid)
-    shares = [memory_field("/proc/%d/smaps_rollup" % one, "Pss") for one in pids]
-    return {"server": resident_mib(pid), "children": sum(resident_mib(one) for one in pids if one != pid),
-            "together": None if None in shares else sum(shares)}
+    own, files = 0.0, {}
+    try:
+        for one in pids:
+            for part, (resident, anonymous) in mappings(one).items():
+                own += anonymous
+                files[part] = max(files.get(part, 0), resident - anonymous)
+        together = own + sum(files.values())
+    except OSError:
+        together = None
+    return {"server": resident_mib(pid), "children": sum(resident_mib(one) for one in pids if one != pid), "together": together}
+
+
+def mappings(pid):
+    """Resident and anonymous MiB by the part of a file, or the place, that is mapped (proc(5), smaps)."""
+    found, part = {}, None
+    with open("/proc/%d/smaps" % pid) as file:
+        for line in file:
+            words = line.split()
+            if "-" in words[0]:
+                part = tuple(words[1:3] + words[5:]) if words[5:] and words[5].startswith("/") else (pid, words[0])
+                found.setdefault(part, [0, 0])
+            elif words[0] in ("Rss:", "Anonymous:"):
+                found[part][words[0] == "Anonymous:"] += int(words[1]) / 1024
+    return found
 
 
 def memory_field(file, name):
