@@ -276,7 +276,7 @@ impl Core {
             if let Err(failure) = active.mounts.finish_removals(&core, || core.is_still(&active)).await
                 && core.is_still(&active)
             {
-                tracing::error!(error = ?failure, "what is left of removed mounts could not be looked at");
+                tracing::error!(error = ?failure, "what is left of removed mounts could not be looked at; it is tried again every few seconds");
             }
         }));
     }

@@ -249,7 +249,7 @@ impl Compaction {
         let Some(mut copying) = self.copying.take() else { return };
         match fault {
             Fault::Corrupt(why) => {
-                error!(%why, "the copy of the store's files does not hold what the store holds, and is given up; the old files stay in use");
+                error!(%why, "the copy of the store's files does not hold what the store holds, and is given up; the old files stay in use, and it is tried again later. The disk gave back something else than was written: look at it");
             }
             _ => warn!(?fault, "the store's files cannot be written anew now; the old ones stay in use"),
         }

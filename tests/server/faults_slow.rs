@@ -14,6 +14,17 @@ fn objects(place: &Place) -> usize {
     place.objects().iter().filter(|label| label.contains("/transit/")).count()
 }
 
+/// Kills a server at its work and starts it with an HSM that is quick again, until of the keys' objects one is left.
+fn started_again<'a>(place: &'a Place, server: Server<'a>, root: String) -> Server<'a> {
+    server.kill();
+    place.mend("all_ms");
+    let mut server = place.start();
+    server.wait_unsealed();
+    server.token = Some(root);
+    eventually("what was left is gone", || objects(place) == 1);
+    server
+}
+
 fn make_keys(server: &Server<'_>, mount: &str, count: usize) {
     for number in 0..count {
         server.put(&format!("{mount}/keys/k{number}"), json!({"protection_level": "hsm-only"})).ok();
@@ -58,13 +69,7 @@ fn a_mount_that_goes_keeps_neither_mounts_nor_keys_nor_secrets_waiting() {
     measured(&format!(
         "a mount of 80 keys in a slow HSM: unmounted after {answered:.2?}, another mount's due key rotated after {rotated:.2?}"
     ));
-    server.kill();
-
-    place.mend("all_ms");
-    let mut server = place.start();
-    server.wait_unsealed();
-    server.token = Some(made.root);
-    eventually("what was left is gone", || objects(&place) == 1);
+    let server = started_again(&place, server, made.root);
     server.put("stays/encrypt/k0", json!({"plaintext": "YQ=="})).ok();
     server.put("going/a", json!({"x": 1}));
     assert_eq!(server.get("going/a").ok()["data"]["x"], 1, "the mount made there meanwhile");
@@ -136,13 +141,7 @@ fn keys_of_many_versions_that_go_keep_nobody_waiting() {
         "three keys of {VERSIONS} versions in a slow HSM: deleted, trimmed and replaced after {answered:.2?}, with {left} of {} objects left",
         3 * VERSIONS
     ));
-    server.kill();
-
-    place.mend("all_ms");
-    let mut server = place.start();
-    server.wait_unsealed();
-    server.token = Some(made.root);
-    eventually("what was left is gone", || objects(&place) == 1);
+    let server = started_again(&place, server, made.root);
     server.put("transit/encrypt/k1", json!({"plaintext": "YQ=="})).ok();
     server.put("transit/keys/k1/config", json!({"deletion_allowed": true})).ok();
     server.call("DELETE", "transit/keys/k1", None).ok();

@@ -122,11 +122,18 @@ pub fn level_param(text: Option<&str>) -> Result<Option<Level>, Failure> {
 pub fn check_named(key: &Key, name: &str, named: Option<Level>) -> Result<(), Failure> {
     match named.filter(|named| *named != key.record.level) {
         None => Ok(()),
-        Some(named) => Err(Failure::invalid(format!(
-            "the key {name:?} exists and has protection_level {:?}, not {:?}: leave the level out to use it as it is, change it with keys/{name}/config, or make a key of another name",
-            key.record.level.word(),
-            named.word()
-        ))),
+        Some(named) => {
+            // What is on one side only can be had by no change of the key.
+            let change = match (key.record.level, named) {
+                (Level::HsmOnly, _) | (_, Level::HsmOnly) => String::new(),
+                _ => format!(" change it with keys/{name}/config,"),
+            };
+            Err(Failure::invalid(format!(
+                "the key {name:?} exists and has protection_level {:?}, not {:?}: leave the level out to use it as it is,{change} or make a key of another name",
+                key.record.level.word(),
+                named.word()
+            )))
+        }
     }
 }
 

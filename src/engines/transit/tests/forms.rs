@@ -99,8 +99,10 @@ async fn a_level_by_name_is_that_of_the_key_or_the_request_is_refused() {
         ("encrypt/k", json!({ "plaintext": "YQ==", "protection_level": "hsm" })),
         ("encrypt/k", json!({ "batch_input": [{ "plaintext": "YQ==" }], "protection_level": "hsm-only" })),
     ] {
-        let refused = bench.refused(path, body).await;
+        let refused = bench.refused(path, body.clone()).await;
         assert!(refused.starts_with("the key \"k\" exists and has protection_level \"software\", not \"hsm"), "{refused}");
+        let can_change = body["protection_level"] == "hsm";
+        assert_eq!(refused.contains("change it with keys/k/config"), can_change, "{refused}");
     }
     for level in [json!("software"), json!(""), Value::Null] {
         assert_eq!(bench.post("keys/k", json!({ "protection_level": level })).await["latest_version"], 1);
